@@ -1,0 +1,56 @@
+"""A dataclass of settings is a script's command line: one flag per field, its comment the help, its default the default."""
+import argparse
+import inspect
+import re
+import shlex
+import sys
+from dataclasses import fields
+from typing import Any
+
+from minirlhf import UserError
+
+
+def comments(settings_class: type) -> dict[str, str]:
+    """Field name -> the comment behind it in the source."""
+    found = {}
+    for line in inspect.getsource(settings_class).splitlines():
+        if match := re.match(r"\s+(\w+): [^#]*#\s*(.*)", line):
+            found[match[1]] = match[2]
+    return found
+
+
+def parse(settings_class: type, argv: list[str] | None = None) -> Any:
+    """Command line -> settings. Booleans are --flag and --no-flag."""
+    module = sys.modules[settings_class.__module__]
+    about = (module.__doc__ or "").strip()
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    help_texts = comments(settings_class)
+    for field in fields(settings_class):
+        text = f"{help_texts.get(field.name, '')} (default: {field.default!r})".replace("%", "%%")
+        if field.type in (bool, "bool"):
+            parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        else:
+            kind = {"int": int, "float": float}.get(getattr(field.type, "__name__", field.type), str)
+            parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
+    return settings_class(**vars(parser.parse_args(argv)))
+
+
+def command(script: str, settings: Any) -> str:
+    """The command line that would start `script` with these settings: what differs from the defaults."""
+    words = ["python", script]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            words += [f"--{'' if value else 'no-'}{field.name}"] if isinstance(value, bool) else [f"--{field.name}", str(value)]
+    return shlex.join(words)
+
+
+def start(main, settings_class: type) -> None:
+    """Runs main(settings) as a script: a UserError is one sentence and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main(parse(settings_class))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,300 @@
+"""Files of JSON lines -> validated records -> batches.
+
+`--data` is a comma-separated list of files: .jsonl, .json (a list), .txt (one text), each also as .gz; or "toy", the
+embedded world. Records have TRL's field names:
+
+    demonstration   {"prompt", "completion"} | {"messages"} | {"text"} | a preference pair, for its chosen side
+    pair            {"prompt", "chosen", "rejected"}, or as in hh-rlhf whole dialogues in chosen and rejected
+    ranking         {"prompt", "responses", "ranks": [1 = best, ties share a number]}
+    prompt          {"prompt"}, or any of the above
+
+A prompt, completion, chosen or rejected may also be a list of messages. A prompt without "\\n\\nHuman:" and
+"\\n\\nAssistant:" becomes a human turn (template "chat") or stays as it is ("raw"). What is malformed is an error at
+once; a sound record without use (two identical sides) is skipped, and skips are counted and printed; nothing is cut.
+"""
+
+import functools
+import gzip
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minirlhf import UserError
+from minirlhf.tokenizer import ASSISTANT, HUMAN, Segment, conversation_segments, parse_prompt, response_text
+
+TOY_RECORDS = 2000  # of the toy world, where no count is given
+
+
+class _Skip(Exception):
+    """A well-formed record without use; the message says why."""
+
+
+@dataclass
+class Ranking:
+    prompt: str
+    responses: list[str]
+    ranks: list[int]  # 1 = best, ties share a number
+    where: str  # "file.jsonl, line 17"
+    annotator: str = ""  # who ranked, if the record says so
+
+
+def records(data: str, kind: str, *, split="train", count=0, seed=0) -> Iterator[tuple[str, dict]]:
+    """("file.jsonl, line 17", record) for each record of `--data`, or the first `count`. Only the toy world looks at
+    kind (demonstrations, rankings, prompts), split and seed."""
+    names = [name.strip() for name in data.split(",")]
+    sources = (_toy_records(kind, split, count, seed) if name == "toy" else _file_records(name) for name in names)
+    for where, record in itertools.islice(itertools.chain.from_iterable(sources), count or None):
+        if not isinstance(record, dict):
+            raise UserError(f'{where}: a record must be an object {{"prompt": ...}}, not {_type(record)}; mend it')
+        yield where, record
+
+
+def _toy_records(kind: str, split: str, count: int, seed: int) -> Iterator[tuple[str, dict]]:
+    if kind == "rankings":
+        raise UserError("--data toy: the toy world has no rankings of its own; make a file of them with label.py")
+    from minirlhf import toyworld  # here, because nothing else in this file needs it
+
+    make = toyworld.prompts if kind == "prompts" else toyworld.demonstrations
+    made = [m if isinstance(m, dict) else {"prompt": m} for m in make(split, count or TOY_RECORDS, seed)]
+    yield from ((f"toy world, record {number}", record) for number, record in enumerate(made, 1))
+
+
+def _file_records(name: str) -> Iterator[tuple[str, Any]]:
+    ending, where = Path(name.removesuffix(".gz")).suffix, name
+    if ending not in (".jsonl", ".json", ".txt"):
+        raise UserError(f"--data {name}: files are named .jsonl, .json or .txt, or these with .gz; rename this one")
+    try:
+        with (gzip.open if name.endswith(".gz") else open)(name, "rb") as file:
+            # Lines of a binary file end at \n alone: a text may hold \r and U+2028.
+            for number, line in enumerate(file if ending == ".jsonl" else [file.read()], 1):
+                where = f"{name}, line {number}" if ending == ".jsonl" else name
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if ending == ".txt":
+                    yield where, {"text": text}
+                elif ending == ".jsonl" and text.strip():
+                    yield where, json.loads(text)
+                elif ending == ".json":
+                    listed = json.loads(text)
+                    if not isinstance(listed, list):
+                        raise UserError(f"{name} must hold a list of records; name it .jsonl if it has one a line")
+                    yield from ((f"{name}, record {n}", record) for n, record in enumerate(listed, 1))
+    except ValueError as error:  # of UTF-8 or of JSON
+        at = f"{error.msg} at {error.doc[error.pos :][:20]!r}" if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"{where}: not valid JSON ({at}); put one object on each line, in UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:  # absent, or not an intact gzip file
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--data {name}: {why}; give intact files, divided by commas, or toy") from None
+
+
+def _read(data: str, kind: str, convert: Callable[[dict, str], Any], **which) -> list:
+    """convert(record, where) of each record; what is skipped is counted and printed."""
+    kept, flawed = [], {}
+    for where, record in records(data, kind, **which):
+        try:
+            kept.append(convert(record, where))
+        except _Skip as skip:
+            flawed.setdefault(str(skip), []).append(where)
+    if not kept and not flawed:
+        raise UserError(f"--data {data} holds no record; give a file with one JSON object on each line")
+    if not kept:
+        flaw, places = next(iter(flawed.items()))
+        raise UserError(f"{places[0]}: {flaw}, and no other record is usable; mend them or give another file")
+    if flawed:
+        reasons = "; ".join(f"{len(places)} with {flaw} (first: {places[0]})" for flaw, places in flawed.items())
+        skipped = sum(map(len, flawed.values()))
+        print(f"data: {skipped} of {skipped + len(kept)} records skipped: {reasons}")
+    return kept
+
+
+def read_demonstrations(data: str, *, split="train", count=0, seed=0, template="chat") -> list[list[Segment]]:
+    """Every assistant turn is supervised, those inside a prompt too; a plain text is, from end to end."""
+
+    def convert(record: dict, where: str) -> list[Segment]:
+        if "text" in record and not record.keys() & {"prompt", "completion", "messages", "chosen"}:
+            return [(_filled(record, "text", where), True)]
+        if "messages" in record and "completion" not in record:
+            segments = _messages(record, "messages", where)
+            if not any(by_assistant for _, by_assistant in segments):
+                raise _Skip("no assistant turn in 'messages'")
+            return segments
+        field = "chosen" if "chosen" in record and "completion" not in record else "completion"
+        prompt, response = _turn(record, field, where, template)
+        _filled({field: response}, field, where)
+        return [*(parse_prompt(prompt) if prompt else ()), (response_text(prompt, response), True)]
+
+    return _read(data, "demonstrations", convert, split=split, count=count, seed=seed)
+
+
+def read_rankings(data: str, *, split="train", count=0, seed=0, template="chat") -> list[Ranking]:
+    """Rankings and preference pairs. An empty response can be ranked (a policy may say nothing), but not in a pair."""
+
+    def convert(record: dict, where: str) -> Ranking:
+        if "responses" in record or "ranks" in record:
+            prompt = _prompt(record, where, template)
+            responses, ranks = (_field(record, field, where, list) for field in ("responses", "ranks"))
+            named = {f"responses[{i}]": text for i, text in enumerate(responses)}
+            responses = [_response(named, name, where, prompt) for name in named]
+            if not 1 < len(named) == len(ranks):
+                raise UserError(f"{where}: {len(named)} 'responses', {len(ranks)} 'ranks'; give 2 or more, all ranked")
+            if wrong := [rank for rank in ranks if type(rank) is not int]:
+                raise UserError(f"{where}: field 'ranks' holds {wrong[0]!r}; a rank is a whole number, 1 for the best")
+            if len(set(ranks)) == 1:
+                raise _Skip("all 'ranks' tied")
+        else:
+            prompt, chosen = _turn(record, "chosen", where, template)
+            other, rejected = _turn(record, "rejected", where, template)
+            responses, ranks = [chosen, rejected], [1, 2]
+            if prompt != other:
+                raise _Skip("'chosen' and 'rejected' that differ before the last assistant turn")
+            if chosen == rejected or not (chosen.strip() and rejected.strip()):
+                raise _Skip("'chosen' that equals 'rejected'" if chosen == rejected else "empty 'chosen' or 'rejected'")
+        return Ranking(prompt, responses, ranks, where, str(record.get("annotator", "")))
+
+    return _read(data, "rankings", convert, split=split, count=count, seed=seed)
+
+
+def read_prompts(data: str, *, split="train", count=0, seed=0, template="chat") -> list[str]:
+    """Prompts, each once, in the order of the files."""
+
+    def convert(record: dict, where: str) -> str:
+        if "prompt" in record or not record.keys() & {"messages", "chosen"}:
+            return _prompt(record, where, template)
+        if "chosen" in record:
+            return _turn(record, "chosen", where, template)[0]
+        segments = _messages(record, "messages", where)
+        return "".join(text for text, _ in (segments[:-1] if segments[-1][1] else segments))
+
+    return list(dict.fromkeys(_read(data, "prompts", convert, split=split, count=count, seed=seed)))
+
+
+def _prompt(record: dict, where: str, template: str) -> str:
+    if isinstance(record.get("prompt"), list):
+        segments = _messages(record, "prompt", where)
+        if segments[-1][1]:
+            raise UserError(f"{where}: field 'prompt' ends with a message of the assistant's; end it with the user's")
+        return "".join(text for text, _ in segments)
+    if template not in ("chat", "raw"):
+        raise UserError(f"--template {template} is unknown; use chat or raw")
+    if template == "raw":
+        return _field(record, "prompt", where)
+    prompt = _filled(record, "prompt", where)
+    if HUMAN not in prompt and ASSISTANT not in prompt:
+        return f"{HUMAN} {prompt}{ASSISTANT}"
+    if prompt.rfind(HUMAN) > prompt.rfind(ASSISTANT):  # the person spoke last: now it is the assistant's turn
+        return prompt + ASSISTANT
+    return prompt.rstrip() if prompt.rstrip().endswith(ASSISTANT) else prompt
+
+
+def _response(record: dict, field: str, where: str, prompt: str) -> str:
+    """The bare text: in a conversation the space behind "Assistant:" is not the response's."""
+    if isinstance(record.get(field), list):
+        segments = _messages(record, field, where)
+        if len(segments) != 2 or segments[0][0] != ASSISTANT:
+            raise UserError(f"{where}: field {field!r} must be a text, or a list of one message, of the assistant's")
+        return segments[1][0].removeprefix(" ")
+    response = _field(record, field, where)
+    return response.removeprefix(" ") if prompt.endswith(ASSISTANT) else response
+
+
+def _turn(record: dict, field: str, where: str, template: str) -> tuple[str, str]:
+    """(prompt, response); without a prompt the field is a whole dialogue, to be cut before its last assistant turn."""
+    if "prompt" in record or field == "completion":
+        prompt = _prompt(record, where, template)
+        return prompt, _response(record, field, where, prompt)
+    listed = isinstance(record.get(field), list)
+    dialogue = "".join(t for t, _ in _messages(record, field, where)) if listed else _filled(record, field, where)
+    before, marker, response = dialogue.rpartition(ASSISTANT)
+    if not marker:
+        raise UserError(f"{where}: field {field!r} is no dialogue with {ASSISTANT!r}; add a field 'prompt'")
+    return before + marker, response.removeprefix(" ")
+
+
+def _messages(record: dict, field: str, where: str) -> list[Segment]:
+    messages = _field(record, field, where, list)
+    try:
+        return conversation_segments(messages or [{}])  # an empty list is as wrong as an empty message
+    except UserError as error:
+        raise UserError(f"{where}: field {field!r}: {error}") from None
+
+
+def _field(record: dict, field: str, where: str, kind: type = str) -> Any:
+    if field not in record:
+        raise UserError(f"{where}: field {field!r} is missing, there are {list(record)}; add it, or rename one "
+                        "(minirlhf/data.py begins with the kinds of records)")
+    if not isinstance(record[field], kind):
+        raise UserError(f"{where}: field {field!r} must be {_type(kind())}, not {_type(record[field])}; mend it")
+    return record[field]
+
+
+def _filled(record: dict, field: str, where: str) -> str:
+    if not _field(record, field, where).strip():
+        raise _Skip(f"empty {field!r}")
+    return record[field]
+
+
+def _type(value: Any) -> str:
+    return {str: "a text", list: "a list", dict: "an object", type(None): "null"}.get(type(value), "a number or bool")
+
+
+def held_out(items: list, key: Callable[[Any], Hashable], fraction=0.1, seed=0) -> tuple[list, list]:
+    """(train, validation), in order. A hash of key(item), the prompt, decides, so that no prompt is on both sides. With
+    two prompts or more neither side is empty, unless the fraction is 0."""
+    salted = {k: f"{seed}\n{k}".encode("utf-8", "surrogatepass") for k in map(key, items)}
+    drawn = {k: int(hashlib.sha256(salt).hexdigest()[:12], 16) / 16**12 for k, salt in salted.items()}
+    size = sum(value < fraction for value in drawn.values())
+    if fraction > 0 and len(drawn) > 1:
+        size = min(max(size, 1), len(drawn) - 1)
+    chosen = set(sorted(drawn, key=drawn.get)[:size])
+    return [item for item in items if key(item) not in chosen], [item for item in items if key(item) in chosen]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(n).tolist()
+
+
+def batch_indices(n: int, step: int, batch_size: int, seed: int) -> list[int]:
+    """Step's part (they count from 0) of an endless stream of epochs, each a fresh permutation."""
+    first = step * batch_size
+    return [_permutation(n, seed, at // n)[at % n] for at in range(first, first + batch_size)]
+
+
+def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
+    """Indices of all rows, sorted by length and cut so that rows * longest <= token_budget, or one row alone: where
+    padding is least, if a micro-batch is taken to cost as much as budget / 16 tokens of it."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    costs, starts = [0], []  # of the first j rows; where the last of their micro-batches begins
+    for end, i in enumerate(order, 1):
+        first = max(0, end - max(1, token_budget // max(1, lengths[i])))
+        cost, start = min((costs[s] + (end - s) * lengths[i], s) for s in range(first, end))
+        costs.append(cost + token_budget // 16)
+        starts.append(start)
+    batches = []
+    while order:
+        batches.append(order[starts[len(order) - 1] :])
+        del order[starts[len(order) - 1] :]
+    return batches
+
+
+def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) right-padded with 0, and the lengths (B,), which alone tell what is padding."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True), torch.tensor([len(row) for row in rows])
+
+
+def fit(rows: list, limit: int, what: str, length: Callable[[Any], int] = len) -> list:
+    """The rows of at most `limit` tokens; how many others there are is printed. what: "demonstrations"."""
+    kept = [row for row in rows if length(row) <= limit]
+    if rows and not kept:
+        raise UserError(f"no {what} fit {limit} tokens: the shortest has {min(map(length, rows))}; raise --context")
+    if over := len(rows) - len(kept):
+        print(f"data: {over} of {len(rows)} {what} skipped: longer than the {limit} tokens of --context")
+    return kept

@@ -1,0 +1,183 @@
+"""Sampling responses with a KV cache, and the per-token log-probs of responses that everything else is made of.
+
+A `Rollout` holds right-padded rows, prompt first, response after it. Per-token tensors are (B, R): column j belongs to
+the response's j-th token, `mask` is True where there is one. The token at position t is predicted by the hidden state at
+position t - 1, and it is there that its log-prob and its value are read.
+"""
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minirlhf import UserError, losses
+from minirlhf.data import micro_batches, pad
+from minirlhf.model import GPT, LOGITS_AT_ONCE, KVCache, ScalarGPT, Trunk
+
+TOKENS_AT_ONCE = 8192     # of a micro-batch without gradients; and rows x context of a sampling cache, times 4
+
+
+@dataclass
+class Rollout:
+    """Prompts with one response each; B rows."""
+    prompts: list[str]
+    responses: list[str]
+    tokens: Tensor             # (B, T) int64, right-padded
+    prompt_lengths: Tensor     # (B,) int64
+    lengths: Tensor            # (B,) int64, prompt and response together
+    finished: Tensor           # (B,) bool: the response ended with EOS, not at the length limit
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, R) bool: the response's real tokens, EOS among them."""
+        response_lengths = self.lengths - self.prompt_lengths
+        R = max(1, int(response_lengths.max()))
+        return torch.arange(R, device=self.tokens.device) < response_lengths[:, None]
+
+    def select(self, rows: list[int]) -> "Rollout":
+        """Some of the rows, trimmed to the longest of them."""
+        lengths = self.lengths[rows]
+        return replace(self, prompts=[self.prompts[i] for i in rows], responses=[self.responses[i] for i in rows],
+                       tokens=self.tokens[rows, : int(lengths.max())], prompt_lengths=self.prompt_lengths[rows],
+                       lengths=lengths, finished=self.finished[rows])
+
+    def parts(self, token_budget: int = TOKENS_AT_ONCE) -> list[list[int]]:
+        """Rows in micro-batches of similar length."""
+        return micro_batches(self.lengths.tolist(), token_budget)
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+def choose(log_probs: Tensor, generator: torch.Generator, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """log_probs (n, V) -> one token a row (n,), by the exponential trick: argmax of p / Exp(1) is distributed as p."""
+    if top_k > 0:
+        least = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
+        log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
+    if top_p < 1:
+        ordered, index = log_probs.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)      # mass of the tokens ahead of each
+        log_probs = log_probs.masked_fill((before >= top_p).scatter(-1, index, before >= top_p), -torch.inf)
+    noise = torch.empty_like(log_probs).exponential_(generator=generator)
+    return (log_probs.exp() / noise).argmax(dim=-1)
+
+
+@torch.no_grad()
+def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: torch.Generator, *, temperature=1.0,
+             samples_per_prompt=1, top_k=0, top_p=1.0) -> tuple[list[list[int]], list[bool]]:
+    """Token ids of ragged prompts -> (responses with their EOS, finished), samples of one prompt side by side.
+
+    One prefill per prompt, however many samples. A row that has emitted EOS is overwritten by a live one, so the batch
+    shrinks and finished rows cost nothing more. temperature 0 is greedy.
+    """
+    config, eos, device = model.config, model.tokenizer.eos_id, model.device
+    K, B = samples_per_prompt, len(prompts) * samples_per_prompt
+    tokens, lengths = (x.to(device) for x in pad(prompts))                 # (P, Tp), (P,)
+    room = min(max_tokens, config.n_positions - int(lengths.min()))
+    small = KVCache(config, len(prompts), tokens.shape[1], model.wte.weight)
+    last = model.hidden(tokens, small)[torch.arange(len(prompts), device=device), lengths - 1]      # (P, D)
+    last = last.repeat_interleave(K, dim=0)                                                         # (B, D)
+    cache = small.repeat(K, min(tokens.shape[1] + room, config.n_positions))
+    at = lengths.repeat_interleave(K)                                      # (n,) where the next token will stand
+    row = torch.arange(B, device=device)                                   # (n,) which row of the answer each is
+    out = torch.zeros(B, max(room, 0), dtype=torch.long, device=device)
+    count = torch.zeros(B, dtype=torch.long, device=device)
+    finished = torch.zeros(B, dtype=torch.bool, device=device)
+    for step in range(room):
+        log_probs = model.log_softmax(last, temperature or 1.0)            # (n, V)
+        new = choose(log_probs, generator, top_k, top_p) if temperature else log_probs.argmax(-1)   # (n,)
+        out[row, step] = new
+        count[row] = step + 1
+        finished[row] = new == eos
+        alive = (new != eos) & (at + 1 < config.n_positions)
+        n = int(alive.sum())
+        if n == 0:
+            break
+        if n < len(alive):                                                 # live rows from the end fill the holes
+            holes, movers = (~alive[:n]).nonzero()[:, 0], n + alive[n:].nonzero()[:, 0]
+            cache.move(holes, movers, int(at.max()))
+            for x in (at, row, new):
+                x[holes] = x[movers]
+            at, row, new = at[:n], row[:n], new[:n]
+        if step + 1 < room:
+            last = model.hidden(new[:, None], cache, at)[:, 0]             # (n, D)
+            at = at + 1
+    out, count = out.tolist(), count.tolist()
+    return [ids[:c] for ids, c in zip(out, count)], finished.tolist()
+
+
+def sample(model: GPT, prompts: list[str], max_tokens: int, generator: torch.Generator, **options) -> Rollout:
+    """Prompts' texts -> a Rollout of len(prompts) x samples_per_prompt rows. Options as of `generate`.
+
+    Raises UserError for a prompt that leaves no room in the model's context.
+    """
+    tokenizer, K = model.tokenizer, options.get("samples_per_prompt", 1)
+    ids = [tokenizer.encode_prompt(p) or [tokenizer.eos_id] for p in prompts]      # GPT-2 begins a text with EOS
+    for prompt, x in zip(prompts, ids):
+        if len(x) >= model.config.n_positions:
+            raise UserError(f"a prompt of {len(x)} tokens does not fit the model's context of {model.config.n_positions} "
+                            f"(it begins {prompt[:60]!r}): shorten it or take a model with a longer context")
+    rows, finished = [], []
+    at_once = max(1, 4 * TOKENS_AT_ONCE // (K * (max(map(len, ids)) + max_tokens)))
+    for i in range(0, len(ids), at_once):
+        r, f = generate(model, ids[i : i + at_once], max_tokens, generator, **options)
+        rows, finished = rows + r, finished + f
+    ids = [x for x in ids for _ in range(K)]
+    prompts = [p for p in prompts for _ in range(K)]
+    tokens, lengths = pad([a + b for a, b in zip(ids, rows)])
+    return Rollout(prompts, [tokenizer.decode_response(p, r) for p, r in zip(prompts, rows)], tokens.to(model.device),
+                   torch.tensor([len(x) for x in ids], device=model.device), lengths.to(model.device),
+                   torch.tensor(finished, device=model.device))
+
+
+# ---------------------------------------------------------------------------------------------------- scoring
+
+def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
+    """Hidden states from which the response's tokens are predicted, one after another: (N, D), N = mask.sum()."""
+    hidden = model.hidden(batch.tokens)                                              # (B, T, D)
+    mask = batch.mask                                                                # (B, R)
+    at = batch.prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device)
+    rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
+    return hidden[rows[mask], at[mask]]
+
+
+def response_tokens(batch: Rollout) -> Tensor:
+    """The response's tokens in the order of response_hidden: (N,)."""
+    at = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    return batch.tokens[(at >= batch.prompt_lengths[:, None]) & (at < batch.lengths[:, None])]
+
+
+def per_token(flat: Tensor, mask: Tensor) -> Tensor:
+    """(N,) values of the real tokens -> (B, R), zero in the padding."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def logprobs(policy: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
+    """THE log-probs of responses (B, R), float32, nats: every stage that needs one calls this."""
+    flat = policy.token_logprobs(response_hidden(policy, batch), response_tokens(batch), temperature)
+    return per_token(flat, batch.mask)
+
+
+def values(model: ScalarGPT, batch: Rollout) -> Tensor:
+    """Value of the state before each response token (B, R), float32."""
+    return per_token(model.scores(response_hidden(model, batch)), batch.mask)
+
+
+@torch.no_grad()
+def in_parts(function, model: Trunk, batch: Rollout, *args) -> Tensor:
+    """function(model, batch, *args) -> (B, R), logprobs or values, without gradients, in micro-batches of similar length."""
+    out = torch.zeros(batch.mask.shape, device=batch.tokens.device)
+    for rows in batch.parts():
+        part = function(model, batch.select(rows), *args)
+        out[rows, : part.shape[1]] = part
+    return out
+
+
+@torch.no_grad()
+def exact_kl_and_entropy(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """From the full distributions at each response token: KL(policy, reference) and the policy's entropy, (B, R), nats."""
+    kl, entropy = [], []
+    chunk = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
+    for p, q in zip(response_hidden(policy, batch).split(chunk), response_hidden(reference, batch).split(chunk)):
+        p, q = policy.log_softmax(p, temperature), reference.log_softmax(q, temperature)       # (n, V)
+        kl.append(losses.exact_kl(p, q))
+        entropy.append(losses.entropy(p))
+    return per_token(torch.cat(kl), batch.mask), per_token(torch.cat(entropy), batch.mask)

@@ -1,0 +1,287 @@
+"""A run's folder: settings, metrics, samples, checkpoint and exact resume; device, precision, optimiser.
+
+A run is a function of (settings, seed, step): whatever is random draws from `generator(name, step)`, so a run that was
+killed and resumed from its last checkpoint ends as if it had never stopped, bit for bit on a CPU.
+
+    out/ppo/run.json          all settings, parent, versions, "finished"
+    out/ppo/metrics.jsonl     a line per logged step
+    out/ppo/samples.jsonl     responses to look at
+    out/ppo/resume.safetensors   weights and optimiser of the last checkpoint; gone when the run is finished
+    out/ppo/config.json, model.safetensors, vocab.json, merges.txt   the model, once finished
+"""
+import hashlib
+import json
+import math
+import platform
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minirlhf import UserError
+from minirlhf.model import write_atomically
+
+OURS = ("run.json", "metrics.jsonl", "samples.jsonl", "resume.safetensors", "model.safetensors")
+MAY_CHANGE_ON_RESUME = {"resume", "overwrite", "device", "out", "show_batch", "log_every", "save_every"}
+
+
+class Stopped(UserError):
+    """The run cannot go on; the last checkpoint is whole."""
+
+
+def seed_of(*key) -> int:
+    """A 63-bit seed from anything printable: (seed, "sample", step)."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """auto takes the first of cuda, mps, cpu that is there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no usable CUDA device; take --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown; take auto, cuda, mps or cpu") from None
+
+
+def pick_autocast(name: str, device: torch.device) -> torch.dtype | None:
+    """auto: bfloat16 matrix products where the GPU has them; weights and log-softmax stay float32."""
+    if name not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"--dtype {name}: unknown; take auto, float32 or bfloat16")
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if name == "bfloat16" else None
+
+
+def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
+    """Factor on the learning rate: up from 0 over `warmup` steps, then down to 0 at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (steps - step) / max(1, steps - warmup)
+
+
+def cosine_decay(step: int, steps: int, warmup: int = 0) -> float:
+    """The same with half a cosine, ending at a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def describe_result(folder: str | Path) -> dict:
+    """run.json of a folder; {} where there is none."""
+    path = Path(folder) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The whole lines of one of our own logs."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []     # a torn last line is left out
+    return [json.loads(line) for line in lines]
+
+
+class Run:
+    def __init__(self, settings: Any, script: str):
+        self.settings, self.folder = settings, Path(settings.out)
+        self.script, self.seed = script, settings.seed
+        self.device = pick_device(settings.device)
+        self.autocast_dtype = pick_autocast(settings.dtype, self.device)
+        self.started = time.time()
+        self.seconds_before = 0.0             # spent by the runs that this one resumes
+        self.first_step = 0
+        self.stop_signal: int | None = None
+        self.tracked: dict[str, nn.Module] = {}
+        self.extra: dict[str, float] = {}     # small numbers that belong to a checkpoint: a KL coefficient
+        self.finished = self._open_folder()
+
+    # ------------------------------------------------------------------------------------------ folder and settings
+
+    def _open_folder(self) -> bool:
+        """Makes or checks the folder. True if it holds the finished run of these very settings."""
+        mine, path = asdict(self.settings), self.folder / "run.json"
+        if self.settings.overwrite and not self.settings.resume:
+            for name in OURS:                          # and nothing else that may lie there
+                (self.folder / name).unlink(missing_ok=True)
+        if path.exists():
+            theirs = describe_result(self.folder)
+            if not self.settings.resume:
+                raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
+                                "or choose another --out")
+            changed = sorted(k for k in mine.keys() - MAY_CHANGE_ON_RESUME if theirs.get("settings", {}).get(k) != mine[k])
+            if changed:
+                raise UserError(f"{self.folder} was started with other settings ({', '.join(changed)}): resume with the "
+                                "same ones, or take --overwrite or another --out")
+            self.seconds_before = theirs.get("seconds", 0.0)
+            return bool(theirs.get("finished"))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.folder} cannot be made ({error.strerror}): choose a folder you may write") from None
+        self._write_run_json(finished=False)
+        return False
+
+    def _write_run_json(self, **more) -> None:
+        parent = getattr(self.settings, "init", "")
+        content = {"script": self.script, "settings": asdict(self.settings), "parent": parent, "seed": self.seed,
+                   "device": str(self.device), "torch": torch.__version__, "python": platform.python_version(),
+                   "seconds": round(self.seconds_before + time.time() - self.started, 2)} | more
+        write_atomically(self.folder / "run.json", json.dumps(content, indent=1).encode())
+
+    def generator(self, *key) -> torch.Generator:
+        """A generator that depends on (seed, key) alone: run.generator("sample", step)."""
+        return torch.Generator(self.device).manual_seed(seed_of(self.seed, *key))
+
+    def place(self, model: nn.Module, frozen: bool = False) -> nn.Module:
+        """To the run's device and precision. Frozen models keep no gradients."""
+        model.autocast_dtype = self.autocast_dtype
+        return model.to(self.device).requires_grad_(not frozen)
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def track(self, optimizer: torch.optim.Optimizer, **models: nn.Module) -> None:
+        """Says what a checkpoint holds; loads the last one if the run is resumed."""
+        self.optimizer, self.tracked = optimizer, models
+        path = self.folder / "resume.safetensors"
+        if not (self.settings.resume and path.exists()):
+            for name in ("metrics.jsonl", "samples.jsonl"):      # lines of a run that died before its first checkpoint
+                (self.folder / name).unlink(missing_ok=True)
+            return
+        with safe_open(path, "pt", device=str(self.device)) as f:
+            meta = json.loads(f.metadata()["state"])
+            for name, model in models.items():
+                model.load_state_dict({k: f.get_tensor(f"{name}.{k}") for k in model.state_dict()})
+            state = {}
+            for key in f.keys():                                  # noqa: SIM118 (safe_open is no dict)
+                if key.startswith("optimizer."):
+                    _, i, field = key.split(".", 2)
+                    state.setdefault(int(i), {})[field] = f.get_tensor(key)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.first_step, self.extra = meta["step"], meta["extra"]
+        for name in ("metrics.jsonl", "samples.jsonl"):           # what the dead run logged after its last checkpoint goes
+            kept = [r for r in read_jsonl(self.folder / name) if r["step"] < self.first_step]
+            write_atomically(self.folder / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        print(f"resuming {self.folder} at step {self.first_step}")
+
+    def checkpoint(self, step: int) -> None:
+        """Everything needed to go on at `step`, in one file that appears whole or not at all."""
+        tensors = {f"{name}.{k}": v for name, model in self.tracked.items() for k, v in model.state_dict().items()}
+        for i, fields in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": v for k, v in fields.items()}
+        temporary = self.folder / "resume.safetensors.partial"
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary,
+                  metadata={"state": json.dumps({"step": step, "extra": self.extra})})
+        temporary.replace(self.folder / "resume.safetensors")
+        self._write_run_json(finished=False)
+
+    @contextmanager
+    def _signals(self):
+        """Ctrl-C and SIGTERM let the step finish; a second one stops at once."""
+        def note(number, frame):
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        before = {}
+        try:
+            before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:               # not the main thread: whoever runs us handles signals
+            pass
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+    def steps(self, total: int):
+        """The steps still to do, with a progress bar; checkpoints every save_every steps and when told to stop."""
+        bar = tqdm(total=total, initial=self.first_step, desc=self.folder.name, unit="step", mininterval=1,
+                   disable=not sys.stderr.isatty())
+        self.total = total
+        with self._signals(), bar:
+            for step in range(self.first_step, total):
+                yield step
+                bar.update()
+                done = step + 1
+                if self.stop_signal is not None:
+                    self.checkpoint(done)
+                    bar.close()
+                    print(f"stopped at step {done}; the same command with --resume goes on from here")
+                    raise KeyboardInterrupt
+                if done % self.settings.save_every == 0 and done < total:
+                    self.checkpoint(done)
+
+    def finish(self, model, **more) -> None:
+        """Writes the model folder, then marks the run finished."""
+        model.save_pretrained(self.folder)
+        self._write_run_json(finished=True, **more)
+        (self.folder / "resume.safetensors").unlink(missing_ok=True)
+        print(f"wrote {self.folder}")
+
+    # ------------------------------------------------------------------------------------------ optimisation
+
+    def adamw(self, models: list[nn.Module], lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> torch.optim.AdamW:
+        """AdamW (fused); matrices decay, biases and LayerNorm gains do not."""
+        parameters = [p for m in models for p in m.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+                  {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=(0.9, 0.95), fused=self.device.type in ("cuda", "cpu"))
+
+    def update(self, optimizer, models: list[nn.Module], lr: float, loss: float, step: int, clip: float = 1.0) -> float:
+        """Clips each model's gradient norm, steps, clears; returns the norm of the first model before clipping.
+
+        A loss or gradient that is not finite stops the run before the step: the last checkpoint stays good.
+        """
+        norms = [float(nn.utils.clip_grad_norm_(m.parameters(), clip)) for m in models]
+        if not (math.isfinite(loss) and all(map(math.isfinite, norms))):
+            raise Stopped(f"step {step}: loss {loss}, gradient norms {norms} are not finite. Nothing was updated; try a "
+                          f"lower --lr (now {lr:g}) and --resume from the last checkpoint in {self.folder}")
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norms[0]
+
+    # ------------------------------------------------------------------------------------------ what the user sees
+
+    def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
+        """A line of metrics.jsonl (tensors become their means); every log_every steps, one on the console with an ETA."""
+        row = {"step": step} | {k: float(v.float().mean()) if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+        if step % self.settings.log_every == 0 or step == self.total - 1:
+            gone = time.time() - self.started
+            eta = gone / (step + 1 - self.first_step) * (self.total - step - 1)
+            numbers = "  ".join(f"{k} {row[k]:>7.3g}" if abs(row[k]) < 1e4 else f"{k} {row[k]:>7.0f}" for k in show or metrics
+                                if isinstance(row.get(k), int | float))
+            tqdm.write(f"step {step:>5}/{self.total}  {numbers}  left {eta // 60:.0f}:{eta % 60:02.0f}")
+        return row
+
+    def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
+        """Responses to samples.jsonl; the first `show` to the console."""
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as f:
+            f.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
+        for row in rows[:show]:
+            score = f"{row['score']:+.2f} " if "score" in row else ""
+            tqdm.write(f"    {score}{row['prompt'].strip()[-100:]!r} -> {row['response'][:140]!r}")
+
+    def peak_memory(self) -> float:
+        """GiB: of the GPU where there is one, else of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        try:
+            import resource                                # not on Windows
+        except ImportError:
+            return float("nan")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,119 @@
+"""The whole loop on the toy world: SFT -> (sample -> label -> reward model -> PPO) x rounds -> evaluation -> report.
+
+    python run_rlhf.py                 # under ten minutes on two CPU cores; then open out/report.html
+    python run_rlhf.py --quick         # the same in a minute: shows that it runs, its numbers mean nothing
+
+Each stage is announced by the command that would run it alone. Interrupted, it goes on where it stopped when called again.
+"""
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import evaluate
+import label
+import sample
+import train_ppo
+import train_rm
+import train_sft
+from minirlhf import UserError, report
+from minirlhf.cli import command, start
+from minirlhf.model import write_atomically
+from minirlhf.run import describe_result
+
+
+@dataclass
+class Settings:
+    out: str = "out"              # everything is written below this folder
+    rounds: int = 2               # of collecting feedback, reward model and PPO; a higher number later adds rounds
+    annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world
+    noise: float = 0.1            # toy annotator: share of comparisons that come out the wrong way round
+    bias: str = ""                # toy annotator: what else it likes, as length=0.3,agreement=0.5
+    rankings: int = 1000          # prompts ranked in a round
+    samples: int = 4              # responses to each of them
+    sft_steps: int = 0            # of SFT; 0: train_sft.py's default
+    ppo_steps: int = 0            # of PPO in a round; 0: train_ppo.py's default
+    kl_coef: float = 0.05         # of PPO: reward lost per nat of log(policy/reference)
+    evaluation: int = 400         # held-out prompts of the evaluation
+    quick: bool = False           # everything small, to see that it runs
+    seed: int = 0                 # of everything random
+    device: str = "auto"          # auto, cuda, mps, cpu
+    dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
+
+
+class Loop:
+    """Announces stages, times them, remembers which are done (loop.json)."""
+
+    def __init__(self, settings: Settings):
+        self.folder, self.path = Path(settings.out), Path(settings.out) / "loop.json"
+        self.state = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"stages": {}}
+        mine = asdict(settings)
+        changed = [k for k, v in self.state.get("settings", mine).items() if mine.get(k) != v and k not in ("rounds", "device", "out")]
+        if changed:
+            raise UserError(f"{self.folder} holds a loop with other settings ({', '.join(changed)}): "
+                            "call it with the same ones to go on, or choose another --out")
+        self.state["settings"] = mine
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save()
+
+    def save(self) -> None:
+        write_atomically(self.path, json.dumps(self.state, indent=1).encode())
+
+    def stage(self, name: str, module, settings) -> None:
+        """Runs module.main(settings) unless the very same stage is done; prints the command line that does the same."""
+        line = command(f"{module.__name__}.py", settings)
+        done = self.state["stages"].get(name, {})
+        if done.get("command") == line and done.get("finished"):
+            return print(f"== {name}: done before")
+        print(f"\n== {name}\n$ {line}", flush=True)
+        began = time.time()
+        if hasattr(settings, "resume"):
+            settings.resume = True                       # where there is nothing to resume it starts
+        module.main(settings)
+        seconds = time.time() - began + describe_result(settings.out).get("seconds_before", 0.0)
+        self.state["stages"][name] = {"command": line, "seconds": round(seconds, 1), "finished": True}
+        self.save()
+
+
+def main(settings: Settings) -> None:
+    loop, out = Loop(settings), settings.out
+    common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
+    small = {"steps": 30, "save_every": 10} if settings.quick else {}
+    rankings, questions = (60, 24) if settings.quick else (settings.rankings, settings.evaluation)
+
+    # stage 1: learn to answer as the demonstrations do
+    sft = train_sft.Settings(out=f"{out}/sft", **common, **small)
+    if settings.quick:
+        sft.count, sft.n_layer, sft.n_embd = 600, 2, 64
+    sft.steps = settings.sft_steps or sft.steps
+    loop.stage("sft", train_sft, sft)
+
+    policy, rankings_so_far = f"{out}/sft", []
+    for r in range(1, settings.rounds + 1):
+        here, fresh = f"{out}/round{r}", {**common, "seed": settings.seed + 100 * r}       # other prompts every round
+        # new feedback, on what the policy says now
+        loop.stage(f"round{r}/candidates", sample, sample.Settings(
+            init=policy, data="toy", count=rankings, samples=settings.samples, candidates_out=f"{here}/candidates.jsonl", **fresh))
+        loop.stage(f"round{r}/rankings", label, label.Settings(
+            candidates=f"{here}/candidates.jsonl", out=f"{here}/rankings.jsonl", annotator=settings.annotator,
+            noise=settings.noise, bias=settings.bias, seed=fresh["seed"]))
+        rankings_so_far.append(f"{here}/rankings.jsonl")
+        # stage 2: the reward model learns from all rankings so far
+        loop.stage(f"round{r}/rm", train_rm, train_rm.Settings(
+            init=f"{out}/sft", data=",".join(rankings_so_far), out=f"{here}/rm", **fresh))
+        # stage 3: the policy learns from the reward model, held near the SFT model
+        ppo = train_ppo.Settings(init=policy, reference=f"{out}/sft", reward=f"{here}/rm", out=f"{here}/ppo",
+                                 kl_coef=settings.kl_coef, **fresh)
+        ppo.steps = settings.ppo_steps or (6 if settings.quick else ppo.steps)
+        loop.stage(f"round{r}/ppo", train_ppo, ppo)
+        policy = f"{here}/ppo"
+
+    policies = [f"{out}/sft", *(f"{out}/round{r}/ppo" for r in range(1, settings.rounds + 1))]
+    loop.stage("evaluation", evaluate, evaluate.Settings(
+        policies=",".join(policies), reward=f"{out}/round{settings.rounds}/rm", count=questions, out=f"{out}/evaluation.json",
+        **{**common, "seed": settings.seed + 1000}))
+    print(f"\nwrote {report.write(out)}; open it in a browser")
+
+
+if __name__ == "__main__":
+    start(main, Settings)

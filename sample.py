@@ -1,0 +1,92 @@
+"""Generate: answer one prompt, hold a conversation, or write K candidates per prompt for labelling.
+
+    python sample.py --init out/ppo --prompt "Tell me a story with a fox and a lamp."
+    python sample.py --init out/ppo --chat
+    python sample.py --init out/sft --data toy --count 500 --samples 4 --candidates_out out/candidates.jsonl
+"""
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minirlhf import UserError, rollout
+from minirlhf.cli import start
+from minirlhf.data import read_prompts
+from minirlhf.model import GPT, write_atomically
+from minirlhf.run import pick_autocast, pick_device, seed_of
+from minirlhf.tokenizer import ASSISTANT, HUMAN
+
+
+@dataclass
+class Settings:
+    init: str = "out/sft"         # model folder
+    prompt: str = ""              # a request; "-" reads it from standard input
+    chat: bool = False            # a conversation in the terminal; an empty line ends it
+    data: str = ""                # prompts: toy, or JSONL files with a "prompt" field, comma-separated
+    split: str = "train"          # toy prompts: train, or test (held out)
+    count: int = 500              # how many prompts of --data
+    candidates_out: str = ""      # with --data: JSONL file of {"id", "prompt", "responses"} for label.py
+    template: str = "chat"        # chat: a bare prompt is a human turn; raw: the model continues it as it is
+    samples: int = 1              # responses per prompt
+    max_tokens: int = 64          # longest response
+    temperature: float = 1.0      # below 1 bolder about its favourites; 0: always the likeliest token
+    top_k: int = 0                # only the k likeliest tokens; 0: all
+    top_p: float = 1.0            # only the likeliest tokens that together have this probability
+    seed: int = 0                 # of everything random
+    device: str = "auto"          # auto, cuda, mps, cpu
+    dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
+
+
+def chat(model: GPT, settings: Settings, answer) -> None:
+    """Turn by turn; the oldest turns are forgotten when the context is full, and this is said."""
+    turns: list[str] = []                                  # "\n\nHuman: a\n\nAssistant:", " b", ...
+    print("(an empty line ends the conversation)")
+    while request := input("\nHuman: ").strip():
+        turns.append(f"{HUMAN} {request}{ASSISTANT}")
+        while len(turns) > 1 and len(model.tokenizer.encode_prompt("".join(turns))) + settings.max_tokens > \
+                model.config.n_positions:
+            print("(the context is full: the oldest turn is forgotten)")
+            turns = turns[2:]
+        response = answer(["".join(turns)]).responses[0]
+        print(f"Assistant: {response}")
+        turns.append(" " + response)
+
+
+def main(settings: Settings) -> None:
+    if settings.temperature < 0 or settings.samples < 1 or not 0 < settings.top_p <= 1:
+        raise UserError("--temperature must be 0 or more, --samples 1 or more, --top_p above 0 and at most 1")
+    if bool(settings.prompt) + settings.chat + bool(settings.data) != 1:
+        raise UserError("say what to answer: --prompt TEXT, --chat, or --data FILE (see --help)")
+    device = pick_device(settings.device)
+    model = GPT.from_pretrained(settings.init).to(device)
+    model.autocast_dtype = pick_autocast(settings.dtype, device)
+    generator = torch.Generator(device).manual_seed(seed_of(settings.seed, "sample.py"))
+
+    def answer(prompts: list[str]) -> rollout.Rollout:
+        return rollout.sample(model, prompts, settings.max_tokens, generator, temperature=settings.temperature,
+                              samples_per_prompt=settings.samples, top_k=settings.top_k, top_p=settings.top_p)
+
+    if settings.chat:
+        return chat(model, settings, answer)
+    if settings.prompt:
+        text = sys.stdin.read().rstrip("\n") if settings.prompt == "-" else settings.prompt
+        prompt = text if settings.template == "raw" or HUMAN in text else f"{HUMAN} {text}{ASSISTANT}"
+        return print(*answer([prompt]).responses, sep="\n---\n")
+
+    prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
+                           template=settings.template)[: settings.count]
+    responses = answer(prompts).responses
+    rows = [{"id": f"{settings.seed}-{i}", "prompt": prompt, "responses": responses[i * settings.samples : (i + 1) * settings.samples]}
+            for i, prompt in enumerate(prompts)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if not settings.candidates_out:
+        return print(lines, end="")
+    Path(settings.candidates_out).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(settings.candidates_out), lines.encode())
+    print(f"wrote {len(rows)} prompts with {settings.samples} responses each to {settings.candidates_out}")
+
+
+if __name__ == "__main__":
+    start(main, Settings)

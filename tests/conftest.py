@@ -1,0 +1,42 @@
+"""Small models and tokenizers made on the spot: the tests need no network and no files."""
+from pathlib import Path
+
+import pytest
+import torch
+
+from minirlhf.model import GPT, Config, ScalarGPT
+from minirlhf.tokenizer import Tokenizer
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"      # real data, where a checkout has it beside it
+TEXT = ("\n\nHuman: What is 2 + 3?\n\nAssistant: It is 5. \n\nHuman: Tell me of a fox.\n\nAssistant: The fox ran home. "
+        "The dog slept by the fire, and the cat looked on. Why not? Because it can't. ") * 3
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT], 320)
+
+
+def tiny(tokenizer: Tokenizer, cls=GPT, seed: int = 0, spread: float = 5.0, n_positions: int = 64):
+    """A 2-layer model whose weights are large enough that its distributions are far from uniform."""
+    torch.manual_seed(seed)
+    model = cls(Config(tokenizer.vocab_size, n_positions, 32, 2, 4), tokenizer)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(spread)
+        if cls is ScalarGPT:
+            model.score.weight.normal_()
+    return model
+
+
+@pytest.fixture
+def policy(tokenizer) -> GPT:
+    return tiny(tokenizer)
+
+
+@pytest.fixture
+def prompts() -> list[str]:
+    """Ragged: 1 to many tokens."""
+    return ["x", "\n\nHuman: What is 2 + 3?\n\nAssistant:", "The fox ran home. The dog", "\n\nHuman: hi\n\nAssistant:",
+            "\n\nHuman: Tell me of a fox.\n\nAssistant: The fox ran.\n\nHuman: Why?\n\nAssistant:"]

@@ -1,0 +1,127 @@
+"""Sampling and scoring agree with each other and with the definition of both."""
+import pytest
+import torch
+from conftest import tiny
+
+from minirlhf import UserError, losses, rollout
+from minirlhf.model import ScalarGPT
+from minirlhf.rollout import choose, generate, sample
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def naive_logprobs(policy, row, start, end, temperature):
+    """One row, unpadded, full forward, written out."""
+    logits = (policy.hidden(torch.tensor([row[:end]])) @ policy.wte.weight.T)[0].double() / temperature
+    return [torch.log_softmax(logits[t - 1], -1)[row[t]].item() for t in range(start, end)]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_logprobs_equal_the_naive_ones(policy, prompts, temperature):
+    batch = sample(policy, prompts, 20, gen(), temperature=temperature, samples_per_prompt=2)
+    got = rollout.logprobs(policy, batch, temperature)
+    in_parts = rollout.in_parts(rollout.logprobs, policy, batch, temperature)
+    assert (got - in_parts).abs().max() < 1e-4
+    for i in range(len(batch.tokens)):
+        start, end = int(batch.prompt_lengths[i]), int(batch.lengths[i])
+        wanted = naive_logprobs(policy, batch.tokens[i].tolist(), start, end, temperature)
+        assert torch.allclose(got[i, : end - start].double(), torch.tensor(wanted, dtype=torch.double), atol=1e-4)
+        assert (got[i, end - start :] == 0).all() and (batch.mask[i].sum() == end - start)
+
+
+def test_one_prefill_for_many_samples_and_shrinking_batches_change_no_distribution(policy):
+    """Greedy continuation is the same alone, in a batch whose rows finish one by one, and with K samples."""
+    prompts = [[5, 6, 7], [9] * 20, [40, 41], [8] * 11, [300, 2, 5, 1]]
+    eos_like = generate(policy, prompts, 12, gen(), temperature=0)[0]
+    policy.tokenizer.eos_id, before = eos_like[1][3], policy.tokenizer.eos_id          # make rows end at various places
+    try:
+        together, finished = generate(policy, prompts, 30, gen(), temperature=0, samples_per_prompt=3)
+        alone = [generate(policy, [p], 30, gen(), temperature=0) for p in prompts]
+    finally:
+        policy.tokenizer.eos_id = before
+    assert len({len(r) for r in together}) > 1, "some rows must finish early for this test to mean anything"
+    for i in range(len(prompts)):
+        for k in range(3):
+            assert together[3 * i + k] == alone[i][0][0] and finished[3 * i + k] == alone[i][1][0]
+
+
+def test_greedy_decoding_equals_argmax_of_the_full_forward(policy):
+    row = [5, 6, 7]
+    got = generate(policy, [row], 10, gen(), temperature=0)[0][0]
+    for token in got:
+        assert token == int((policy.hidden(torch.tensor([row]))[0, -1] @ policy.wte.weight.T).argmax())
+        row = [*row, token]
+
+
+def test_rollouts_sample_the_models_own_distribution(policy):
+    """Frequencies of first tokens over many samples against the exact softmax, by chi square."""
+    for temperature in (1.0, 0.7):
+        responses, _ = generate(policy, [[5, 6, 7]], 1, gen(1), temperature=temperature, samples_per_prompt=20000)
+        count = torch.bincount(torch.tensor([r[0] for r in responses]), minlength=policy.config.vocab_size).double()
+        with torch.no_grad():
+            expected = policy.log_softmax(policy.hidden(torch.tensor([[5, 6, 7]]))[0, -1], temperature).exp().double() * 20000
+        big = expected >= 5
+        chi2 = ((count - expected)[big].square() / expected[big]).sum().item()
+        assert chi2 < big.sum().item() + 5 * (2 * big.sum().item()) ** 0.5
+        assert count[~big].sum().item() == pytest.approx(expected[~big].sum().item(), abs=5 * expected[~big].sum().item() ** 0.5 + 5)
+
+
+def test_top_k_and_top_p():
+    log_probs = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(4000, 1)
+    assert set(choose(log_probs, gen(), top_k=2).tolist()) == {0, 1}
+    assert set(choose(log_probs, gen(), top_p=0.7).tolist()) == {0, 1}
+    assert set(choose(log_probs, gen(), top_p=0.85).tolist()) == {0, 1, 2}
+    assert set(choose(log_probs, gen(), top_p=0.01).tolist()) == {0}
+    shuffled = torch.tensor([0.05, 0.5, 0.15, 0.3]).log().repeat(4000, 1)
+    assert set(choose(shuffled, gen(), top_p=0.7).tolist()) == {1, 3}
+
+
+def test_finished_means_eos_and_eos_is_inside_the_response(policy, prompts):
+    batch = sample(policy, prompts, 40, gen(3), samples_per_prompt=20)
+    assert 0 < batch.finished.float().mean() < 1
+    for i in range(len(batch.tokens)):
+        response = batch.tokens[i, batch.prompt_lengths[i] : batch.lengths[i]].tolist()
+        eos = policy.tokenizer.eos_id
+        assert (response[-1] == eos) == bool(batch.finished[i]) and eos not in response[:-1]
+        assert "<|endoftext|>" not in batch.responses[i]
+
+
+def test_the_context_is_a_limit(policy):
+    room = policy.config.n_positions
+    batch = sample(policy, ["x " * 28], 1000, gen(), samples_per_prompt=8)
+    assert int(batch.lengths.max()) <= room
+    with pytest.raises(UserError, match="does not fit the model's context of 64"):
+        sample(policy, ["x " * 200], 10, gen())
+
+
+def test_values_are_read_before_each_token(tokenizer, policy, prompts):
+    value = tiny(tokenizer, ScalarGPT)
+    batch = sample(policy, prompts, 9, gen())
+    got = rollout.values(value, batch)
+    for i in range(len(prompts)):
+        start, end = int(batch.prompt_lengths[i]), int(batch.lengths[i])
+        alone = value.scores(value.hidden(batch.tokens[i : i + 1, :end]))[0, start - 1 : end - 1]
+        assert torch.allclose(got[i, : end - start], alone, atol=1e-4)
+
+
+def test_exact_kl_and_the_mean_of_k1_agree(tokenizer, policy):
+    reference = tiny(tokenizer, seed=1)
+    batch = sample(policy, ["The fox"], 6, gen(), samples_per_prompt=4000)
+    kl, entropy = rollout.exact_kl_and_entropy(policy, reference, batch)
+    with torch.no_grad():
+        k1, _, k3 = losses.kl_estimates(rollout.logprobs(policy, batch), rollout.logprobs(reference, batch))
+    k1, exact = k1.sum(1), kl.sum(1)
+    assert exact.min() >= 0 and exact.mean() > 1
+    assert k1.mean().item() == pytest.approx(exact.mean().item(), abs=4 * (k1.std() / 4000**0.5).item())
+    assert entropy[batch.mask].min() >= 0 and (kl[~batch.mask] == 0).all()
+
+
+def test_selecting_rows_changes_nothing_about_them(policy, prompts):
+    batch = sample(policy, prompts, 15, gen())
+    whole = rollout.logprobs(policy, batch)
+    part = batch.select([3, 1])
+    got = rollout.logprobs(policy, part)
+    assert torch.allclose(got, whole[[3, 1], : got.shape[1]], atol=1e-4)
+    assert part.responses == [batch.responses[3], batch.responses[1]]

@@ -1,0 +1,209 @@
+"""Stage 3, PPO: the policy samples, the reward model scores, the policy moves towards what scored well, but not far.
+
+Sample -> score -> KL penalty per token -> advantages by GAE -> a few clipped passes; a separate value model that starts
+from the reward model. Ziegler et al. 2019, Stiennon et al. 2020, Schulman et al. 2017; details as Huang et al. 2024.
+
+    python train_ppo.py --init out/sft --reward out/rm --out out/ppo
+    python train_ppo.py --init out/sft --reward my_rewards.py:brevity --data prompts.jsonl
+"""
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minirlhf import losses, rewards, rollout
+from minirlhf.cli import start
+from minirlhf.data import batch_indices, micro_batches, read_prompts
+from minirlhf.model import GPT, ScalarGPT
+from minirlhf.run import Run, Stopped, linear_decay
+
+
+@dataclass
+class Settings:
+    init: str = "out/sft"         # policy to start from
+    reference: str = ""           # model that the KL is measured against; empty: --init
+    reward: str = "out/rm"        # a reward model's folder, or file.py:function, or toy (the gold score itself)
+    data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field, comma-separated
+    out: str = "out/ppo"          # the run's folder
+    count: int = 8000             # how many prompts the toy world writes
+    template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
+    steps: int = 80               # PPO iterations
+    prompts_per_step: int = 64    # prompts an iteration, each once
+    samples_per_prompt: int = 1   # responses to each of them
+    max_tokens: int = 64          # longest response
+    temperature: float = 1.0      # of the policy that is sampled and trained (log-probs use the same)
+    unfinished_score: float = -1.0  # score of a response that did not end with EOS, on the normalised scale
+    kl_coef: float = 0.05         # reward lost per nat of log(policy/reference)
+    kl_target: float = 0.0        # nats per response that an adaptive kl_coef steers towards; 0: kl_coef stays fixed
+    kl_horizon: int = 10000       # episodes over which the adaptive kl_coef reacts
+    gamma: float = 1.0            # discount
+    lam: float = 0.95             # GAE's lambda
+    clip: float = 0.2             # of the ratio
+    value_clip: float = 0.2       # of the value's change
+    whiten_rewards: bool = False  # rewards per token to std 1, their mean kept
+    epochs: int = 2               # passes over the episodes of an iteration
+    minibatches: int = 1          # optimiser steps a pass
+    stop_update_kl: float = 0.1   # approximate KL of one update (nats per token) beyond which its remaining passes are left out
+    lr: float = 5e-4              # decays linearly to 0
+    warmup: int = 5               # iterations until the peak
+    token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
+    log_every: int = 5            # iterations between lines on the console
+    save_every: int = 20          # iterations between checkpoints
+    seed: int = 0                 # of everything random
+    device: str = "auto"          # auto, cuda, mps, cpu
+    dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
+    resume: bool = False          # go on with the run in --out
+    overwrite: bool = False       # replace the run in --out
+    show_batch: bool = False      # print the first prompts with responses, sampled tokens coloured, and exit
+
+
+def value_model(settings: Settings) -> ScalarGPT:
+    """Starts from the reward model (Stiennon 2020); from the policy with a head of zeros if the reward is no model of ours."""
+    is_folder = (Path(settings.reward) / "config.json").exists()
+    return ScalarGPT.from_pretrained(settings.reward if is_folder else settings.init)
+
+
+def check_ratio(deviation: float, precision: torch.dtype | None, step: int) -> None:
+    """Before any update the policy that sampled is the policy that trains."""
+    if deviation > (1e-4 if precision is None else 1e-2):
+        raise Stopped(f"step {step}: before the first update the ratio of new to old log-probs is off by {deviation:.2g}. It must "
+                      "be 1: look for dropout, another temperature or precision in one of the two, or shifted tokens")
+
+
+def in_plain_words(row: dict, settings: Settings) -> list[str]:
+    """What is unhealthy in a step's numbers, and what it usually means."""
+    said = []
+    if row["kl"] < -1:
+        said.append(f"KL to the reference is {row['kl']:.1f}: below 0 means that sampling and scoring disagree")
+    if row["kl"] > 30:
+        said.append(f"KL to the reference is {row['kl']:.0f} nats per response: far from home; raise --kl_coef or lower --lr")
+    if row["approx_kl"] > settings.stop_update_kl:
+        said.append(f"one update moved the policy by {row['approx_kl']:.2f} nats per token: lower --lr")
+    if row["entropy"] < 0.05:
+        said.append(f"entropy is {row['entropy']:.3f} nats per token: the policy has collapsed")
+    if row["finished"] < 0.8:
+        said.append(f"only {row['finished']:.0%} of responses finish: raise --max_tokens, or the policy rambles for reward")
+    if row["distinct"] < 0.5:
+        said.append(f"only {row['distinct']:.0%} of this step's responses differ from one another")
+    if row["length_correlation"] > 0.6:
+        said.append(f"reward goes with length (r = {row['length_correlation']:.2f}): look at the samples for padding")
+    if row["score_std"] < 1e-3:
+        said.append("all responses score the same: there is nothing to learn from")
+    return said
+
+
+def main(settings: Settings) -> None:
+    # set-up: four models, one optimiser, a pool of prompts
+    policy = GPT.from_pretrained(settings.init)
+    value = value_model(settings)
+    prompts = read_prompts(settings.data, count=settings.count, seed=settings.seed, template=settings.template)
+    if value.tokenizer.vocab_size != policy.tokenizer.vocab_size:
+        raise rewards.UserError(f"{settings.reward} has {value.tokenizer.vocab_size} tokens, {settings.init} "
+                                f"{policy.tokenizer.vocab_size}: the value model reads the policy's tokens, so train the reward "
+                                "model from the same family")
+    if settings.show_batch:
+        batch = rollout.sample(policy, prompts[:8], settings.max_tokens, torch.Generator().manual_seed(settings.seed))
+        for tokens, start_, end in zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), batch.lengths.tolist()):
+            print(policy.tokenizer.show(tokens[:end], [i >= start_ for i in range(end)]), end="\n\n")
+        return
+    run = Run(settings, "train_ppo.py")
+    if run.finished:
+        return print(f"{run.folder} is finished already")
+    run.place(policy)
+    run.place(value)
+    reference = run.place(GPT.from_pretrained(settings.reference or settings.init), frozen=True)
+    reward_fn = rewards.load(settings.reward, run.place)
+    optimizer = run.adamw([policy, value], settings.lr, eps=1e-5)
+    run.extra["kl_coef"] = settings.kl_coef
+    run.track(optimizer, policy=policy, value=value)
+    print(f"{len(prompts)} prompts, {settings.prompts_per_step * settings.samples_per_prompt} episodes an iteration, on {run.device}")
+
+    for step in run.steps(settings.steps):
+        # 1. sample responses from the policy itself: temperature only
+        clock = [time.time()]
+        chosen = [prompts[i] for i in batch_indices(len(prompts), step, settings.prompts_per_step, settings.seed)]
+        batch = rollout.sample(policy, chosen, settings.max_tokens, run.generator("sample", step),
+                               temperature=settings.temperature, samples_per_prompt=settings.samples_per_prompt)
+        mask = batch.mask                                                                  # (B, R)
+        clock.append(time.time())
+
+        # 2. score whole texts; a response that never finished gets the fixed penalty
+        scores = torch.tensor(reward_fn(batch.prompts, batch.responses), device=run.device)     # (B,)
+        scores = torch.where(batch.finished, scores, settings.unfinished_score)
+
+        # 3. log-probs by the training forward, so that the first ratio is 1
+        old = rollout.in_parts(rollout.logprobs, policy, batch, settings.temperature)      # (B, R)
+        ref = rollout.in_parts(rollout.logprobs, reference, batch, settings.temperature)   # (B, R)
+        values = rollout.in_parts(rollout.values, value, batch)                            # (B, R)
+        exact_kl, entropy = rollout.exact_kl_and_entropy(policy, reference, batch, settings.temperature)
+
+        # 4. reward per token: the KL penalty everywhere, the score on the last token (Ziegler 2019, equation 2)
+        kl, _, k3 = losses.kl_estimates(old, ref)                                          # (B, R), nats
+        kl_coef = run.extra["kl_coef"]
+        token_rewards = losses.token_rewards(scores, kl, mask, kl_coef)                    # (B, R)
+        if settings.whiten_rewards:
+            token_rewards = losses.whiten(token_rewards, mask, shift_mean=False)
+        advantages, returns = losses.gae(token_rewards, values, mask, settings.gamma, settings.lam)
+        advantages = losses.whiten(advantages, mask)
+        clock.append(time.time())
+
+        # 5. a few clipped passes over the same episodes (Schulman 2017, equation 7)
+        lr = settings.lr * linear_decay(step, settings.steps, settings.warmup)
+        passes = [rows for epoch in range(settings.epochs) for rows in
+                  torch.randperm(len(mask), generator=run.generator("passes", step, epoch)).tensor_split(settings.minibatches)]
+        seen, updates = {}, 0
+        for rows in passes:
+            tokens, stats = int(mask[rows].sum()), defaultdict(float)
+            for part in micro_batches(batch.lengths[rows].tolist(), settings.token_budget):
+                index = rows[part]
+                part = batch.select(index)
+                m = part.mask
+                cut = (index, slice(0, m.shape[1]))
+                policy_loss, p = losses.ppo_policy_loss(rollout.logprobs(policy, part, settings.temperature), old[cut],
+                                                        advantages[cut], m, settings.clip, total=tokens)
+                value_loss, v = losses.value_loss(rollout.values(value, part), values[cut], returns[cut], m,
+                                                  settings.value_clip, total=tokens)
+                (policy_loss + value_loss).backward()
+                share = float(m.sum()) / tokens
+                stats["ratio_off"] = max(stats["ratio_off"], float(p["ratio_max_dev"]))
+                for name, x in (("policy_loss", policy_loss), ("value_loss", value_loss), ("approx_kl", p["approx_kl"] * share),
+                                ("clip_fraction", p["clip_fraction"] * share), ("value_clip_fraction", v["value_clip_fraction"] * share)):
+                    stats[name] += float(x)
+            if updates == 0:
+                check_ratio(stats["ratio_off"], run.autocast_dtype, step)
+                seen["first_ratio_off"] = stats["ratio_off"]
+            seen |= {k: x for k, x in stats.items() if k != "ratio_off"}
+            if stats["approx_kl"] > settings.stop_update_kl:
+                optimizer.zero_grad(set_to_none=True)
+                break
+            seen["grad_norm"] = run.update(optimizer, [policy, value], lr, stats["policy_loss"] + stats["value_loss"], step)
+            updates += 1
+        clock.append(time.time())
+
+        # 6. look at it
+        kl_sum, lengths = kl.sum(1), (batch.lengths - batch.prompt_lengths).float()        # (B,)
+        row = run.log(
+            step, ("score", "kl", "length", "entropy", "clip_fraction", "explained_variance"),
+            score=scores, score_std=float(scores.std(correction=0)), reward=scores - kl_coef * kl_sum, kl=kl_sum, kl_coef=kl_coef,
+            kl_exact=exact_kl.sum(1), kl_k3=k3.sum(1), entropy=losses.masked_mean(entropy, mask), length=lengths,
+            explained_variance=losses.explained_variance(values, returns, mask), finished=batch.finished,
+            distinct=len(set(batch.responses)) / len(batch.responses), length_correlation=losses.correlation(scores, lengths),
+            within_prompt_std=scores.view(-1, settings.samples_per_prompt).std(1, correction=0), updates=updates, lr=lr, **seen,
+            seconds_rollout=clock[1] - clock[0], seconds_scoring=clock[2] - clock[1], seconds_update=clock[3] - clock[2],
+            tokens_per_second=float(lengths.sum()) / (clock[3] - clock[0]), peak_gib=run.peak_memory())
+        if step % settings.log_every == 0:
+            for sentence in in_plain_words(row, settings):
+                print(f"    warning: {sentence}")
+            run.samples(step, [{"prompt": p, "response": r, "score": s} for p, r, s in
+                               zip(batch.prompts[:8], batch.responses, scores.tolist())], show=1)
+        if settings.kl_target:
+            run.extra["kl_coef"] = losses.adapt_kl_coef(kl_coef, float(kl_sum.mean()), settings.kl_target, len(mask),
+                                                        settings.kl_horizon)
+
+    run.finish(policy, peak_gib=run.peak_memory())
+
+
+if __name__ == "__main__":
+    start(main, Settings)

@@ -1,0 +1,169 @@
+"""Stage 2, the reward model: rankings of responses -> one number that says how much people would like a response.
+
+It starts from the SFT model with a fresh scalar head, reads prompt, response and EOS, and gives its score at the EOS. All
+pairs of one prompt's K responses are one element of the batch: K forward passes, C(K,2) comparisons (Ouyang et al. 2022,
+equation 1). Afterwards its scores are shifted and scaled to mean 0, std 1 on samples of the model it started from.
+
+    python train_rm.py --init out/sft --data out/round1/rankings.jsonl --out out/round1/rm
+    python train_rm.py --init out/sft --data helpful-base.jsonl.gz          # pairs: prompt, chosen, rejected
+"""
+import time
+from dataclasses import dataclass
+
+import torch
+
+from minirlhf import losses, rollout
+from minirlhf.cli import start
+from minirlhf.data import Ranking, batch_indices, fit, held_out, micro_batches, pad, read_rankings
+from minirlhf.model import GPT, ScalarGPT
+from minirlhf.rewards import encode
+from minirlhf.run import Run, cosine_decay
+
+
+@dataclass
+class Settings:
+    init: str = "out/sft"         # model folder to start from
+    data: str = "out/round1/rankings.jsonl"   # rankings (prompt, responses, ranks) or pairs (prompt, chosen, rejected), comma-separated
+    out: str = "out/rm"           # the run's folder
+    template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
+    steps: int = 0                # optimiser steps; 0: as many as --epochs needs
+    epochs: float = 1.0           # passes over the rankings, when --steps is 0
+    batch_size: int = 16          # prompts a step, each with all its responses
+    lr: float = 5e-4              # peak learning rate; cosine to a tenth
+    warmup: int = 10              # steps until the peak
+    weight_decay: float = 0.01    # on matrices
+    token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
+    validation: float = 0.1       # share of prompts held out
+    normalize_samples: int = 256  # samples of --init on which scores get mean 0, std 1; 0: leave them
+    max_tokens: int = 64          # length of those samples
+    temperature: float = 1.0      # of those samples
+    log_every: int = 20           # steps between lines on the console
+    save_every: int = 100         # steps between checkpoints
+    seed: int = 0                 # of everything random
+    device: str = "auto"          # auto, cuda, mps, cpu
+    dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
+    resume: bool = False          # go on with the run in --out
+    overwrite: bool = False       # replace the run in --out
+    show_batch: bool = False      # print the first batch, the tokens that are scored coloured, and exit
+
+
+Group = tuple[list[list[int]], list[int]]     # K rows of ids, their K ranks: one prompt
+
+
+def to_groups(tokenizer, rankings: list[Ranking], limit: int) -> list[Group]:
+    """Rankings -> token ids; a ranking of which one response does not fit is skipped whole, and counted."""
+    groups = [([encode(tokenizer, r.prompt, x) for x in r.responses], r.ranks) for r in rankings]
+    return fit(groups, limit, "rankings", length=lambda group: max(map(len, group[0])))
+
+
+def scores_of(model: ScalarGPT, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B prompts) -> scores (B, K), ranks (B, K), mask (B, K): K is the largest number of responses."""
+    tokens, lengths = pad([row for rows, _ in groups for row in rows])                # (all responses, T)
+    flat = model.score_last(tokens.to(model.device), lengths.to(model.device))
+    mask = torch.zeros(len(groups), max(len(ranks) for _, ranks in groups), dtype=torch.bool, device=model.device)
+    for i, (_, ranks) in enumerate(groups):
+        mask[i, : len(ranks)] = True
+    ranks = torch.zeros(mask.shape, device=model.device)
+    ranks[mask] = torch.tensor([float(x) for _, ranks in groups for x in ranks], device=model.device)
+    return torch.zeros(mask.shape, device=model.device).masked_scatter(mask, flat), ranks, mask
+
+
+def parts(groups: list[Group], token_budget: int) -> list[list[int]]:
+    """Whole prompts in micro-batches of similar length."""
+    return micro_batches([len(rows) * max(map(len, rows)) for rows, _ in groups], token_budget)
+
+
+@torch.no_grad()
+def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
+    """Accuracy on held-out comparisons with its 95 % interval (prompts are the independent units), and calibration."""
+    right, pairs, differences = [], [], []
+    for part in parts(groups, token_budget):
+        scores, ranks, mask = scores_of(model, [groups[i] for i in part])
+        better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]     # (B, K, K): row beats column
+        margin = scores[:, :, None] - scores[:, None, :]
+        hit = (margin > 0).float() + 0.5 * (margin == 0).float()
+        right += (hit * better).sum((1, 2)).tolist()
+        pairs += better.sum((1, 2)).tolist()
+        differences += margin[better].tolist()
+    accuracy, half_width = losses.ratio_interval(right, pairs)
+    d = torch.tensor(differences).double()
+    buckets = []
+    edges = d.abs().quantile(torch.linspace(0, 1, 7, dtype=torch.float64)).tolist()
+    for low, high in zip(edges, edges[1:]):                 # six buckets of equal size by |score difference|
+        inside = (d.abs() >= low) & (d.abs() <= high)
+        if inside.any():
+            said, was = torch.sigmoid(d[inside].abs()).mean(), (d[inside] > 0).double().mean()
+            buckets.append({"difference": float(d[inside].abs().mean()), "predicted": float(said), "accuracy": float(was),
+                            "pairs": int(inside.sum())})
+    loss = float(torch.nn.functional.softplus(-d).mean())
+    return {"validation_accuracy": accuracy, "validation_interval": half_width, "validation_loss": loss,
+            "validation_pairs": len(differences), "calibration": buckets}
+
+
+def normalization(run: Run, model: ScalarGPT, settings: Settings, prompts: list[str]) -> tuple[float, float]:
+    """Mean and std of the raw scores on samples of the model this one started from (Ziegler et al. 2019, section 2.1)."""
+    parent = run.place(GPT.from_pretrained(settings.init), frozen=True)
+    room = parent.config.n_positions - settings.max_tokens
+    prompts = [p for p in dict.fromkeys(prompts) if len(parent.tokenizer.encode_prompt(p)) <= room]
+    batch = rollout.sample(parent, prompts[: settings.normalize_samples], settings.max_tokens, run.generator("normalize"),
+                           temperature=settings.temperature)
+    rows = [encode(model.tokenizer, p, r) for p, r in zip(batch.prompts, batch.responses)]
+    groups = [([row], [1]) for row in rows if len(row) <= model.config.n_positions]
+    with torch.no_grad():
+        scores = torch.cat([scores_of(model, [groups[i] for i in part])[0][:, 0]
+                            for part in parts(groups, settings.token_budget)])
+    return float(scores.mean()), max(float(scores.std()), 1e-6)
+
+
+def main(settings: Settings) -> None:
+    # 1. rankings and the model: SFT's trunk, a head of zeros
+    rankings = read_rankings(settings.data, template=settings.template)
+    model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
+    train, validation = held_out(rankings, key=lambda r: r.prompt, fraction=settings.validation)
+    prompts = [r.prompt for r in train]
+    train, validation = (to_groups(model.tokenizer, x, model.config.n_positions) for x in (train, validation))
+    if settings.show_batch:
+        for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
+            for row, rank in zip(*train[i]):
+                print(f"rank {rank}: {model.tokenizer.show(row, [False] * (len(row) - 1) + [True])}")
+            print()
+        return
+    run = Run(settings, "train_rm.py")
+    if run.finished:
+        return print(f"{run.folder} is finished already")
+    run.place(model)
+    steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
+    optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
+    run.track(optimizer, model=model)
+    print(f"{len(train)} rankings, {len(validation)} held out, {steps} steps on {run.device}")
+
+    for step in run.steps(steps):
+        # 2. a batch of prompts with all their responses; the loss is the mean over prompts of the mean over their pairs
+        began, loss, accuracy, tokens = time.time(), 0.0, 0.0, 0
+        batch = [train[i] for i in batch_indices(len(train), step, settings.batch_size, settings.seed)]
+        for part in parts(batch, settings.token_budget):
+            part_loss, stats = losses.ranking_loss(*scores_of(model, [batch[i] for i in part]), total=len(batch))
+            part_loss.backward()
+            loss += float(part_loss.detach())
+            accuracy += float(stats["accuracy"]) * len(part) / len(batch)
+        tokens = sum(len(row) for rows, _ in batch for row in rows)
+
+        # 3. one step of AdamW
+        lr = settings.lr * cosine_decay(step, steps, settings.warmup)
+        norm = run.update(optimizer, [model], lr, loss, step)
+        run.log(step, ("loss", "accuracy", "tokens_per_second"), loss=loss, accuracy=accuracy, lr=lr, grad_norm=norm,
+                tokens_per_second=tokens / (time.time() - began))
+
+    # 4. how good is it on prompts it has not seen, and on which scale are its scores
+    result = validate(model, validation, settings.token_budget)
+    print("validation accuracy {validation_accuracy:.3f} ± {validation_interval:.3f} on {validation_pairs} comparisons"
+          .format(**result))
+    if result["validation_accuracy"] - result["validation_interval"] < 0.5:
+        print("warning: 0.5 lies inside the interval: this reward model has not been seen to beat a coin")
+    if settings.normalize_samples:
+        model.config.score_mean, model.config.score_std = normalization(run, model, settings, prompts)
+    run.finish(model, peak_gib=run.peak_memory(), **result)
+
+
+if __name__ == "__main__":
+    start(main, Settings)
