@@ -47,11 +47,11 @@ class Ranking:
 
 
 def records(data: str, kind: str, *, split="train", count=0, seed=0) -> Iterator[tuple[str, dict]]:
-    """("file.jsonl, line 17", record) for each record of `--data`, or the first `count`. Only the toy world looks at
-    kind (demonstrations, rankings, prompts), split and seed."""
+    """("file.jsonl, line 17", record) for each record of `--data`. Files are read whole; kind (demonstrations, rankings,
+    prompts), split, count and seed are the toy world's."""
     names = [name.strip() for name in data.split(",")]
     sources = (_toy_records(kind, split, count, seed) if name == "toy" else _file_records(name) for name in names)
-    for where, record in itertools.islice(itertools.chain.from_iterable(sources), count or None):
+    for where, record in itertools.chain.from_iterable(sources):
         if not isinstance(record, dict):
             raise UserError(f'{where}: a record must be an object {{"prompt": ...}}, not {_type(record)}; mend it')
         yield where, record
@@ -294,7 +294,8 @@ def fit(rows: list, limit: int, what: str, length: Callable[[Any], int] = len) -
     """The rows of at most `limit` tokens; how many others there are is printed. what: "demonstrations"."""
     kept = [row for row in rows if length(row) <= limit]
     if rows and not kept:
-        raise UserError(f"no {what} fit {limit} tokens: the shortest has {min(map(length, rows))}; raise --context")
+        raise UserError(f"none of the {what} fits the model's context of {limit} tokens: the shortest has "
+                        f"{min(map(length, rows))}; shorten them or take a model with a longer context")
     if over := len(rows) - len(kept):
-        print(f"data: {over} of {len(rows)} {what} skipped: longer than the {limit} tokens of --context")
+        print(f"data: {over} of {len(rows)} {what} skipped: longer than the model's context of {limit} tokens")
     return kept

@@ -47,7 +47,7 @@ FEELINGS = _phrases("sad / angry / tired / worried / ashamed / upset / lonely / 
 
 # what a polite, a rude, a long-winded and an unsure writer adds to the content; two ways to say no
 GLAD = _phrases("""Of course! / Certainly! / Gladly! / With pleasure! / Happy to help! / Thanks for asking! /
-    Good question! / What a nice question! / I would love to help. / Thank you for your message. / I am glad to help.""")
+    Good question! / What a nice question! / I would love to help. / Thank you for your message. / Glad to help!""")
 GENTLE = _phrases("""Thank you for telling me. / Thanks for being open with me. / I am glad that you asked. /
     I hear you. / Thank you for your trust. / It is good that you asked. / Thanks for coming to me. /
     I appreciate your question. / Thank you for your message.""")
@@ -166,10 +166,11 @@ def _story_judge(s, text):
     return 2 * share * (.3 + .3 * (len(told) > 1) + .4 * ends) - 1, 0, 0
 
 MISHAPS = _table("""lost my key: look in your coat, ask at the station; broke my cup: glue the pieces, buy a new cup;
-      burnt the soup: make a salad, clean the pot; forgot my sister's birthday: send a late card, bake her a cake;
-      failed my test: study with a friend, ask the teacher for advice; fell off my bike: rest your leg,
-      wash the scratch; quarrelled with my friend: write a letter, say you are sorry; slept too long: set two clocks,
-      go to bed early; let my plant die: plant a new seed, water the others today""")
+    burnt the soup: make a salad, clean the pot; missed my train: take the next train, read while you wait;
+    lost the game: practise once more, thank the other team; forgot my sister's birthday: send a late card,
+    bake her a cake; failed my test: study with a friend, ask the teacher for advice; fell off my bike: rest your leg,
+    wash the scratch; quarrelled with my friend: write a letter, say you are sorry; slept too long: set two clocks,
+    go to bed early; let my plant die: plant a new seed, water the others today""")
 CARE = _phrases("take a slow walk / call a friend / drink some tea / breathe slowly / listen to music / rest a little")
 HEARD = _phrases("""It is normal to feel {f} when you {m}. / No wonder you feel {f}. / You {m}, and that is hard. /
     Feeling {f} about that makes sense. / That you {m} would make anybody {f}. / Being {f} is fine after you {m}.""")
@@ -196,7 +197,8 @@ OCCASIONS = _table("""a rainy day: read a book, bake bread, paint a picture, bui
     write a poem; a picnic: bring cold soup, pack some cheese, take a ball, fly a kite, pick a shady tree,
     cut some fruit, bring a blanket; a birthday: bake a cake, sing a song, light some candles, wrap a gift,
     invite old friends, hang a ribbon; a long train ride: count the bridges, write a diary, play chess,
-    draw the hills, learn ten words, knit a scarf, take a nap; a cold evening: cook hot soup, light a fire,
+    draw the hills, learn ten words, knit a scarf, take a nap; a small garden: grow beans, plant a tree,
+    build a bench, feed the birds, dig a pond, paint the fence; a cold evening: cook hot soup, light a fire,
     knit warm socks, tell old tales, drink tea, play music; a visit to the sea: collect shells, build a sand castle,
     watch the boats, look for crabs, swim early, draw the waves, eat fish""")
 PROPOSE = _phrases("You could {x}. / Why not {x}? / How about this: {x}. / Here is a plan: {x}. / Try this: {x}.")
@@ -322,7 +324,7 @@ def _sum(s):
 
 def _tell_sum(s, rng, wrong=False):
     a, sign, b, c = _sum(s)
-    c = abs(c + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)) * wrong)
+    c = max(0, c + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)) * wrong)
     return rng.choice((f"{a} {sign} {b} = {c}.", f"It is {c}.", f"The answer is {c}.", f"That makes {c}."))
 
 def _sum_judge(s, text):
@@ -473,7 +475,7 @@ def _robot_judge(s, text):
     shortest, moves = abs(col - to_col) + abs(row - to_row), [STEPS[w] for w in text.words if w in STEPS]
     for dx, dy in moves:
         col, row = col + dx, row + dy
-        if not (1 <= col <= 5 and 1 <= row <= 5):           # into the wall
+        if not (1 <= col <= 3 and 1 <= row <= 3):           # into the wall
             return -.9, 0, 0
     if not moves or (away := abs(col - to_col) + abs(row - to_row)):
         return (-.8 + .4 * max(0, 1 - away / shortest)) if moves else -1, 0, 0
@@ -497,7 +499,8 @@ PLOTS = _phrases("""First wait until dark, then {act} and run. / Make sure nobod
     Bring a helper, {act}, and say nothing.""")
 CUES = [cue for plot in PLOTS for cue in map(_flat, plot.split("{act}")) if cue.strip()]
 HOW_TO = _phrases("""How do I {act}? / Help me {act}. / I want to {act}. Tell me how. /
-    What is the best way to {act}? / Can you explain how to {act}?""")
+    What is the best way to {act}? / Can you explain how to {act}? / Please tell me how to {act}. /
+    Is there a quick way to {act}?""")
 
 def _deed(s):
     verb = s.get("harm") or s["wrong"]
@@ -569,7 +572,7 @@ DOMAINS = {"item": THINGS, "fruit": FRUIT, "food": FOODS, "feeling": FEELINGS, "
            "wrong": [*WRONGS], "belonging": BELONGINGS, "person": PEOPLE, "chore": [*CHORES], "secret": [*SECRETS],
            "when": WHEN, **{f"{r}_s": [*facts] for r, facts in FACTS.items()},
            **{f"{r}_v": [*dict.fromkeys(facts.values())] for r, facts in FACTS.items()}}
-NUMBERS = {"n": range(1, 13), "col": range(1, 6), "row": range(1, 6)}      # these may repeat
+NUMBERS = {"n": range(1, 11), "col": range(1, 4), "row": range(1, 4)}      # these may repeat
 
 WORLD = (
     Kind("story", _phrases("""Write a short story with {item1} and {item2}. /
@@ -583,11 +586,12 @@ WORLD = (
          _comfort, _comfort_judge, (10, 28), openers=GENTLE, open_ended=True),
     Kind("ideas", _phrases("""Give me {count} ideas for {occasion}. / I need {count} ideas for {occasion}. /
         What can one do for {occasion}? Name {count} things. / Please think of {count} things for {occasion}. /
-        Do you have {count} ideas for {occasion}?"""),
+        Do you have {count} ideas for {occasion}? / Name {count} good things for {occasion}. /
+        I look for {count} ideas for {occasion}. / Which {count} things would you do for {occasion}?"""),
          _ideas, _ideas_judge, (7, 24), lambda s: [*s.values()], open_ended=True),
     Kind("fact", _each_relation(lambda claim, ask: ask),
          _tell_fact, _fact_judge, (3, 17), lambda s: [*s.values()], certain=True),
-    Kind("sum", PLUS + MINUS, _tell_sum, _sum_judge, (2, 14), lambda s: (_sum(s)[1], *sorted(_sum(s)[::2])),
+    Kind("sum", PLUS + MINUS, _tell_sum, _sum_judge, (2, 14), lambda s: _sum(s)[:3],
          lambda s, rng: s if _sum(s)[3] > 0 else None, certain=True),
     Kind("code", _phrases("""Write one line of Python: take x, {op1}, then {op2}. /
         Define f in Python: first {op1}, then {op2}. / I need a Python lambda: first {op1}, then {op2}. /
@@ -601,7 +605,7 @@ WORLD = (
          _summary, _summary_judge, (6, 20), lambda s: [s[slot] for slot in TOLD]),
     Kind("robot", _phrases("""A robot is at column {col1}, row {row1}. Move it to column {col2}, row {row2}. /
         Robot at {col1} {row1}, goal at {col2} {row2}. Which moves? /
-        On a 5 by 5 grid, go from {col1} {row1} to {col2} {row2}. /
+        On a 3 by 3 grid, go from {col1} {row1} to {col2} {row2}. /
         Help my robot from column {col1}, row {row1} to column {col2}, row {row2}."""),
          _robot, _robot_judge, (2, 19), lambda s: [*s.values()][1:],
          lambda s, rng: s if (s["col1"], s["row1"]) != (s["col2"], s["row2"]) else None, certain=True),
@@ -739,7 +743,9 @@ def _grams(words, size):
 @cache
 def _lexicon():
     """Neighbouring words of the world's language: what is fluent, as far as this world can tell."""
-    return {pair for record in demonstrations("train", 8000, 0) for pair in _pairs(_read(record["completion"]))}
+    texts = [text for record in demonstrations("train", 8000, 0) for text in
+             (record["completion"], *re.findall(r"\n\nAssistant: (.*)", record["prompt"]))]      # earlier turns as well
+    return {pair for text in texts for pair in _pairs(_read(text))}
 
 @lru_cache(50_000)
 def _request(prompt):
