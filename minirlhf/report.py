@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict:
 def columns(folder: Path) -> dict[str, list]:
     """metrics.jsonl -> {name: a value per line}, None where a line has none."""
     rows = read_jsonl(folder / "metrics.jsonl")
-    return {k: [x if x is not None and math.isfinite(x) else None for x in (row.get(k) for row in rows)]
+    return {k: [x if isinstance(x, int | float) and math.isfinite(x) else None for x in (row.get(k) for row in rows)]
             for k in dict.fromkeys(k for row in rows for k in row)}
 
 def collect(out: Path) -> dict:
@@ -97,7 +97,7 @@ def warnings(data: dict) -> list[str]:
             mine.append(f"wins {share(r['win_rate'])} against {sft['stage']}, not more than chance.")
         for kind, was in sft["kinds"].items():
             now = r["kinds"].get(kind, was)
-            if was["mean"] - now["mean"] > math.hypot(was["interval"] or 0, now["interval"] or 0):
+            if was["mean"] - now["mean"] > max(0.1, math.hypot(was["interval"] or 0, now["interval"] or 0)):
                 mine.append(f"gold for “{kind}” fell from {was['mean']:.2f} to {now['mean']:.2f}.")
         if kl > 20:
             mine.append(f"{kl:.0f} nats of KL, far from {sft['stage']}; raise --kl_coef.")
@@ -150,7 +150,7 @@ def figure(title: str, x: str, y: str, draw, height: float = 2.5) -> str:
             fig.legend(loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2)
         fig.savefig(file, format="svg", transparent=True)
     box = f'<svg viewBox="0 0 338.4 {height * 72:.1f}" role="img" aria-label="{escape(title)}">'
-    svg = re.sub(r".*?<svg [^>]*>|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue().split("<svg", 1)[1].split(">", 1)[1], flags=re.S)
     svg = re.sub(r' id="\w+_\d+"', "", svg.replace("xlink:href", "href"))
     return f"<figure>{box}{svg.replace(INK, 'currentColor').replace(LINE, 'var(--line)')}</figure>"
 
@@ -330,13 +330,16 @@ def write(out: str) -> Path:
         raise UserError(f"{out} is no folder: name the one that run_rlhf.py --out made")
     data = collect(folder)
     key = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in data["key_numbers"].items())
-    sections = "".join(f'<h2>{title}</h2><p>{about}</p><div class="grid">{section(data) or "<p>Not there yet.</p>"}</div>'
-                       for title, section, about in SECTIONS)
-    page = PAGE.substitute(headline=escape(data["headline"]), key=key, sections=sections)
+    sections = [f'<h2>{title}</h2><p>{about}</p><div class="grid">{section(data) or "<p>Not there yet.</p>"}</div>'
+                for title, section, about in SECTIONS]
+    page = PAGE.substitute(headline=escape(data["headline"]), key=key, sections="".join(sections))
     write_atomically(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
 
 
 if __name__ == "__main__":
-    print(f"wrote {write(*sys.argv[1:] or ['out'])}")
+    try:
+        print(f"wrote {write(*sys.argv[1:2] or ['out'])}")
+    except UserError as error:
+        sys.exit(f"error: {error}")

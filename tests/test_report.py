@@ -55,12 +55,13 @@ def result_of(policy: str, gain: float, kinds=KINDS) -> dict:
     def cell(x, half=0.05):
         return {"mean": x, "interval": half}
     result = {"policy": policy, "gold": cell(0.6 + gain), "words": cell(14 + 3 * gain, 0.4), "responses": 1600,
-              "distinct_open_ended": 0.9 - 0.2 * gain, "parts": {p: cell(0.2 + gain / 3) for p in ("helpful", "honest", "tone")},
+              "distinct_open_ended": 0.9 - 0.2 * gain,
+              "parts": {p: cell(0.2 + gain / 3) for p in ("helpful", "honest", "tone")},
               "kinds": {k: cell(0.5 + gain * (1 + wave(i + 3)), 0.02 + 0.1 * (i % 3)) | {"win_rate": 0.5 + gain / 5}
                         for i, k in enumerate(kinds)}}
     if policy != "demonstrations":
-        result |= {"win_rate": cell(0.5 + 0.2 * gain, 0.02 if gain else 0.0), "kl": cell(6 * gain, 0.3), "finished": 0.97,
-                   "reward": cell(gain), "reward_accuracy": cell(0.8 - 0.04 * gain, 0.02)}
+        result |= {"win_rate": cell(0.5 + 0.2 * gain, 0.02), "kl": cell(6 * gain, 0.3), "finished": 0.97,
+                   "reward": cell(gain), "reward_accuracy": cell(0.8 - 0.04 * gain, 0.02) | {"pairs": 900}}
     return result
 
 
@@ -82,9 +83,9 @@ def make_folder(out: Path, kinds=KINDS, answer: str = "12.", rm_accuracy: float 
             "validation_accuracy": rm_accuracy + 0.02 * r, "validation_interval": 0.03, "validation_pairs": 600,
             "calibration": buckets})
         write_json(out / f"round{r}" / "ppo" / "metrics.jsonl", [
-            {"step": i, "score": 0.5 * (r - 1) + 0.02 * i + 0.1 * wave(i), "kl": 5 * (r - 1) + 0.12 * i, "length": 25 + r,
+            {"step": i, "score": 0.5 * (r - 1) + 0.02 * i + 0.1 * wave(i), "kl": 5 * (r - 1) + 0.12 * i,
              "entropy": 1 - 0.2 * r - 0.003 * i, "clip_fraction": 0.1, "approx_kl": 0.01, "finished": 0.97,
-             "explained_variance": math.nan if i == 0 else 0.6, "score_std": 0.8, "length_correlation": 0.1,
+             "explained_variance": math.nan if i == 0 else 0.6, "length": 25 + r, "length_correlation": 0.1,
              "distinct": 0.95, "first_ratio_off": 1e-6}
             for i in range(ppo_steps)])
     folders = [str(out / "sft"), str(out / "round1" / "ppo"), str(out / "round2" / "ppo")]
@@ -104,7 +105,7 @@ def read(out: Path) -> tuple[str, Page, dict]:
 
 
 def test_the_page_is_one_offline_file_with_every_section(tmp_path):
-    make_folder(tmp_path, ppo_steps=900)
+    make_folder(tmp_path, ppo_steps=900, answer="<script>alert('x')</script><b>& $headline")
     html, page, _ = read(tmp_path)
     assert page.tags.count("h2") == 8 and page.tags.count("svg") >= 13 and "Not there yet" not in html
     assert "http" not in html and "@import" not in html and "url(" not in html.replace("url(#", "")
@@ -112,13 +113,8 @@ def test_the_page_is_one_offline_file_with_every_section(tmp_path):
     assert not {"script", "link", "iframe", "img"} & set(page.tags)
     assert len(html) < 1_000_000
     assert "#010203" not in html and "#040506" not in html       # figures take the page's colours, light or dark
-
-
-def test_what_models_say_is_text(tmp_path):
-    make_folder(tmp_path, answer="<script>alert('x')</script><b>& $headline")
-    html, page, _ = read(tmp_path)
-    assert "<script" not in html and "&lt;script&gt;alert" in html
-    assert any("<script>alert('x')</script><b>& $headline" in words for words in page.words)
+    # what models say is text
+    assert "<script" not in html and any("<script>alert('x')</script><b>& $headline" in words for words in page.words)
 
 
 def test_numbers_and_headline(tmp_path):
