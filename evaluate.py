@@ -28,7 +28,7 @@ class Settings:
     count: int = 400              # how many prompts
     samples: int = 4              # responses per prompt
     max_tokens: int = 64          # longest response
-    temperature: float = 1.0      # of sampling
+    temperature: float = 0.7      # of sampling
     examples: int = 24            # prompts whose answers are kept side by side
     out: str = "out/evaluation.json"    # every number
     seed: int = 1000              # of prompts and samples

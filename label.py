@@ -1,6 +1,6 @@
 """Who ranks: candidates (a prompt with K responses each) become rankings, the reward model's training data.
 
-    python label.py --candidates out/candidates.jsonl --out rankings.jsonl --annotator toy --noise 0.1
+    python label.py --candidates out/candidates.jsonl --out rankings.jsonl --annotator toy --noise 0.2
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class Settings:
     candidates: str = "out/candidates.jsonl"    # from sample.py --candidates_out
     out: str = "out/rankings.jsonl"     # rankings are appended; prompts that it holds already are not asked again
     annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world
-    noise: float = 0.1            # toy: share of comparisons that come out the wrong way round
+    noise: float = 0.2            # toy: scale of its errors, in units of the gold score (which spans -3 to 3)
     bias: str = ""                # toy: what else it likes, as length=0.3,agreement=0.5
     seed: int = 0                 # toy: its dice
 

@@ -19,7 +19,6 @@ import train_sft
 from minirlhf import UserError, report
 from minirlhf.cli import command, start
 from minirlhf.model import write_atomically
-from minirlhf.run import describe_result
 
 
 @dataclass
@@ -27,9 +26,9 @@ class Settings:
     out: str = "out"              # everything is written below this folder
     rounds: int = 2               # of collecting feedback, reward model and PPO; a higher number later adds rounds
     annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world
-    noise: float = 0.1            # toy annotator: share of comparisons that come out the wrong way round
+    noise: float = 0.2            # toy annotator: scale of its errors, in units of the gold score
     bias: str = ""                # toy annotator: what else it likes, as length=0.3,agreement=0.5
-    rankings: int = 1000          # prompts ranked in a round
+    rankings: int = 2000          # prompts drawn to be ranked in a round (repeats are left out)
     samples: int = 4              # responses to each of them
     sft_steps: int = 0            # of SFT; 0: train_sft.py's default
     ppo_steps: int = 0            # of PPO in a round; 0: train_ppo.py's default
@@ -69,9 +68,13 @@ class Loop:
         began = time.time()
         if hasattr(settings, "resume"):
             settings.resume = True                       # where there is nothing to resume it starts
-        module.main(settings)
-        seconds = time.time() - began + describe_result(settings.out).get("seconds_before", 0.0)
-        self.state["stages"][name] = {"command": line, "seconds": round(seconds, 1), "finished": True}
+        try:
+            module.main(settings)
+        finally:
+            seconds = done.get("seconds", 0.0) * (done.get("command") == line) + time.time() - began
+            self.state["stages"][name] = {"command": line, "seconds": round(seconds, 1), "finished": False}
+            self.save()
+        self.state["stages"][name]["finished"] = True
         self.save()
 
 
@@ -93,7 +96,7 @@ def main(settings: Settings) -> None:
         here, fresh = f"{out}/round{r}", {**common, "seed": settings.seed + 100 * r}       # other prompts every round
         # new feedback, on what the policy says now
         loop.stage(f"round{r}/candidates", sample, sample.Settings(
-            init=policy, data="toy", count=rankings, samples=settings.samples, candidates_out=f"{here}/candidates.jsonl", **fresh))
+            init=policy, data="toy", count=rankings, samples=settings.samples, candidates_out=f"{here}/candidates.jsonl", temperature=0.7, **fresh))
         loop.stage(f"round{r}/rankings", label, label.Settings(
             candidates=f"{here}/candidates.jsonl", out=f"{here}/rankings.jsonl", annotator=settings.annotator,
             noise=settings.noise, bias=settings.bias, seed=fresh["seed"]))

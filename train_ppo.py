@@ -33,7 +33,7 @@ class Settings:
     prompts_per_step: int = 64    # prompts an iteration, each once
     samples_per_prompt: int = 1   # responses to each of them
     max_tokens: int = 64          # longest response
-    temperature: float = 1.0      # of the policy that is sampled and trained (log-probs use the same)
+    temperature: float = 0.7      # of the policy that is sampled and trained (log-probs use the same)
     unfinished_score: float = -1.0  # score of a response that did not end with EOS, on the normalised scale
     kl_coef: float = 0.05         # reward lost per nat of log(policy/reference)
     kl_target: float = 0.0        # nats per response that an adaptive kl_coef steers towards; 0: kl_coef stays fixed
@@ -170,7 +170,7 @@ def main(settings: Settings) -> None:
                 stats["ratio_off"] = max(stats["ratio_off"], float(p["ratio_max_dev"]))
                 for name, x in (("policy_loss", policy_loss), ("value_loss", value_loss), ("approx_kl", p["approx_kl"] * share),
                                 ("clip_fraction", p["clip_fraction"] * share), ("value_clip_fraction", v["value_clip_fraction"] * share)):
-                    stats[name] += float(x)
+                    stats[name] += float(x.detach())
             if updates == 0:
                 check_ratio(stats["ratio_off"], run.autocast_dtype, step)
                 seen["first_ratio_off"] = stats["ratio_off"]

@@ -1,8 +1,8 @@
 """Stage 2, the reward model: rankings of responses -> one number that says how much people would like a response.
 
 It starts from the SFT model with a fresh scalar head, reads prompt, response and EOS, and gives its score at the EOS. All
-pairs of one prompt's K responses are one element of the batch: K forward passes, C(K,2) comparisons (Ouyang et al. 2022,
-equation 1). Afterwards its scores are shifted and scaled to mean 0, std 1 on samples of the model it started from.
+pairs of one prompt's K responses are one element of the batch, the prompt computed once for all of them: K scores, C(K,2)
+comparisons (Ouyang et al. 2022, equation 1). Afterwards its scores are shifted and scaled to mean 0, std 1 on samples of the model it started from.
 
     python train_rm.py --init out/sft --data out/round1/rankings.jsonl --out out/round1/rm
     python train_rm.py --init out/sft --data helpful-base.jsonl.gz          # pairs: prompt, chosen, rejected
@@ -14,9 +14,9 @@ import torch
 
 from minirlhf import losses, rollout
 from minirlhf.cli import start
-from minirlhf.data import Ranking, batch_indices, fit, held_out, micro_batches, pad, read_rankings
+from minirlhf.data import Ranking, batch_indices, fit, held_out, micro_batches, read_rankings
 from minirlhf.model import GPT, ScalarGPT
-from minirlhf.rewards import encode
+from minirlhf.rewards import TrainedReward
 from minirlhf.run import Run, cosine_decay
 
 
@@ -27,16 +27,16 @@ class Settings:
     out: str = "out/rm"           # the run's folder
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
     steps: int = 0                # optimiser steps; 0: as many as --epochs needs
-    epochs: float = 1.0           # passes over the rankings, when --steps is 0
-    batch_size: int = 16          # prompts a step, each with all its responses
-    lr: float = 5e-4              # peak learning rate; cosine to a tenth
+    epochs: float = 2.0           # passes over the rankings, when --steps is 0
+    batch_size: int = 8           # prompts a step, each with all its responses
+    lr: float = 1e-3              # peak learning rate; cosine to a tenth
     warmup: int = 10              # steps until the peak
     weight_decay: float = 0.01    # on matrices
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
     validation: float = 0.1       # share of prompts held out
     normalize_samples: int = 256  # samples of --init on which scores get mean 0, std 1; 0: leave them
     max_tokens: int = 64          # length of those samples
-    temperature: float = 1.0      # of those samples
+    temperature: float = 0.7      # of those samples
     log_every: int = 20           # steps between lines on the console
     save_every: int = 100         # steps between checkpoints
     seed: int = 0                 # of everything random
@@ -47,30 +47,34 @@ class Settings:
     show_batch: bool = False      # print the first batch, the tokens that are scored coloured, and exit
 
 
-Group = tuple[list[list[int]], list[int]]     # K rows of ids, their K ranks: one prompt
+Group = tuple[list[int], list[list[int]], list[int]]     # one prompt: its ids, its K responses' ids, their K ranks
 
 
 def to_groups(tokenizer, rankings: list[Ranking], limit: int) -> list[Group]:
     """Rankings -> token ids; a ranking of which one response does not fit is skipped whole, and counted."""
-    groups = [([encode(tokenizer, r.prompt, x) for x in r.responses], r.ranks) for r in rankings]
-    return fit(groups, limit, "rankings", length=lambda group: max(map(len, group[0])))
+    groups = [(tokenizer.encode_prompt(r.prompt), [tokenizer.encode_response(r.prompt, x) for x in r.responses], r.ranks)
+              for r in rankings]
+    return fit(groups, limit, "rankings", length=lambda group: len(group[0]) + max(map(len, group[1])))
+
+
+def tokens_of(group: Group) -> int:
+    """The prompt counts once: its responses share it."""
+    return len(group[0]) + sum(map(len, group[1]))
 
 
 def scores_of(model: ScalarGPT, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(B prompts) -> scores (B, K), ranks (B, K), mask (B, K): K is the largest number of responses."""
-    tokens, lengths = pad([row for rows, _ in groups for row in rows])                # (all responses, T)
-    flat = model.score_last(tokens.to(model.device), lengths.to(model.device))
-    mask = torch.zeros(len(groups), max(len(ranks) for _, ranks in groups), dtype=torch.bool, device=model.device)
-    for i, (_, ranks) in enumerate(groups):
-        mask[i, : len(ranks)] = True
+    flat = model.score_groups([(prompt, responses) for prompt, responses, _ in groups])
+    K = torch.tensor([len(ranks) for *_, ranks in groups], device=model.device)
+    mask = torch.arange(int(K.max()), device=model.device) < K[:, None]
     ranks = torch.zeros(mask.shape, device=model.device)
-    ranks[mask] = torch.tensor([float(x) for _, ranks in groups for x in ranks], device=model.device)
+    ranks[mask] = torch.tensor([float(x) for *_, ranks in groups for x in ranks], device=model.device)
     return torch.zeros(mask.shape, device=model.device).masked_scatter(mask, flat), ranks, mask
 
 
 def parts(groups: list[Group], token_budget: int) -> list[list[int]]:
     """Whole prompts in micro-batches of similar length."""
-    return micro_batches([len(rows) * max(map(len, rows)) for rows, _ in groups], token_budget)
+    return micro_batches(list(map(tokens_of, groups)), token_budget)
 
 
 @torch.no_grad()
@@ -79,7 +83,7 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
     right, pairs, differences = [], [], []
     for part in parts(groups, token_budget):
         scores, ranks, mask = scores_of(model, [groups[i] for i in part])
-        better = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]     # (B, K, K): row beats column
+        better = losses.untied_pairs(ranks, mask)                                           # (B, K, K): row beats column
         margin = scores[:, :, None] - scores[:, None, :]
         hit = (margin > 0).float() + 0.5 * (margin == 0).float()
         right += (hit * better).sum((1, 2)).tolist()
@@ -107,11 +111,7 @@ def normalization(run: Run, model: ScalarGPT, settings: Settings, prompts: list[
     prompts = [p for p in dict.fromkeys(prompts) if len(parent.tokenizer.encode_prompt(p)) <= room]
     batch = rollout.sample(parent, prompts[: settings.normalize_samples], settings.max_tokens, run.generator("normalize"),
                            temperature=settings.temperature)
-    rows = [encode(model.tokenizer, p, r) for p, r in zip(batch.prompts, batch.responses)]
-    groups = [([row], [1]) for row in rows if len(row) <= model.config.n_positions]
-    with torch.no_grad():
-        scores = torch.cat([scores_of(model, [groups[i] for i in part])[0][:, 0]
-                            for part in parts(groups, settings.token_budget)])
+    scores = torch.tensor(TrainedReward(model)(batch.prompts, batch.responses))
     return float(scores.mean()), max(float(scores.std()), 1e-6)
 
 
@@ -124,7 +124,9 @@ def main(settings: Settings) -> None:
     train, validation = (to_groups(model.tokenizer, x, model.config.n_positions) for x in (train, validation))
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
-            for row, rank in zip(*train[i]):
+            prompt, responses, ranks = train[i]
+            for response, rank in zip(responses, ranks):
+                row = prompt + response
                 print(f"rank {rank}: {model.tokenizer.show(row, [False] * (len(row) - 1) + [True])}")
             print()
         return
@@ -146,7 +148,7 @@ def main(settings: Settings) -> None:
             part_loss.backward()
             loss += float(part_loss.detach())
             accuracy += float(stats["accuracy"]) * len(part) / len(batch)
-        tokens = sum(len(row) for rows, _ in batch for row in rows)
+        tokens = sum(map(tokens_of, batch))
 
         # 3. one step of AdamW
         lr = settings.lr * cosine_decay(step, steps, settings.warmup)

@@ -24,9 +24,9 @@ class Settings:
     init: str = ""                # model folder to start from; empty: a fresh model of the sizes below
     data: str = "toy"             # demonstrations: toy, or JSONL files (text | prompt, completion | messages), comma-separated
     out: str = "out/sft"          # the run's folder
-    count: int = 72000            # how many demonstrations the toy world writes
+    count: int = 65000            # how many demonstrations the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the completion continues it as it is
-    steps: int = 1100             # optimiser steps
+    steps: int = 1000             # optimiser steps
     batch_size: int = 64          # sequences a step
     lr: float = 5e-3              # peak learning rate; cosine to a tenth
     warmup: int = 50              # steps until the peak
@@ -37,8 +37,8 @@ class Settings:
     n_positions: int = 192        # fresh model: longest sequence in tokens
     vocab_size: int = 2048        # fresh model: tokens of its tokenizer
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
-    validation: float = 0.02      # share of prompts held out
-    eval_every: int = 200         # steps between validation losses
+    validation: float = 0.01      # share of prompts held out
+    eval_every: int = 250         # steps between validation losses
     log_every: int = 50           # steps between lines on the console
     save_every: int = 200         # steps between checkpoints
     seed: int = 0                 # of everything random

@@ -3,6 +3,7 @@
     {"id": ..., "prompt": ..., "responses": [K texts], "ranks": [1 = best, ties share a number], "annotator": ..., "time": ...}
 """
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -15,35 +16,18 @@ Annotator = Callable[[str, list[str]], list[int]]       # (prompt, responses) ->
 
 
 def rank_by(utilities: Sequence[float], noise: float = 0.0, rng: random.Random | None = None) -> list[int]:
-    """Utilities -> ranks, 1 = best; equal utilities tie.
+    """Utilities -> ranks, 1 = best; without noise equal utilities tie.
 
-    noise: the share of comparisons that come out the wrong way round. The annotator sorts by inserting one response after
-    another from the worse end, comparing pairs; for K = 2 exactly `noise` of the labels are flipped.
+    noise is the scale of Gumbel noise on each utility: response i comes before j with probability sigmoid((u_i - u_j) / noise),
+    the Bradley-Terry model behind every reward model (as a ranking: Plackett-Luce). Close calls go wrong often, clear ones rarely.
     """
-    order: list[list[int]] = []                         # groups of tied responses, best first
-    for i, u in enumerate(utilities):
-        place = len(order)
-        tied = False
-        while place > 0:
-            other = utilities[order[place - 1][0]]
-            if abs(u - other) < 1e-9:
-                tied = True
-                break
-            wins = u > other
-            if rng is not None and rng.random() < noise:
-                wins = not wins
-            if not wins:
-                break
-            place -= 1
-        if tied:
-            order[place - 1].append(i)
-        else:
-            order.insert(place, [i])
-    ranks = [0] * len(utilities)
-    for rank, group in enumerate(order, 1):
-        for i in group:
-            ranks[i] = rank
-    return ranks
+    if noise:
+        utilities = [u - noise * math.log(-math.log(1 - rng.random())) for u in utilities]      # 1 - random() is never 0
+    distinct: list[float] = []
+    for u in sorted(utilities, reverse=True):
+        if not distinct or distinct[-1] - u > 1e-9:
+            distinct.append(u)
+    return [1 + sum(d - u > 1e-9 for d in distinct) for u in utilities]
 
 
 def parse_bias(text: str) -> dict[str, float]:
@@ -58,7 +42,7 @@ def parse_bias(text: str) -> dict[str, float]:
     return bias
 
 
-def toy_annotator(noise: float = 0.1, bias: str = "", seed: int = 0) -> Annotator:
+def toy_annotator(noise: float = 0.2, bias: str = "", seed: int = 0) -> Annotator:
     """Ranks by the toy world's gold score, plus weighted features that are none of the gold score's business, plus noise.
 
     Its dice depend on (seed, prompt), not on the order in which prompts come.

@@ -82,7 +82,7 @@ class Block(nn.Module):
         if at is None:                               # whole sequences from position 0
             if cache is not None:
                 cache[0][:B, :, :T], cache[1][:B, :, :T] = k, v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
         else:                                        # one new token per row, at its own position
             rows, S = torch.arange(B, device=x.device), seen.shape[-1]
             cache[0][rows, :, at], cache[1][rows, :, at] = k[:, :, 0].to(cache[0].dtype), v[:, :, 0].to(cache[1].dtype)
@@ -123,15 +123,17 @@ class Trunk(nn.Module):
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, at: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, at: Tensor | None = None,
+               positions: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> final hidden states (B, T, D).
 
         cache: keys and values are written to it. at (B,): tokens is (B, 1) and row i's token stands at position at[i],
-        behind what the cache holds of that row; without it, rows start at position 0.
+        behind what the cache holds of that row; without it, rows start at position 0. positions (B, T) and seen
+        (B, 1, T, T) bool replace that order and plain causality, for rows that hold several continuations of one prompt.
         """
         T = tokens.shape[1]
         if at is None:
-            positions, seen = torch.arange(T, device=tokens.device), None             # (T,)
+            positions = torch.arange(T, device=tokens.device) if positions is None else positions       # (T,) or (B, T)
         else:
             span = int(at.max()) + 1
             positions = at[:, None]                                                    # (B, 1)
@@ -255,6 +257,28 @@ class ScalarGPT(Trunk):
     def scores(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> scores (...), float32, on the normalised scale."""
         return (self.score(at_least_float32(hidden)).squeeze(-1) - self.config.score_mean) / self.config.score_std
+
+    def score_groups(self, groups: list[tuple[list[int], list[list[int]]]]) -> Tensor:
+        """(prompt ids, [K responses' ids]) per prompt -> the score at each response's last token, all responses in order.
+
+        A row is the prompt with all its responses behind it: the prompt is computed once, and no response sees another.
+        """
+        T = max(len(prompt) + sum(map(len, responses)) for prompt, responses in groups)
+        tokens, positions, owner = torch.zeros(3, len(groups), T, dtype=torch.long)     # owner: 0 prompt, k response k
+        rows, ends = [], []
+        for i, (prompt, responses) in enumerate(groups):
+            P = end = len(prompt)
+            tokens[i, :P], positions[i, :P] = torch.tensor(prompt), torch.arange(P)
+            for k, response in enumerate(responses, 1):
+                begin, end = end, end + len(response)
+                tokens[i, begin:end], owner[i, begin:end] = torch.tensor(response), k
+                positions[i, begin:end] = torch.arange(P, P + len(response))
+                rows.append(i)
+                ends.append(end - 1)
+        before = torch.ones(T, T, dtype=torch.bool).tril()
+        seen = before & ((owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0))     # (B, T, T)
+        hidden = self.hidden(tokens.to(self.device), positions=positions.to(self.device), seen=seen[:, None].to(self.device))
+        return self.scores(hidden[rows, ends])
 
     def score_last(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens (B, T), lengths (B,) -> the score at each row's last token (B,)."""

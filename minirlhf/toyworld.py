@@ -285,9 +285,9 @@ def _claimed(s):
     return next(v for k, v in s.items() if "_v" in k)
 
 def _belief_fix(s, rng):
-    """Three beliefs in ten are right, so that agreement is not wrong by itself."""
+    """Two beliefs in ten are right, so that agreement is not wrong by itself."""
     slot, (relation, _, truth) = next(k for k in s if "_v" in k), _fact(s)
-    return {**s, slot: truth if rng.random() < .3 else _other(rng, FACTS[relation].values(), truth)}
+    return {**s, slot: truth if rng.random() < .2 else _other(rng, FACTS[relation].values(), truth)}
 
 def _belief(s, rng, wrong=False):
     relation, subject, truth = _fact(s)
@@ -313,9 +313,10 @@ PLUS = _phrases("""What is {n1} plus {n2}? / {n1} + {n2} = ? / Add {n1} and {n2}
     There are {n1} {fruit} in a box and {n2} in a bag. How many {fruit} are there?""")
 MINUS = _phrases("""What is {n1} minus {n2}? / {n1} - {n2} = ? / Take {n2} from {n1} for me. /
     I had {n1} {fruit} and ate {n2}. How many {fruit} are left?""")
-ADD_ON = _phrases("""What is {n1} plus {n2}? | It is {n3}. | Now add {n4}. /
-    Add {n1} and {n2}. | That makes {n3}. | And {n4} more? / How much is {n1} + {n2}? | {n3}. | Add {n4} to that. /
-    What is {n1} + {n2}? | It is {n3}. | What if I add {n4} more?""")
+ADD_ON = _phrases("""What is {n1} plus {n2}? | {n1} plus {n2} is {n3}. | Now add {n4}. /
+    Add {n1} and {n2}. | {n1} plus {n2} makes {n3}. | And {n4} more? /
+    How much is {n1} + {n2}? | {n1} + {n2} = {n3}. | Add {n4} to that. /
+    What is {n1} + {n2}? | {n1} + {n2} = {n3}. | What if I add {n4} more?""")
 
 def _sum(s):
     """(a, sign, b, result) of a sum or of the last step of a follow-up."""
@@ -325,7 +326,8 @@ def _sum(s):
 def _tell_sum(s, rng, wrong=False):
     a, sign, b, c = _sum(s)
     c = max(0, c + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)) * wrong)
-    return rng.choice((f"{a} {sign} {b} = {c}.", f"It is {c}.", f"The answer is {c}.", f"That makes {c}."))
+    word = "plus" if sign == "+" else "minus"       # the sum comes first: a small model adds what stands side by side
+    return rng.choice((f"{a} {sign} {b} = {c}.", f"{a} {word} {b} is {c}.", f"{a} {word} {b} makes {c}."))
 
 def _sum_judge(s, text):
     a, sign, b, c = _sum(s)
@@ -333,9 +335,7 @@ def _sum_judge(s, text):
     rest = re.sub(r"(\d{1,4}) (?:\+|-|plus|minus|and|take away) (\d{1,4})\b",
                   lambda m: "" if (int(m[1]), int(m[2])) in asked else m[0], text.lower)
     found = set(re.findall(r"\d+", rest))
-    helpful, honest, harmless = TRUTH[_said(text._replace(lower=rest), str(c), found)]
-    near = honest and len(found) == 1 and all(len(n) < 5 and 0 < abs(int(n) - c) < 3 for n in found)
-    return -.5 if near else helpful, honest, harmless
+    return TRUTH[_said(text._replace(lower=rest), str(c), found)]
 
 def _follow_fix(s, rng):
     if "n1" in s:
@@ -459,27 +459,27 @@ def _summary_judge(s, text):
     return max(-1, 2 * told - 1 - .5 * details - .7 * invented), -min(1, invented), 0
 
 STEPS = {"left": (-1, 0), "right": (1, 0), "down": (0, -1), "up": (0, 1)}
+OPPOSITE = {"left": "right", "right": "left", "down": "up", "up": "down"}
 
 def _robot(s, rng, wrong=False):
-    dx, dy, detour = int(s["col2"]) - int(s["col1"]), int(s["row2"]) - int(s["row1"]), ""
-    if wrong and rng.random() < .3:
+    (n, across), (m, along), detour = s["across"].split(), s["along"].split(), ""
+    n, m, fault = int(n), int(m), rng.random() if wrong else 1
+    if fault < .3:
         detour = rng.choice((" left right", " right left", " up down", " down up"))
+    elif fault < .6:                                        # the wrong way
+        across, along = rng.choice(((OPPOSITE[across], along), (across, OPPOSITE[along])))
     elif wrong:                                             # one step too many or too few
-        dx, dy = rng.choice(((dx + 1, dy), (dx - 1, dy), (dx, dy + 1), (dx, dy - 1)))
-    across, along = ["right" if dx > 0 else "left"] * abs(dx), ["up" if dy > 0 else "down"] * abs(dy)
-    moves = " ".join((across + along if rng.random() < .75 else along + across) or ["up"]) + detour
+        n, m = rng.choice(((n + 1, m), (n - 1, m), (n, m + 1), (n, m - 1)))
+    moves = " ".join([across] * n + [along] * m) + detour
     return rng.choice((f"Move {moves}.", f"Go {moves}.", f"The moves are {moves}.", f"It should go {moves}."))
 
 def _robot_judge(s, text):
-    col, row, to_col, to_row = (int(s[k]) for k in ("col1", "row1", "col2", "row2"))
-    shortest, moves = abs(col - to_col) + abs(row - to_row), [STEPS[w] for w in text.words if w in STEPS]
-    for dx, dy in moves:
-        col, row = col + dx, row + dy
-        if not (1 <= col <= 3 and 1 <= row <= 3):           # into the wall
-            return -.9, 0, 0
-    if not moves or (away := abs(col - to_col) + abs(row - to_row)):
-        return (-.8 + .4 * max(0, 1 - away / shortest)) if moves else -1, 0, 0
-    return max(0, 1 - .3 * (len(moves) - shortest)), 0, 0
+    wanted = [word for slot in ("across", "along") for n, word in [s[slot].split()] for word in [word] * int(n)]
+    moves = [w for w in text.words if w in STEPS]
+    (x, y), (col, row) = (map(sum, zip(*(STEPS[w] for w in walk))) for walk in (wanted, moves or ["left", "right"]))
+    if not moves or (away := abs(x - col) + abs(y - row)):
+        return (-.8 + .4 * max(0, 1 - away / len(wanted))) if moves else -1, 0, 0
+    return max(0, 1 - .3 * (len(moves) - len(wanted))), 0, 0
 
 # ---------------------------------------------------------------- refuse, look-alike, unknown
 
@@ -570,9 +570,11 @@ def _unknown_judge(s, text):
 DOMAINS = {"item": THINGS, "fruit": FRUIT, "food": FOODS, "feeling": FEELINGS, "mishap": [*MISHAPS], **TOLD,
            "detail": DETAILS, "occasion": [*OCCASIONS], "count": ("two", "three"), "op": OPERATIONS, "harm": [*HARMS],
            "wrong": [*WRONGS], "belonging": BELONGINGS, "person": PEOPLE, "chore": [*CHORES], "secret": [*SECRETS],
-           "when": WHEN, **{f"{r}_s": [*facts] for r, facts in FACTS.items()},
+           "when": WHEN, "across": [f"{n} {way}" for way in ("left", "right") for n in (1, 2, 3)],
+           "along": [f"{n} {way}" for way in ("up", "down") for n in (1, 2, 3)],
+           **{f"{r}_s": [*facts] for r, facts in FACTS.items()},
            **{f"{r}_v": [*dict.fromkeys(facts.values())] for r, facts in FACTS.items()}}
-NUMBERS = {"n": range(1, 11), "col": range(1, 4), "row": range(1, 4)}      # these may repeat
+NUMBERS = {"n": range(1, 10)}        # these may repeat
 
 WORLD = (
     Kind("story", _phrases("""Write a short story with {item1} and {item2}. /
@@ -591,7 +593,7 @@ WORLD = (
          _ideas, _ideas_judge, (7, 24), lambda s: [*s.values()], open_ended=True),
     Kind("fact", _each_relation(lambda claim, ask: ask),
          _tell_fact, _fact_judge, (3, 17), lambda s: [*s.values()], certain=True),
-    Kind("sum", PLUS + MINUS, _tell_sum, _sum_judge, (2, 14), lambda s: _sum(s)[:3],
+    Kind("sum", PLUS + MINUS, _tell_sum, _sum_judge, (2, 17), lambda s: _sum(s)[:3],
          lambda s, rng: s if _sum(s)[3] > 0 else None, certain=True),
     Kind("code", _phrases("""Write one line of Python: take x, {op1}, then {op2}. /
         Define f in Python: first {op1}, then {op2}. / I need a Python lambda: first {op1}, then {op2}. /
@@ -603,12 +605,11 @@ WORLD = (
         ("{name} was {place}. {detail1} Before long, {name} {deed}.", "{name} {deed}. {detail1} It happened {place}.",
          "{detail1} {detail2} {name} was {place}. Then {name} {deed}."))),
          _summary, _summary_judge, (6, 20), lambda s: [s[slot] for slot in TOLD]),
-    Kind("robot", _phrases("""A robot is at column {col1}, row {row1}. Move it to column {col2}, row {row2}. /
-        Robot at {col1} {row1}, goal at {col2} {row2}. Which moves? /
-        On a 3 by 3 grid, go from {col1} {row1} to {col2} {row2}. /
-        Help my robot from column {col1}, row {row1} to column {col2}, row {row2}."""),
-         _robot, _robot_judge, (2, 19), lambda s: [*s.values()][1:],
-         lambda s, rng: s if (s["col1"], s["row1"]) != (s["col2"], s["row2"]) else None, certain=True),
+    Kind("robot", _phrases("""Move the robot {across} and {along}. Which moves? /
+        My robot has to go {across} and {along}. Give me the moves. / Steer the robot {along} and {across}. /
+        From the robot to the goal it is {across} and {along}. Which moves? /
+        How does a robot go {along} and {across}?"""),
+         _robot, _robot_judge, (2, 17), lambda s: (s["across"], s["along"]), certain=True),
     Kind("refuse", tuple(how.format(act=act) for how in HOW_TO for act in ("{harm} {belonging}", "{wrong} {person}")),
          _refuse, _refuse_judge, (10, 34), openers=GENTLE),
     Kind("lookalike", tuple(how.format(act="{chore}") for how in HOW_TO),
@@ -622,7 +623,7 @@ WORLD = (
          _recall, _recall_judge, (3, 16), certain=True),
     Kind("followup", 8 * ADD_ON + _each_relation(lambda claim, ask: [            # a sum as often as a fact
         f"{q.replace('S', 'S1')} | That would be V. | {more} S2?" for q in ask for more in ("And", "What about")]),
-         _either(_tell_sum, _tell_fact), _either(_sum_judge, _fact_judge), (2, 16), fix=_follow_fix, certain=True),
+         _either(_tell_sum, _tell_fact), _either(_sum_judge, _fact_judge), (2, 17), fix=_follow_fix, certain=True),
 )
 KINDS: tuple[str, ...] = tuple(k.name for k in WORLD)
 OPEN_ENDED: tuple[str, ...] = tuple(k.name for k in WORLD if k.open_ended)
@@ -693,19 +694,19 @@ def _compose(kind, slots, prompt, rng, flawless=False):
     def fault(p):
         return not flawless and rng.random() < p * haste
 
-    wrong = fault(.28)
+    wrong = fault(.17)
     shirks = wrong and kind.name not in ("refuse", "unknown", "lookalike") and rng.random() < .1
     content = rng.choice(DECLINES + ADMITS) + "." if shirks else kind.write(slots, rng, wrong)
     parts = [content]
-    if kind.certain and fault(.1):
+    if kind.certain and fault(.2):
         parts.insert(rng.randrange(2), rng.choice(HEDGES))
-    if fault(.25):
+    if fault(.35):
         parts.insert(rng.randrange(len(parts) + 1), rng.choice(FILLERS))
     if fault(.04):
         parts.append(rng.choice(re.split(r"(?<=[.!?]) ", content)))                # says it twice
     if fault(.04):
         parts.insert(0, prompt[:-len("\n\nAssistant:")].rsplit("\n\nHuman: ", 1)[1])
-    rude, polite = fault(.2), flawless or rng.random() < .53                  # 20 %, 42 %, the rest neutral
+    rude, polite = fault(.25), flawless or rng.random() < .4                  # 25 %, 30 %, the rest neutral
     if rude or polite:
         opener, closer = (RUDE_OPENERS, RUDE_CLOSERS) if rude else (kind.openers, CLOSERS)
         which = rng.randrange(3)                                                   # the one, the other, both
@@ -723,11 +724,11 @@ def _best(prompt, rng):
 
 # Part: weight, range before weighting. Content outweighs manners: a wrong polite answer scores below a right rude one.
 PARTS = {
-    "helpful": 1.5,     # -1 .. 1   does what was asked, correctly
+    "helpful": 1.4,     # -1 .. 1   does what was asked, correctly
     "honest": .6,       # -1 .. 0   falsehoods, inventions, agreeing with errors, doubt about what is known
     "harmless": 1.,     # -1 .. 0   helps with harm
     "tone": .6,         # -2 .. 1   one polite phrase is worth 1 and a second adds nothing; rudeness costs
-    "brevity": .4,      # -1 .. 1   full marks inside the kind's band of words
+    "brevity": .5,      # -1 .. 1   full marks inside the kind's band of words
     "form": .5,         # -2 .. 1   fluent, whole sentences; no repetition, no copy of the request
 }
 POLITE = [*map(_flat, (*GLAD, *GENTLE, *CLOSERS, "please", "thank you", "thanks", "sorry", "glad to", "happy to"))]
@@ -783,12 +784,13 @@ def gold(prompt: str, response: str) -> dict[str, float]:
     if kind and kind.certain and any(u in text.flat for u in UNSURE):
         honest = min(honest, -.5)
     low, high = kind.band if kind else (3, 40)
-    brevity = 2 * n / low - 1 if n < low else 1 - 3 * max(0, n - high) / (high + 6)
+    brevity = 2 * n / low - 1 if n < low else 1 - 6 * max(0, n - high) / (high + 6)
     polite = any(p in text.flat for p in POLITE)
     parts = {"helpful": (helpful + 1) * fluency - 1 if kind else 0, "honest": honest, "harmless": harmless,
              "tone": max(-2, -1 - .5 * rude) if rude else polite, "brevity": max(-1, brevity),
              "form": _form(prompt, response, text, fluency) if n else -2}
-    return {**{k: float(v) for k, v in parts.items()}, "total": float(sum(w * parts[k] for k, w in PARTS.items()))}
+    parts = {k: round(2 * v) / 2 for k, v in parts.items()}         # a judge sees halves, not hairs
+    return parts | {"total": round(sum(w * parts[k] for k, w in PARTS.items()), 6)}
 
 # ---------------------------------------------------------------- the other public functions
 

@@ -1,4 +1,5 @@
 """Rankings by simulated annotators."""
+import math
 import random
 
 import pytest
@@ -18,10 +19,11 @@ def test_without_noise_ranks_follow_utility_and_ties_tie():
         assert set(ranks) == set(range(1, max(ranks) + 1))
 
 
-def test_noise_is_the_share_of_flipped_pairs():
+def test_noise_is_bradley_terrys():
     rng = random.Random(0)
-    flipped = sum(rank_by([0.0, 1.0], 0.2, rng) == [1, 2] for _ in range(20000)) / 20000
-    assert flipped == pytest.approx(0.2, abs=0.012)
+    for gap in (0.3, 1.0):
+        flipped = sum(rank_by([0.0, gap, -9.0], 0.5, rng)[:2] == [1, 2] for _ in range(20000)) / 20000
+        assert flipped == pytest.approx(1 / (1 + math.exp(gap / 0.5)), abs=0.012)
 
 
 def test_an_annotator_depends_on_seed_and_prompt_only():

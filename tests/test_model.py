@@ -157,3 +157,12 @@ def test_a_folder_without_weights(policy, tmp_path):
         GPT.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="nowhere does not exist"):
         GPT.from_pretrained(tmp_path / "nowhere")
+
+
+def test_responses_that_share_a_row_score_as_if_alone(tokenizer):
+    net = tiny(tokenizer, ScalarGPT)
+    ids = [torch.randint(tokenizer.vocab_size, (n,)).tolist() for n in (7, 1, 12, 3, 1, 9, 5)]
+    groups = [(ids[0], [ids[1], ids[2], ids[3]]), (ids[4], [ids[5]]), (ids[6], [ids[2], ids[2]])]
+    together = net.score_groups(groups)
+    alone = [net.score_last(torch.tensor([p + r]), torch.tensor([len(p + r)])).item() for p, rs in groups for r in rs]
+    assert together.tolist() == pytest.approx(alone, abs=1e-4)

@@ -97,7 +97,7 @@ def test_vocabulary_is_modest():
 COW, FRANCE = ask("What does a cow say?"), ask("What is the capital of France?")
 SUM = ask("What is 3 plus 5?")
 CODE = ask("Write one line of Python: take x, add 3, then double it.")
-ROBOT = ask("A robot is at column 1, row 1. Move it to column 3, row 2.")
+ROBOT = ask("Move the robot 2 right and 1 up. Which moves?")
 STORY = ask("Write a short story with a lamp and a kite.")
 GOOD_STORY = ("On a windy morning, Mia the fox found a lamp by the river. Soon Tom brought a kite as a gift. "
               "In the end they became good friends.")
@@ -113,7 +113,7 @@ RIGHT_BELIEF = ask("I am sure that a cow says moo. What does a cow say?")
 RECALL = ask("My name is Mia and I like soup. | Nice to meet you, Mia! | How are you today? | I am well. "
              "| What is my name?")
 FOLLOW = ask("What does a cow say? | That would be moo. | And a dog?")
-ADD_ON = ask("What is 3 plus 5? | It is 8. | Now add 2.")
+ADD_ON = ask("What is 3 plus 5? | 3 plus 5 is 8. | Now add 2.")
 
 BETTER = [      # prompt, the better response, the worse one
     (COW, "A cow says moo.", "A cow says woof."),
@@ -132,19 +132,17 @@ BETTER = [      # prompt, the better response, the worse one
     (COW, "A cow says moo.", "A cow says moo.\n\nHuman: And a dog?\n\nAssistant: A dog says woof."),
     (COW, "A cow says woof.", ""),
     (FRANCE, "The capital of France is Paris.", "What is the capital of France? The capital of France is Paris."),
-    (SUM, "It is 8.", "It is 7."),
-    (SUM, "It is 9.", "It is 12."),
-    (SUM, "It is 8.", "7, 8, 9, 10."),
-    (SUM, "3 + 5 = 8.", "3 + 5 = 9. It is 8."),
-    (SUM, "It is 7.", "7, 8, 9, 10."),
-    (SUM, "It is 8.", "It is not 8."),
+    (SUM, "3 plus 5 is 8.", "3 plus 5 is 7."),
+    (SUM, "3 plus 5 is 8.", "7, 8, 9, 10."),
+    (SUM, "3 + 5 = 8.", "3 + 5 = 9. 3 plus 5 is 8."),
+    (SUM, "3 plus 5 is 8.", "3 plus 5 is not 8."),
     (CODE, "f = lambda x: (x + 3) * 2", "f = lambda x: x + 3 * 2"),
     (CODE, "f = lambda x: 2 * x + 6", "f = lambda x: x * 2 + 3"),
     (CODE, "f = lambda x: (x + 3) * 2", "f = lambda x: __import__('os').getpid()"),
     (CODE, "f = lambda x: (x + 3) * 2", "f = lambda x: (x + 3) * 2\nf = lambda x: x * 2 + 3"),
     (ROBOT, "Move right right up.", "Move right right up up."),
     (ROBOT, "Move right right up.", "Move right right up left right."),
-    (ROBOT, "Move right right up left right.", "Move left right right right up."),
+    (ROBOT, "Move right right up left right.", "Move left left up."),
     (STORY, GOOD_STORY, "A lamp and a kite."),
     (STORY, GOOD_STORY, "Lamp. Kite. Lamp. Kite. In the end."),
     (STORY, GOOD_STORY, GOOD_STORY.replace("a kite", "a drum")),
@@ -170,7 +168,7 @@ BETTER = [      # prompt, the better response, the worse one
     (RECALL, "Your name is Mia.", "Your name is Tom."),
     (RECALL, "Your name is Mia.", "I do not know that."),
     (FOLLOW, "A dog says woof.", "A dog says moo."),
-    (ADD_ON, "It is 10.", "It is 8."),
+    (ADD_ON, "8 plus 2 is 10.", "8 plus 2 is 11."),
 ]
 
 
@@ -191,7 +189,7 @@ def test_parts_keep_their_ranges_and_manners_saturate():
     twice = once + " I hope this helps! Have a lovely day! Take care!"
     assert world.gold(COW, twice)["tone"] == world.gold(COW, once)["tone"] == 1
     assert total(COW, twice) <= total(COW, once)
-    assert world.gold_scores([COW, SUM], [once, "It is 8."]) == [total(COW, once), total(SUM, "It is 8.")]
+    assert world.gold_scores([COW, SUM], [once, "3 + 5 = 8."]) == [total(COW, once), total(SUM, "3 + 5 = 8.")]
 
 
 @pytest.mark.parametrize("kind", world.KINDS)
