@@ -90,7 +90,8 @@ def main(settings: Settings) -> dict:
     results, answers = [], {}
     for folder in folders:
         policy = place(GPT.from_pretrained(folder))
-        reference = policy if folder == baseline else reference
+        if folder == baseline:                # the first of them
+            reference = policy
         generator = torch.Generator(device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = rollout.sample(policy, prompts, settings.max_tokens, generator, temperature=settings.temperature,
                                samples_per_prompt=settings.samples)
@@ -113,7 +114,7 @@ def main(settings: Settings) -> dict:
         answers[folder] = responses
     if settings.data == "toy":          # what the demonstrators wrote for the same prompts
         written = toyworld.demonstrations(settings.split, settings.count, settings.seed)
-        written = [d for d in {d["prompt"]: d for d in reversed(written)}.values()]
+        written = list({d["prompt"]: d for d in reversed(written)}.values())
         demonstrations = {"policy": "demonstrations"} | assess([d["prompt"] for d in written], [[d["completion"]] for d in written])
         results.append(demonstrations)
 

@@ -28,8 +28,8 @@ class Settings:
     annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world
     noise: float = 0.2            # toy annotator: scale of its errors, in units of the gold score
     bias: str = ""                # toy annotator: what else it likes, as length=0.3,agreement=0.5
-    rankings: int = 2000          # prompts drawn to be ranked in a round (repeats are left out)
-    samples: int = 4              # responses to each of them
+    rankings: int = 3000          # prompts drawn to be ranked in a round (repeats are left out)
+    samples: int = 6              # responses to each of them
     sft_steps: int = 0            # of SFT; 0: train_sft.py's default
     ppo_steps: int = 0            # of PPO in a round; 0: train_ppo.py's default
     kl_coef: float = 0.05         # of PPO: reward lost per nat of log(policy/reference)
@@ -47,7 +47,8 @@ class Loop:
         self.folder, self.path = Path(settings.out), Path(settings.out) / "loop.json"
         self.state = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"stages": {}}
         mine = asdict(settings)
-        changed = [k for k, v in self.state.get("settings", mine).items() if mine.get(k) != v and k not in ("rounds", "device", "out")]
+        theirs = self.state.get("settings", mine)
+        changed = [k for k in mine if theirs.get(k) != mine[k] and k not in ("rounds", "device", "out")]
         if changed:
             raise UserError(f"{self.folder} holds a loop with other settings ({', '.join(changed)}): "
                             "call it with the same ones to go on, or choose another --out")
@@ -96,14 +97,15 @@ def main(settings: Settings) -> None:
         here, fresh = f"{out}/round{r}", {**common, "seed": settings.seed + 100 * r}       # other prompts every round
         # new feedback, on what the policy says now
         loop.stage(f"round{r}/candidates", sample, sample.Settings(
-            init=policy, data="toy", count=rankings, samples=settings.samples, candidates_out=f"{here}/candidates.jsonl", temperature=0.7, **fresh))
+            init=policy, data="toy", count=rankings, samples=settings.samples, temperature=0.7,
+            candidates_out=f"{here}/candidates.jsonl", **fresh))
         loop.stage(f"round{r}/rankings", label, label.Settings(
             candidates=f"{here}/candidates.jsonl", out=f"{here}/rankings.jsonl", annotator=settings.annotator,
             noise=settings.noise, bias=settings.bias, seed=fresh["seed"]))
         rankings_so_far.append(f"{here}/rankings.jsonl")
         # stage 2: the reward model learns from all rankings so far
         loop.stage(f"round{r}/rm", train_rm, train_rm.Settings(
-            init=f"{out}/sft", data=",".join(rankings_so_far), out=f"{here}/rm", **fresh))
+            init=f"{out}/sft", data=",".join(rankings_so_far), epochs=2 / r, out=f"{here}/rm", **fresh))
         # stage 3: the policy learns from the reward model, held near the SFT model
         ppo = train_ppo.Settings(init=policy, reference=f"{out}/sft", reward=f"{here}/rm", out=f"{here}/ppo",
                                  kl_coef=settings.kl_coef, **fresh)

@@ -78,7 +78,8 @@ def main(settings: Settings) -> None:
     prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
                            template=settings.template)[: settings.count]
     responses = answer(prompts).responses
-    rows = [{"id": f"{settings.seed}-{i}", "prompt": prompt, "responses": responses[i * settings.samples : (i + 1) * settings.samples]}
+    K = settings.samples
+    rows = [{"id": f"{settings.seed}-{i}", "prompt": prompt, "responses": responses[i * K : (i + 1) * K]}
             for i, prompt in enumerate(prompts)]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if not settings.candidates_out:

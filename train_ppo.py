@@ -29,7 +29,7 @@ class Settings:
     out: str = "out/ppo"          # the run's folder
     count: int = 8000             # how many prompts the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
-    steps: int = 80               # PPO iterations
+    steps: int = 60               # PPO iterations
     prompts_per_step: int = 64    # prompts an iteration, each once
     samples_per_prompt: int = 1   # responses to each of them
     max_tokens: int = 64          # longest response
@@ -46,7 +46,7 @@ class Settings:
     epochs: int = 2               # passes over the episodes of an iteration
     minibatches: int = 1          # optimiser steps a pass
     stop_update_kl: float = 0.1   # approximate KL of one update (nats per token) beyond which its remaining passes are left out
-    lr: float = 5e-4              # decays linearly to 0
+    lr: float = 1e-3              # decays linearly to 0
     warmup: int = 5               # iterations until the peak
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
     log_every: int = 5            # iterations between lines on the console
@@ -118,7 +118,8 @@ def main(settings: Settings) -> None:
     optimizer = run.adamw([policy, value], settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
     run.track(optimizer, policy=policy, value=value)
-    print(f"{len(prompts)} prompts, {settings.prompts_per_step * settings.samples_per_prompt} episodes an iteration, on {run.device}")
+    episodes = settings.prompts_per_step * settings.samples_per_prompt
+    print(f"{len(prompts)} prompts, {episodes} episodes an iteration, on {run.device}")
 
     for step in run.steps(settings.steps):
         # 1. sample responses from the policy itself: temperature only
@@ -167,10 +168,11 @@ def main(settings: Settings) -> None:
                                                   settings.value_clip, total=tokens)
                 (policy_loss + value_loss).backward()
                 share = float(m.sum()) / tokens
-                stats["ratio_off"] = max(stats["ratio_off"], float(p["ratio_max_dev"]))
-                for name, x in (("policy_loss", policy_loss), ("value_loss", value_loss), ("approx_kl", p["approx_kl"] * share),
-                                ("clip_fraction", p["clip_fraction"] * share), ("value_clip_fraction", v["value_clip_fraction"] * share)):
-                    stats[name] += float(x.detach())
+                stats["ratio_off"] = max(stats["ratio_off"], float(p.pop("ratio_max_dev")))
+                for name, x in (p | v).items():                                # means over the part's tokens
+                    stats[name] += float(x) * share
+                stats["policy_loss"] += float(policy_loss.detach())
+                stats["value_loss"] += float(value_loss.detach())
             if updates == 0:
                 check_ratio(stats["ratio_off"], run.autocast_dtype, step)
                 seen["first_ratio_off"] = stats["ratio_off"]

@@ -2,13 +2,15 @@
 
 It starts from the SFT model with a fresh scalar head, reads prompt, response and EOS, and gives its score at the EOS. All
 pairs of one prompt's K responses are one element of the batch, the prompt computed once for all of them: K scores, C(K,2)
-comparisons (Ouyang et al. 2022, equation 1). Afterwards its scores are shifted and scaled to mean 0, std 1 on samples of the model it started from.
+comparisons (Ouyang et al. 2022, equation 1). Afterwards its scores are shifted and scaled to mean 0, std 1 on samples of
+the model it started from.
 
     python train_rm.py --init out/sft --data out/round1/rankings.jsonl --out out/round1/rm
     python train_rm.py --init out/sft --data helpful-base.jsonl.gz          # pairs: prompt, chosen, rejected
 """
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -23,7 +25,7 @@ from minirlhf.run import Run, cosine_decay
 @dataclass
 class Settings:
     init: str = "out/sft"         # model folder to start from
-    data: str = "out/round1/rankings.jsonl"   # rankings (prompt, responses, ranks) or pairs (prompt, chosen, rejected), comma-separated
+    data: str = "out/round1/rankings.jsonl"   # rankings (prompt, responses, ranks) or pairs (prompt, chosen, rejected)
     out: str = "out/rm"           # the run's folder
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
     steps: int = 0                # optimiser steps; 0: as many as --epochs needs
@@ -93,7 +95,7 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
     d = torch.tensor(differences).double()
     buckets = []
     edges = d.abs().quantile(torch.linspace(0, 1, 7, dtype=torch.float64)).tolist()
-    for low, high in zip(edges, edges[1:]):                 # six buckets of equal size by |score difference|
+    for low, high in pairwise(edges):                 # six buckets of equal size by |score difference|
         inside = (d.abs() >= low) & (d.abs() <= high)
         if inside.any():
             said, was = torch.sigmoid(d[inside].abs()).mean(), (d[inside] > 0).double().mean()

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from minirlhf import UserError
@@ -59,7 +60,7 @@ def checked(function: RewardFn, name: str) -> RewardFn:
             raise UserError(f"reward function {name} gave {len(scores)} scores for {len(responses)} responses: "
                             "return one number each, in order")
         for score, response in zip(scores, responses):
-            if isinstance(score, str) or not math.isfinite(score):
+            if not isinstance(score, int | float | torch.Tensor | np.number) or not math.isfinite(score):
                 raise UserError(f"reward function {name} gave {score!r} for the response {response[:80]!r}: "
                                 "return finite numbers")
         return [float(s) for s in scores]

@@ -16,7 +16,7 @@ import platform
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -193,10 +193,8 @@ class Run:
             self.stop_signal = number
 
         before = {}
-        try:
+        with suppress(ValueError):       # not the main thread: whoever runs us handles signals
             before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:               # not the main thread: whoever runs us handles signals
-            pass
         try:
             yield
         finally:
@@ -280,7 +278,7 @@ class Run:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         try:
-            import resource                                # not on Windows
+            import resource  # not on Windows
         except ImportError:
             return float("nan")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -784,7 +784,7 @@ def gold(prompt: str, response: str) -> dict[str, float]:
     if kind and kind.certain and any(u in text.flat for u in UNSURE):
         honest = min(honest, -.5)
     low, high = kind.band if kind else (3, 40)
-    brevity = 2 * n / low - 1 if n < low else 1 - 6 * max(0, n - high) / (high + 6)
+    brevity = 2 * n / low - 1 if n < low else 1 - 4 * max(0, n - high) / (high + 6)
     polite = any(p in text.flat for p in POLITE)
     parts = {"helpful": (helpful + 1) * fluency - 1 if kind else 0, "honest": honest, "harmless": harmless,
              "tone": max(-2, -1 - .5 * rude) if rude else polite, "brevity": max(-1, brevity),

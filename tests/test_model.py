@@ -153,7 +153,7 @@ def test_a_damaged_folder_is_named_in_one_sentence(policy, tmp_path, name, chang
 def test_a_folder_without_weights(policy, tmp_path):
     policy.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="model.safetensors does not exist"):
+    with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
         GPT.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="nowhere does not exist"):
         GPT.from_pretrained(tmp_path / "nowhere")

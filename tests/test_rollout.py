@@ -65,7 +65,8 @@ def test_rollouts_sample_the_models_own_distribution(policy):
         big = expected >= 5
         chi2 = ((count - expected)[big].square() / expected[big]).sum().item()
         assert chi2 < big.sum().item() + 5 * (2 * big.sum().item()) ** 0.5
-        assert count[~big].sum().item() == pytest.approx(expected[~big].sum().item(), abs=5 * expected[~big].sum().item() ** 0.5 + 5)
+        rare = expected[~big].sum().item()
+        assert count[~big].sum().item() == pytest.approx(rare, abs=5 * rare**0.5 + 5)
 
 
 def test_top_k_and_top_p():
@@ -111,7 +112,7 @@ def test_exact_kl_and_the_mean_of_k1_agree(tokenizer, policy):
     batch = sample(policy, ["The fox"], 6, gen(), samples_per_prompt=4000)
     kl, entropy = rollout.exact_kl_and_entropy(policy, reference, batch)
     with torch.no_grad():
-        k1, _, k3 = losses.kl_estimates(rollout.logprobs(policy, batch), rollout.logprobs(reference, batch))
+        k1, _, _ = losses.kl_estimates(rollout.logprobs(policy, batch), rollout.logprobs(reference, batch))
     k1, exact = k1.sum(1), kl.sum(1)
     assert exact.min() >= 0 and exact.mean() > 1
     assert k1.mean().item() == pytest.approx(exact.mean().item(), abs=4 * (k1.std() / 4000**0.5).item())

@@ -19,7 +19,7 @@ from minirlhf.model import GPT, ScalarGPT
 from minirlhf.run import Run, read_jsonl
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 400, "n_positions": 128, "count": 200, "batch_size": 8}
+SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 400, "n_positions": 192, "count": 200, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
