@@ -88,7 +88,7 @@ def main(settings: Settings) -> None:
     # stage 1: learn to answer as the demonstrations do
     sft = train_sft.Settings(out=f"{out}/sft", **common, **small)
     if settings.quick:
-        sft.count, sft.n_layer, sft.n_embd = 600, 2, 64
+        sft.count, sft.n_head, sft.n_embd = 600, 4, 64
     sft.steps = settings.sft_steps or sft.steps
     loop.stage("sft", train_sft, sft)
 
