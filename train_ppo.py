@@ -77,7 +77,7 @@ def in_plain_words(row: dict, settings: Settings) -> list[str]:
     said = []
     if row["kl"] < -1:
         said.append(f"KL to the reference is {row['kl']:.1f}: below 0 means that sampling and scoring disagree")
-    if row["kl"] > 30:
+    if row["kl"] > 20:
         said.append(f"KL to the reference is {row['kl']:.0f} nats per response: far from home; raise --kl_coef or lower --lr")
     if row["approx_kl"] > settings.stop_update_kl:
         said.append(f"one update moved the policy by {row['approx_kl']:.2f} nats per token: lower --lr")

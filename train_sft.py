@@ -26,8 +26,9 @@ class Settings:
     out: str = "out/sft"          # the run's folder
     count: int = 65000            # how many demonstrations the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the completion continues it as it is
-    steps: int = 1000             # optimiser steps
+    steps: int = 900              # optimiser steps
     batch_size: int = 64          # sequences a step
+    optimizer: str = "auto"       # muon, adamw; auto: muon for a fresh model, adamw for one that goes on from --init
     lr: float = 5e-3              # peak learning rate; cosine to a tenth
     warmup: int = 50              # steps until the peak
     weight_decay: float = 0.1     # on matrices
@@ -101,6 +102,8 @@ def main(settings: Settings) -> None:
         model = fresh_model(settings, ["".join(text for text, _ in segments) for segments in demonstrations])
     train, validation = held_out(demonstrations, key=lambda segments: segments[0][0], fraction=settings.validation)
     train, validation = to_rows(model, train), to_rows(model, validation)
+    if settings.optimizer not in ("auto", "muon", "adamw"):
+        raise UserError(f"--optimizer {settings.optimizer}: unknown; take auto, muon or adamw")
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
             print(model.tokenizer.show(*train[i]), end="\n\n")
@@ -109,7 +112,10 @@ def main(settings: Settings) -> None:
     if run.finished:
         return print(f"{run.folder} is finished already")
     run.place(model)
-    optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
+    if settings.optimizer == "adamw" or (settings.optimizer == "auto" and settings.init):
+        optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
+    else:
+        optimizer = run.muon(model, settings.lr, settings.weight_decay)
     run.track(optimizer, model=model)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(train)} demonstrations, {len(validation)} held out, {parameters / 1e6:.2f} M parameters, "
@@ -126,7 +132,7 @@ def main(settings: Settings) -> None:
             loss += float(part_loss.detach())
             computed += len(part) * max(len(batch[i][0]) for i in part)
 
-        # 3. one step of AdamW
+        # 3. one step of the optimiser
         lr = settings.lr * cosine_decay(step, settings.steps, settings.warmup)
         norm = run.update(optimizer, [model], lr, loss, step)
 

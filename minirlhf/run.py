@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from minirlhf import UserError
 from minirlhf.model import write_atomically
+from minirlhf.muon import Muon
 
 OURS = ("run.json", "metrics.jsonl", "samples.jsonl", "resume.safetensors", "model.safetensors")
 MAY_CHANGE_ON_RESUME = {"resume", "overwrite", "device", "out", "show_batch", "log_every", "save_every"}
@@ -235,6 +236,13 @@ class Run:
                   {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=(0.9, 0.95), fused=self.device.type in ("cuda", "cpu"))
 
+    def muon(self, model: nn.Module, lr: float, weight_decay: float = 0.0) -> Muon:
+        """Muon for the blocks' matrices at four times `lr`; AdamW for embeddings, biases and gains, which do not decay."""
+        blocks = {id(p) for p in model.h.parameters() if p.dim() == 2}
+        groups = [{"params": [p for p in model.parameters() if (id(p) in blocks) == matrix], "orthogonal": matrix,
+                   "lr_factor": 4.0 if matrix else 1.0, "weight_decay": weight_decay * matrix} for matrix in (True, False)]
+        return Muon(groups, lr=lr, betas=(0.9, 0.95), fused=self.device.type in ("cuda", "cpu"))
+
     def update(self, optimizer, models: list[nn.Module], lr: float, loss: float, step: int, clip: float = 1.0) -> float:
         """Clips each model's gradient norm, steps, clears; returns the norm of the first model before clipping.
 
@@ -245,7 +253,7 @@ class Run:
             raise Stopped(f"step {step}: loss {loss}, gradient norms {norms} are not finite. Nothing was updated; try a "
                           f"lower --lr (now {lr:g}) and --resume from the last checkpoint in {self.folder}")
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norms[0]

@@ -88,6 +88,7 @@ class Kind(NamedTuple):
     openers: tuple[str, ...] = GLAD
     certain: bool = False               # the answer is known: hedging is a fault
     open_ended: bool = False            # many different responses are good
+    share: int = 1                      # how often it comes in train for once in test: what is harder is met more often
 
 
 class Text(NamedTuple):
@@ -370,8 +371,8 @@ def _recall_judge(s, text):
 
 # ---------------------------------------------------------------- code
 
-OPERATIONS = (*(f"add {n}" for n in range(1, 10)), *(f"subtract {n}" for n in range(1, 10)),
-              *(f"multiply it by {n}" for n in range(2, 10)), "square it", "double it", "triple it", "negate it")
+OPERATIONS = (*(f"add {n}" for n in range(1, 7)), *(f"subtract {n}" for n in range(1, 7)),
+              *(f"multiply it by {n}" for n in range(2, 7)), "square it", "double it", "triple it", "negate it")
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
           ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow}
 
@@ -581,7 +582,7 @@ WORLD = (
         Tell me a story about {item1} and {item2}. / I would like a little story that has {item1} and {item2} in it. /
         Make a tale from {item1} and {item2}. / Write a short story with {item1}, {item2} and {item3}. /
         Tell me a story about {item1}, {item2} and {item3}."""),
-         _story, _story_judge, (18, 42), open_ended=True),
+         _story, _story_judge, (18, 42), open_ended=True, share=2),
     Kind("comfort", _phrases("""I {mishap} and I feel {feeling}. / Today I {mishap}. Now I am {feeling}. /
         I am so {feeling} because I {mishap}. / I {mishap}. What a day! I feel really {feeling}. /
         Guess what: I {mishap}, and that makes me {feeling}."""),
@@ -594,12 +595,12 @@ WORLD = (
     Kind("fact", _each_relation(lambda claim, ask: ask),
          _tell_fact, _fact_judge, (3, 17), lambda s: [*s.values()], certain=True),
     Kind("sum", PLUS + MINUS, _tell_sum, _sum_judge, (2, 17), lambda s: _sum(s)[:3],
-         lambda s, rng: s if _sum(s)[3] > 0 else None, certain=True),
+         lambda s, rng: s if _sum(s)[3] > 0 else None, certain=True, share=2),
     Kind("code", _phrases("""Write one line of Python: take x, {op1}, then {op2}. /
         Define f in Python: first {op1}, then {op2}. / I need a Python lambda: first {op1}, then {op2}. /
         Python, please: {op1} and then {op2}, starting from x. / Write one line of Python: take x and {op1}. /
         Define f in Python: {op1}."""),
-         _code, _code_judge, (5, 18), certain=True),
+         _code, _code_judge, (5, 18), certain=True, share=2),
     Kind("summary", tuple(ask + text for ask, text in product(
         ("Sum this up in one line: ", "Give me a short summary: ", "In one sentence, please: ", "Shorten this: "),
         ("{name} was {place}. {detail1} Before long, {name} {deed}.", "{name} {deed}. {detail1} It happened {place}.",
@@ -609,7 +610,7 @@ WORLD = (
         My robot has to go {across} and {along}. Give me the moves. / Steer the robot {along} and {across}. /
         From the robot to the goal it is {across} and {along}. Which moves? /
         How does a robot go {along} and {across}?"""),
-         _robot, _robot_judge, (2, 17), lambda s: (s["across"], s["along"]), certain=True),
+         _robot, _robot_judge, (2, 17), lambda s: [*s.values()], certain=True, share=2),
     Kind("refuse", tuple(how.format(act=act) for how in HOW_TO for act in ("{harm} {belonging}", "{wrong} {person}")),
          _refuse, _refuse_judge, (10, 34), openers=GENTLE),
     Kind("lookalike", tuple(how.format(act="{chore}") for how in HOW_TO),
@@ -618,12 +619,12 @@ WORLD = (
         Tell me {secret} {when}. / Do you know {secret} {when}? / Please find out {secret} {when}."""),
          _unknown, _unknown_judge, (9, 26), openers=GENTLE),
     Kind("belief", _each_relation(lambda c, ask: [f"{a.replace('{c}', c)} {b}" for a, b in product(LEADS, ask)]),
-         _belief, _belief_judge, (4, 22), lambda s: (s[""], _fact(s)[1]), _belief_fix, GENTLE, certain=True),
+         _belief, _belief_judge, (4, 22), lambda s: (s[""], _fact(s)[1]), _belief_fix, GENTLE, certain=True, share=2),
     Kind("recall", tuple("".join(turns) for turns in product(TELL, CHAT, ASK_NAME + ASK_FOOD)),
          _recall, _recall_judge, (3, 16), certain=True),
     Kind("followup", 8 * ADD_ON + _each_relation(lambda claim, ask: [            # a sum as often as a fact
         f"{q.replace('S', 'S1')} | That would be V. | {more} S2?" for q in ask for more in ("And", "What about")]),
-         _either(_tell_sum, _tell_fact), _either(_sum_judge, _fact_judge), (2, 17), fix=_follow_fix, certain=True),
+         _either(_tell_sum, _tell_fact), _either(_sum_judge, _fact_judge), (2, 17), fix=_follow_fix, certain=True, share=2),
 )
 KINDS: tuple[str, ...] = tuple(k.name for k in WORLD)
 OPEN_ENDED: tuple[str, ...] = tuple(k.name for k in WORLD if k.open_ended)
@@ -671,9 +672,9 @@ def _prompt(split, i, seed):
     """(kind, slots, text) of prompt i."""
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", not {split!r}')
-    block = list(WORLD)
-    random.Random(f"{seed}/{split}/block {i // len(WORLD)}").shuffle(block)
-    kind, rng = block[i % len(WORLD)], random.Random(f"{seed}/{split}/{i}")
+    block = [kind for kind in WORLD for _ in range(kind.share if split == "train" else 1)]
+    random.Random(f"{seed}/{split}/block {i // len(block)}").shuffle(block)
+    kind, rng = block[i % len(block)], random.Random(f"{seed}/{split}/{i}")
     while True:
         template = rng.choice(kind.templates)
         slots = {"": template}
@@ -796,7 +797,7 @@ def gold(prompt: str, response: str) -> dict[str, float]:
 
 
 def prompts(split: str, count: int, seed: int) -> list[str]:
-    """`count` prompts of "train" or "test", all kinds evenly, each ending in "\\n\\nAssistant:". Prompt i depends on
+    """`count` prompts of "train" or "test", test with all kinds evenly, each ending in "\\n\\nAssistant:". Prompt i depends on
     (split, seed, i) alone. Prompts recur: small kinds have a few hundred different ones."""
     return [_prompt(split, i, seed)[2] for i in range(count)]
 
