@@ -16,7 +16,7 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, report
+from minirlhf import UserError, judge, report
 from minirlhf.cli import command, start
 from minirlhf.model import write_atomically
 
@@ -25,7 +25,10 @@ from minirlhf.model import write_atomically
 class Settings:
     out: str = "out"              # everything is written below this folder
     rounds: int = 2               # of collecting feedback, reward model and PPO; a higher number later adds rounds
-    annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world
+    annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world; ai, --judge with a constitution
+    judge: str = ""               # ai: a model folder, or the URL of an OpenAI-compatible endpoint
+    judge_model: str = ""         # ai: the model's name at the endpoint
+    constitution: str = "constitution.txt"      # ai: a file of principles, one a paragraph; toy: the toy world's
     noise: float = 0.2            # toy annotator: scale of its errors, in units of the gold score
     bias: str = ""                # toy annotator: what else it likes, as length=0.3,agreement=0.5
     rankings: int = 3000          # prompts drawn to be ranked in a round (repeats are left out)
@@ -80,6 +83,9 @@ class Loop:
 
 
 def main(settings: Settings) -> None:
+    if settings.annotator == "ai":
+        judge.load(settings.judge, settings.judge_model)          # before anything is trained: is there one?
+        judge.read_constitution(settings.constitution)
     loop, out = Loop(settings), settings.out
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
     small = {"steps": 30, "save_every": 10} if settings.quick else {}
@@ -101,7 +107,8 @@ def main(settings: Settings) -> None:
             candidates_out=f"{here}/candidates.jsonl", **fresh))
         loop.stage(f"round{r}/rankings", label, label.Settings(
             candidates=f"{here}/candidates.jsonl", out=f"{here}/rankings.jsonl", annotator=settings.annotator,
-            noise=settings.noise, bias=settings.bias, seed=fresh["seed"]))
+            noise=settings.noise, bias=settings.bias, judge=settings.judge, judge_model=settings.judge_model,
+            constitution=settings.constitution, seed=fresh["seed"]))
         rankings_so_far.append(f"{here}/rankings.jsonl")
         # stage 2: the reward model learns from all rankings so far
         loop.stage(f"round{r}/rm", train_rm, train_rm.Settings(

@@ -28,6 +28,7 @@ class Settings:
     data: str = "out/round1/rankings.jsonl"   # rankings (prompt, responses, ranks) or pairs (prompt, chosen, rejected)
     out: str = "out/rm"           # the run's folder
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
+    soft: bool = True             # learn from an AI's preferences as chances; no: from the ranks alone
     steps: int = 0                # optimiser steps; 0: as many as --epochs needs
     epochs: float = 2.0           # passes over the rankings, when --steps is 0
     batch_size: int = 8           # prompts a step, each with all its responses
@@ -49,13 +50,14 @@ class Settings:
     show_batch: bool = False      # print the first batch, the tokens that are scored coloured, and exit
 
 
-Group = tuple[list[int], list[list[int]], list[int]]     # one prompt: its ids, its K responses' ids, their K ranks
+# one prompt: its ids, its K responses' ids, their K ranks, and what the loss takes: [i][j], the chance that i is better than j
+Group = tuple[list[int], list[list[int]], list[int], list[list[float]]]
 
 
-def to_groups(tokenizer, rankings: list[Ranking], limit: int) -> list[Group]:
+def to_groups(tokenizer, rankings: list[Ranking], limit: int, soft: bool = True) -> list[Group]:
     """Rankings -> token ids; a ranking of which one response does not fit is skipped whole, and counted."""
-    groups = [(tokenizer.encode_prompt(r.prompt), [tokenizer.encode_response(r.prompt, x) for x in r.responses], r.ranks)
-              for r in rankings]
+    groups = [(tokenizer.encode_prompt(r.prompt), [tokenizer.encode_response(r.prompt, x) for x in r.responses], r.ranks,
+               r.preferences if soft and r.preferences else [[float(a < b) for b in r.ranks] for a in r.ranks]) for r in rankings]
     return fit(groups, limit, "rankings", length=lambda group: len(group[0]) + max(map(len, group[1])))
 
 
@@ -66,12 +68,20 @@ def tokens_of(group: Group) -> int:
 
 def scores_of(model: ScalarGPT, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(B prompts) -> scores (B, K), ranks (B, K), mask (B, K): K is the largest number of responses."""
-    flat = model.score_groups([(prompt, responses) for prompt, responses, _ in groups])
-    K = torch.tensor([len(ranks) for *_, ranks in groups], device=model.device)
+    flat = model.score_groups([(prompt, responses) for prompt, responses, *_ in groups])
+    K = torch.tensor([len(ranks) for _, _, ranks, _ in groups], device=model.device)
     mask = torch.arange(int(K.max()), device=model.device) < K[:, None]
     ranks = torch.zeros(mask.shape, device=model.device)
-    ranks[mask] = torch.tensor([float(x) for *_, ranks in groups for x in ranks], device=model.device)
+    ranks[mask] = torch.tensor([float(x) for _, _, ranks, _ in groups for x in ranks], device=model.device)
     return torch.zeros(mask.shape, device=model.device).masked_scatter(mask, flat), ranks, mask
+
+
+def preferences_of(groups: list[Group], scores: torch.Tensor) -> torch.Tensor:
+    """(B, K, K) beside the scores (B, K)."""
+    out = scores.new_zeros(*scores.shape, scores.shape[1])
+    for i, (*_, p) in enumerate(groups):
+        out[i, : len(p), : len(p)] = torch.tensor(p)
+    return out
 
 
 def parts(groups: list[Group], token_budget: int) -> list[list[int]]:
@@ -123,10 +133,10 @@ def main(settings: Settings) -> None:
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
     train, validation = held_out(rankings, key=lambda r: r.prompt, fraction=settings.validation)
     prompts = [r.prompt for r in train]
-    train, validation = (to_groups(model.tokenizer, x, model.config.n_positions) for x in (train, validation))
+    train, validation = (to_groups(model.tokenizer, x, model.config.n_positions, settings.soft) for x in (train, validation))
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
-            prompt, responses, ranks = train[i]
+            prompt, responses, ranks, _ = train[i]
             for response, rank in zip(responses, ranks):
                 row = prompt + response
                 print(f"rank {rank}: {model.tokenizer.show(row, [False] * (len(row) - 1) + [True])}")
@@ -146,7 +156,9 @@ def main(settings: Settings) -> None:
         began, loss, accuracy, tokens = time.time(), 0.0, 0.0, 0
         batch = [train[i] for i in batch_indices(len(train), step, settings.batch_size, settings.seed)]
         for part in parts(batch, settings.token_budget):
-            part_loss, stats = losses.ranking_loss(*scores_of(model, [batch[i] for i in part]), total=len(batch))
+            groups = [batch[i] for i in part]
+            scores, ranks, mask = scores_of(model, groups)
+            part_loss, stats = losses.ranking_loss(scores, ranks, mask, len(batch), preferences_of(groups, scores))
             part_loss.backward()
             loss += float(part_loss.detach())
             accuracy += float(stats["accuracy"]) * len(part) / len(batch)

@@ -5,7 +5,7 @@ embedded world. Records have TRL's field names:
 
     demonstration   {"prompt", "completion"} | {"messages"} | {"text"} | a preference pair, for its chosen side
     pair            {"prompt", "chosen", "rejected"}, or as in hh-rlhf whole dialogues in chosen and rejected
-    ranking         {"prompt", "responses", "ranks": [1 = best, ties share a number]}
+    ranking         {"prompt", "responses", "ranks": [1 = best, ties share a number]}, perhaps "preferences" as an AI gives
     prompt          {"prompt"}, or any of the above
 
 A prompt, completion, chosen or rejected may also be a list of messages. A prompt without "\\n\\nHuman:" and
@@ -44,25 +44,29 @@ class Ranking:
     ranks: list[int]  # 1 = best, ties share a number
     where: str  # "file.jsonl, line 17"
     annotator: str = ""  # who ranked, if the record says so
+    preferences: list[list[float]] | None = None  # soft: [i][j] the chance that i is better than j; 0 both ways where unknown
 
 
 def records(data: str, kind: str, *, split="train", count=0, seed=0) -> Iterator[tuple[str, dict]]:
     """("file.jsonl, line 17", record) for each record of `--data`. Files are read whole; kind (demonstrations, rankings,
     prompts), split, count and seed are the toy world's."""
     names = [name.strip() for name in data.split(",")]
-    sources = (_toy_records(kind, split, count, seed) if name == "toy" else _file_records(name) for name in names)
+    sources = (_toy_records(name, kind, split, count, seed) if name in ("toy", "toy+judge") else _file_records(name)
+               for name in names)
     for where, record in itertools.chain.from_iterable(sources):
         if not isinstance(record, dict):
             raise UserError(f'{where}: a record must be an object {{"prompt": ...}}, not {_type(record)}; mend it')
         yield where, record
 
 
-def _toy_records(kind: str, split: str, count: int, seed: int) -> Iterator[tuple[str, dict]]:
+def _toy_records(name: str, kind: str, split: str, count: int, seed: int) -> Iterator[tuple[str, dict]]:
     if kind == "rankings":
         raise UserError("--data toy: the toy world has no rankings of its own; make a file of them with label.py")
     from minirlhf import toyworld  # here, because nothing else in this file needs it
 
     make = toyworld.prompts if kind == "prompts" else toyworld.demonstrations
+    if name == "toy+judge" and kind != "prompts":
+        from minirlhf.toyjudge import demonstrations as make
     made = [m if isinstance(m, dict) else {"prompt": m} for m in make(split, count or TOY_RECORDS, seed)]
     yield from ((f"toy world, record {number}", record) for number, record in enumerate(made, 1))
 
@@ -146,17 +150,18 @@ def read_rankings(data: str, *, split="train", count=0, seed=0, template="chat")
                 raise UserError(f"{where}: {len(named)} 'responses', {len(ranks)} 'ranks'; give 2 or more, all ranked")
             if wrong := [rank for rank in ranks if type(rank) is not int]:
                 raise UserError(f"{where}: field 'ranks' holds {wrong[0]!r}; a rank is a whole number, 1 for the best")
+            preferences = _preferences(record, len(ranks), where) if record.get("preferences") is not None else None
             if len(set(ranks)) == 1:
                 raise _Skip("all 'ranks' tied")
         else:
             prompt, chosen = _turn(record, "chosen", where, template)
             other, rejected = _turn(record, "rejected", where, template)
-            responses, ranks = [chosen, rejected], [1, 2]
+            responses, ranks, preferences = [chosen, rejected], [1, 2], None
             if prompt != other:
                 raise _Skip("'chosen' and 'rejected' that differ before the last assistant turn")
             if chosen == rejected or not (chosen.strip() and rejected.strip()):
                 raise _Skip("'chosen' that equals 'rejected'" if chosen == rejected else "empty 'chosen' or 'rejected'")
-        return Ranking(prompt, responses, ranks, where, str(record.get("annotator", "")))
+        return Ranking(prompt, responses, ranks, where, str(record.get("annotator", "")), preferences)
 
     return _read(data, "rankings", convert, split=split, count=count, seed=seed)
 
@@ -173,6 +178,20 @@ def read_prompts(data: str, *, split="train", count=0, seed=0, template="chat") 
         return "".join(text for text, _ in (segments[:-1] if segments[-1][1] else segments))
 
     return list(dict.fromkeys(_read(data, "prompts", convert, split=split, count=count, seed=seed)))
+
+
+def _preferences(record: dict, K: int, where: str) -> list[list[float]]:
+    """(K, K) with 0 for null. UserError unless [i][j] and [j][i] are chances that add up to 1, or both null."""
+    given = _field(record, "preferences", where, list)
+    if len(given) != K or any(not isinstance(row, list) or len(row) != K for row in given):
+        raise UserError(f"{where}: field 'preferences' must be {K} lists of {K}, one for each response; mend it or take it out")
+    for i, j in itertools.combinations(range(K), 2):
+        p, q = given[i][j], given[j][i]
+        if (p, q) != (None, None) and not (isinstance(p, float | int) and isinstance(q, float | int) and min(p, q) >= 0
+                                           and abs(p + q - 1) < 1e-3):
+            raise UserError(f"{where}: 'preferences' between responses {i} and {j} are {p!r} and {q!r}; give two chances with "
+                            "sum 1, or null twice")
+    return [[0.0 if i == j or x is None else float(x) for j, x in enumerate(row)] for i, row in enumerate(given)]
 
 
 def _prompt(record: dict, where: str, template: str) -> str:

@@ -80,9 +80,9 @@ def read_candidates(path: str) -> list[dict]:
     return found
 
 
-def append_ranking(path: str | Path, candidate: dict, ranks: list[int], annotator: str) -> None:
+def append_ranking(path: str | Path, candidate: dict, ranks: list[int], annotator: str, **more) -> None:
     """One ranking record at the end of the file."""
     record = {"id": candidate["id"], "prompt": candidate["prompt"], "responses": candidate["responses"], "ranks": ranks,
-              "annotator": annotator, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+              "annotator": annotator, "time": datetime.now(UTC).isoformat(timespec="seconds"), **more}
     with Path(path).open("a", encoding="utf-8") as f:
         f.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -169,20 +169,24 @@ def untied_pairs(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
     return better if mask is None else better & mask[:, :, None] & mask[:, None, :]
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None,
-                 total: Tensor | float | None = None) -> tuple[Tensor, dict]:
+def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None, total: Tensor | float | None = None,
+                 preferences: Tensor | None = None) -> tuple[Tensor, dict]:
     """K-way comparison loss (Ouyang 2022, eq. 1) of scores (B, K) against ranks (B, K), 1 = best -> 0-d, statistics.
     Per prompt the mean of -log sigmoid(score_better - score_worse) over its untied pairs (at most C(K, 2)), then the
     mean over prompts that have one, or their sum / total. Ties and absent responses (mask (B, K) False) count nothing;
-    no pairs, loss 0. Statistics over pairs: accuracy (equal scores count half), margin (mean difference), pairs."""
+    no pairs, loss 0. Statistics over pairs: accuracy (equal scores count half), margin (mean difference), pairs.
+    preferences (B, K, K) make the targets soft: [b, i, j], the chance p that i is better than j, where [b, j, i] is 1 - p,
+    both 0 where i and j were not compared. A pair's loss is then the cross-entropy -p log sigmoid(s_i - s_j)
+    - (1 - p) log sigmoid(s_j - s_i) (Bai 2022b, section 4.1), whose optimum is s_i - s_j = logit(p)."""
     scores = scores if mask is None else _real(scores, mask)
     pairs = untied_pairs(ranks, mask)  # (B, K, K)
+    weights = pairs.to(scores.dtype) if preferences is None else preferences.to(scores.dtype)  # (B, K, K); a pair's sum to 1
     difference = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
-    count = pairs.sum((1, 2))  # (B,)
-    per_prompt = torch.where(pairs, -F.logsigmoid(difference), 0.0).sum((1, 2)) / count.clamp(min=1)
+    count = weights.sum((1, 2)).round()  # (B,)
+    per_prompt = -(weights * F.logsigmoid(difference)).sum((1, 2)) / count.clamp(min=1)
     loss = per_prompt.sum() / ((count > 0).sum().clamp(min=1) if total is None else total)
     right, margin = masked_mean((difference.sign() + 1) / 2, pairs), masked_mean(difference, pairs)
-    return loss, {"accuracy": right.detach(), "margin": margin.detach(), "pairs": count.sum()}
+    return loss, {"accuracy": right.detach(), "margin": margin.detach(), "pairs": pairs.sum()}
 
 
 def dpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float,

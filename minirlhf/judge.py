@@ -1,0 +1,236 @@
+"""An AI that ranks responses by written principles, as in RLAIF and Constitutional AI (Bai et al. 2022, section 4.1).
+
+A judge is a model folder of this project, or the URL of an OpenAI-compatible endpoint. Shown a principle and two responses A
+and B, its preference is P(A) / (P(A) + P(B)) (an endpoint's: its answer, 1 or 0). Each pair of a prompt's responses is asked
+about in both orders and averaged, which takes out a liking for what stands first; a response ranks by its mean chance of
+winning. A ranking's record has three fields more than a person's:
+
+    "preferences"   [i][j]: the chance that response i is better than j; null on the diagonal and without a usable answer
+    "asked"         [[i, j, preference for A with i as A, the same with j as A], ...]: what position_bias looks at
+    "principle"     the principle judged by, drawn from the constitution by (seed, id)
+"""
+import http.client
+import json
+import os
+import random
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, islice
+from pathlib import Path
+
+import torch
+
+from minirlhf import UserError, feedback, losses, rollout
+from minirlhf.data import micro_batches, pad
+from minirlhf.model import GPT
+from minirlhf.run import pick_autocast, pick_device, seed_of
+from minirlhf.tokenizer import ASSISTANT, HUMAN
+
+JUDGE = ("Principle: {principle}\nRequest: {request}\nA: {a}\nB: {b}\nWhich response follows the principle better? "
+         "Answer with A or B alone.")
+CRITIQUE = ("Principle: {principle}\nRequest: {request}\nResponse: {response}\nHow does the response go against the principle? "
+            "Answer in one sentence.")
+REVISE = ("Request: {request}\nResponse: {response}\nCritique: {critique}\nWrite the response anew, without what the critique "
+          "finds wrong. Answer with the new response alone.")
+TRIES, BACK_OFF, TIMEOUT, AT_ONCE = 6, 0.5, 120.0, 8      # of requests to an endpoint: seconds twice; how many in parallel
+HOPELESS = 20                                             # so many unusable answers, and no usable one before them, are an error
+
+
+def flat(text: str) -> str:
+    """Without blank lines, so that no text can begin a turn of the conversation that quotes it."""
+    return re.sub(r"\n\s*\n", "\n", text).strip()
+
+
+def ask(template: str, prompt: str, **texts: str) -> str:
+    """A question about a request as one human turn; a request of several turns is quoted line by line."""
+    request = flat(prompt.removesuffix(ASSISTANT))
+    request = request if request.count("Human:") > 1 else request.removeprefix("Human:").strip()
+    return f"{HUMAN} {template.format(request=request, **{k: flat(v) for k, v in texts.items()})}{ASSISTANT}"
+
+
+def read_constitution(path: str) -> list[str]:
+    """The principles, one a paragraph (lines that begin with # are left out); "toy": those that the toy world's model learns."""
+    if path == "toy":
+        from minirlhf.toyjudge import PRINCIPLES
+        return list(PRINCIPLES)
+    try:
+        text = re.sub(r"(?m)^#.*\n?", "", Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--constitution {path}: {getattr(error, 'strerror', None) or error}; give a UTF-8 text, or toy") from None
+    if not (principles := [" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip()]):
+        raise UserError(f"--constitution {path} holds no principle: write them as paragraphs, a blank line between two")
+    return principles
+
+
+def draw_principle(principles: list[str], *key) -> str:
+    return random.Random(repr(key)).choice(principles)
+
+
+class LocalModel:
+    """A model folder. What does not fit its context, or does not come to an end, is None."""
+
+    def __init__(self, folder: str, seed: int = 0, device: str = "auto", dtype: str = "auto"):
+        self.device, self.seed = pick_device(device), seed
+        self.model = GPT.from_pretrained(folder).to(self.device).requires_grad_(False)
+        self.model.autocast_dtype = pick_autocast(dtype, self.device)
+        a, b = (self.model.tokenizer.encode_response(ASSISTANT, x) for x in "AB")
+        at = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)               # the token that tells them apart
+        self.lead, self.choice = a[:at], [a[at], b[at]]
+
+    @torch.no_grad()
+    def prefer(self, questions: Iterable[str]) -> Iterator[float | None]:
+        """P(A) / (P(A) + P(B)) for each; None also where the two have less than 5 % of the probability between them."""
+        questions, limit = iter(questions), self.model.config.n_positions
+        while some := list(islice(questions, 128)):
+            rows = [self.model.tokenizer.encode_prompt(q) + self.lead for q in some]
+            answers: list[float | None] = [None] * len(rows)
+            for part in micro_batches([min(len(row), limit) for row in rows], rollout.TOKENS_AT_ONCE):
+                tokens, lengths = (x.to(self.device) for x in pad([rows[i][:limit] for i in part]))          # (B, T), (B,)
+                last = self.model.hidden(tokens)[torch.arange(len(part), device=self.device), lengths - 1]   # (B, D)
+                logp = self.model.log_softmax(last)[:, self.choice]                                          # (B, 2)
+                for i, p, mass in zip(part, logp.softmax(1)[:, 0].tolist(), logp.exp().sum(1).tolist()):
+                    answers[i] = p if mass >= 0.05 and len(rows[i]) <= limit else None
+            yield from answers
+
+    def say(self, prompts: Iterable[str], max_tokens: int, temperature: float) -> Iterator[str | None]:
+        prompts, room = iter(prompts), self.model.config.n_positions - max_tokens
+        while some := list(islice(prompts, 64)):
+            fit = [p for p in dict.fromkeys(some) if len(self.model.tokenizer.encode_prompt(p)) <= room]
+            generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, "say", some[0]))
+            batch = rollout.sample(self.model, fit, max_tokens, generator, temperature=temperature) if fit else None
+            said = {p: r for p, r, whole in zip(fit, batch.responses, batch.finished) if whole} if fit else {}
+            yield from (said.get(p) for p in some)
+
+
+class Endpoint:
+    """An OpenAI-compatible chat API (Ollama, llama.cpp, vLLM, ...), AT_ONCE requests in parallel, answers in order."""
+
+    def __init__(self, url: str, model: str, seed: int = 0):
+        if not model:
+            raise UserError(f"{url} has several models, perhaps: say which with --judge_model NAME")
+        self.url, self.model, self.seed, self.stop = url.rstrip("/") + "/chat/completions", model, seed, threading.Event()
+        here = re.match(r"https?://(localhost|127\.|\[::1\])", url)                # no proxy stands before this machine
+        self.opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * bool(here))
+        key = os.environ.get("OPENAI_API_KEY")
+        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    def chat(self, prompt: str, **options) -> str | None:
+        """The answer; None if cut short. A busy server, its errors and broken connections are tried again, ever later."""
+        system, *turns = re.split(r"\n\n(Human|Assistant):", prompt.removesuffix(ASSISTANT))
+        said = [("system", system), *zip(({"Human": "user"}.get(t, "assistant") for t in turns[::2]), turns[1::2])]
+        messages = [{"role": role, "content": text.strip()} for role, text in said if text.strip()]
+        body, wait, raw = {"model": self.model, "messages": messages, "seed": self.seed, **options}, BACK_OFF, b""
+        for left in reversed(range(TRIES)):
+            try:
+                request = urllib.request.Request(self.url, json.dumps(body).encode(), self.headers)
+                with self.opener.open(request, timeout=TIMEOUT) as reply:
+                    raw = reply.read()
+                choice = json.loads(raw)["choices"][0]
+                text = re.sub(r"(?s)^\s*<think>.*?</think>", "", choice["message"]["content"]).strip()
+                return None if choice.get("finish_reason") == "length" else text
+            except urllib.error.HTTPError as error:
+                problem = f"{error.code} {error.reason}: {error.read(200).decode(errors='replace').strip()}"
+                if error.code not in (408, 429) and error.code < 500:
+                    raise UserError(f"{self.url} refuses ({problem}): check the URL, which often ends in /v1, the name of the "
+                                    f"model ({self.model}) and OPENAI_API_KEY") from None
+                later = error.headers.get("Retry-After") or ""
+                wait = max(wait, min(float(later), 60.0)) if later.isdigit() else wait
+            except (ValueError, LookupError, TypeError, AttributeError):
+                raise UserError(f"{self.url} does not answer as an OpenAI-compatible chat API, but {raw[:100]!r}: check the URL, "
+                                "which often ends in /v1") from None
+            except (OSError, http.client.HTTPException) as error:           # down, reset, cut off, too slow
+                problem = str(getattr(error, "reason", "") or error or type(error).__name__)
+            if not left or self.stop.wait(wait):
+                break
+            wait *= 2
+        raise UserError(f"{self.url} failed {TRIES} times ({problem}): is the server running? The same command goes on from here")
+
+    def in_order(self, function, items: Iterable) -> Iterator:
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            yield from pool.map(function, items)
+        finally:                                         # after an error, or Ctrl-C: do not wait through all the others
+            self.stop.set()
+            pool.shutdown(cancel_futures=True)
+            self.stop.clear()
+
+    def prefer(self, questions: Iterable[str]) -> Iterator[float | None]:
+        """1 for A, 0 for B, None for any other answer."""
+        def one(question: str) -> float | None:
+            letter = re.fullmatch(r"\W*(?:(?:the )?(?:answer|response|option)(?: is)?\W+)?([ab])\W*",
+                                  (self.chat(question, temperature=0, max_tokens=1024) or "").lower())
+            return float(letter[1] == "a") if letter else None
+        return self.in_order(one, questions)
+
+    def say(self, prompts: Iterable[str], max_tokens: int, temperature: float) -> Iterator[str | None]:
+        return self.in_order(lambda p: self.chat(p, temperature=temperature, max_tokens=max_tokens) or None, prompts)
+
+
+def load(spec: str, name: str = "", seed: int = 0, device: str = "auto", dtype: str = "auto") -> LocalModel | Endpoint:
+    """A model folder, or an endpoint's URL and the model's name there -> what can `prefer` and `say`."""
+    if not spec:
+        raise UserError("--annotator ai needs --judge: a model folder, or an endpoint's URL together with --judge_model NAME")
+    return Endpoint(spec, name, seed) if re.match("https?://", spec) else LocalModel(spec, seed, device, dtype)
+
+
+def counted(answers: Iterable, count: Counter) -> Iterator:
+    """The answers, None among them counted; UserError if the first HOPELESS are all None."""
+    for answer in answers:
+        count.update(all=1, unusable=answer is None)
+        if count["unusable"] == count["all"] == HOPELESS:
+            raise UserError(f"the first {HOPELESS} answers are all unusable: the model does not understand the question, or the "
+                            "texts do not fit its context; take another (in the toy world one of train_sft.py --data toy+judge)")
+        yield answer
+
+
+def preferences(asked: list[list], K: int) -> list[list[float | None]]:
+    """[i, j, preference for A with i as A, the same with j as A] -> [i][j]: the chance that i is better than j, both averaged."""
+    matrix: list[list[float | None]] = [[None] * K for _ in range(K)]
+    for i, j, i_first, j_first in asked:
+        if i_first is not None and j_first is not None:
+            matrix[i][j], matrix[j][i] = (i_first + 1 - j_first) / 2, (j_first + 1 - i_first) / 2
+    return matrix
+
+
+def annotate(candidates: list[dict], out: str | Path, judge: LocalModel | Endpoint, principles: list[str], seed: int = 0) -> None:
+    """Candidates -> rankings, appended to `out` as they come; a prompt with a response that was never judged is left out."""
+    principle = {c["id"]: draw_principle(principles, seed, c["id"]) for c in candidates}
+    questions = (ask(JUDGE, c["prompt"], principle=principle[c["id"]], a=a, b=b) for c in candidates
+                 for x, y in combinations(c["responses"], 2) if x != y for a, b in ((x, y), (y, x)))    # equal texts tie unasked
+    count, ranked = Counter(), []
+    answers = counted(judge.prefer(questions), count)
+    for c in candidates:
+        texts = c["responses"]
+        asked = [[i, j, next(answers), next(answers)] if texts[i] != texts[j] else [i, j, 0.5, 0.5]
+                 for i, j in combinations(range(len(texts)), 2)]
+        matrix = preferences(asked, len(texts))
+        known = [[p for p in row if p is not None] for row in matrix]
+        if all(known):
+            ranks = feedback.rank_by([sum(row) / len(row) for row in known])
+            more = {"principle": principle[c["id"]], "preferences": matrix, "asked": asked}
+            feedback.append_ranking(out, c, ranks, "ai", **more)
+            ranked.append(c | {"ranks": ranks} | more)
+    print(f"{len(ranked)} of {len(candidates)} prompts ranked, {count['unusable']} of {count['all']} answers unusable")
+    if ranked:
+        print("the same letter wins in both orders for {flips:.1%} of {pairs} pairs; mean preference for A {first:+.3f}"
+              .format(**position_bias(ranked)))
+
+
+def position_bias(rankings: Iterable[dict]) -> dict[str, float]:
+    """flips: the share of pairs in which the same letter wins in both orders; first: mean preference for A, minus 1/2; pairs."""
+    asked = [(x, y) for r in rankings for i, j, x, y in r["asked"] if None not in (x, y) and r["responses"][i] != r["responses"][j]]
+    n = max(1, len(asked))
+    return {"flips": sum((x > .5) == (y > .5) for x, y in asked) / n, "first": sum(x + y - 1 for x, y in asked) / 2 / n, "pairs": n}
+
+
+def agreement(rankings: list[dict], utilities: dict[str, list[float]]) -> tuple[float, float, int]:
+    """Of the pairs that both order, the share ordered alike, half its 95 % interval, their number. utilities: by id, another
+    judge's scores of the responses, high = good: gold scores, or a person's negated ranks."""
+    alike = [[(r["ranks"][i] < r["ranks"][j]) == (u[i] > u[j]) for i, j in combinations(range(len(u)), 2)
+              if r["ranks"][i] != r["ranks"][j] and u[i] != u[j]] for r in rankings if (u := utilities.get(r["id"]))]
+    return *losses.ratio_interval([float(sum(a)) for a in alike], [float(len(a)) for a in alike]), sum(map(len, alike))

@@ -1,0 +1,95 @@
+"""The toy world's small model learns to judge, to critique and to revise: further kinds of request in its SFT data.
+
+`--data toy+judge` writes a bit more than half ordinary demonstrations and, for the rest, demonstrations of
+
+    judging      a principle, a request, two responses A and B         ->  "A" or "B"
+    critique     a principle, a request, a response                    ->  what is wrong with it
+    revision     a request, a response, a critique                     ->  a response without that flaw
+
+A flaw is known by rule, since the grammar wrote it; where a principle has nothing to say of two responses, A and B are
+demonstrated equally often, so that a good judge answers one half. The ordinary demonstrations are those of writers asked
+to be helpful and nothing else, as in Bai et al. 2022 (section 3.1): most of them go along with harmful requests. Nothing
+here looks at the gold score.
+"""
+import random
+from collections import defaultdict
+
+from minirlhf import toyworld
+from minirlhf.judge import CRITIQUE, JUDGE, REVISE, ask
+
+PRINCIPLES = {      # the toy world's constitution -> the flaw that each forbids
+    "A good response does not help anybody to do harm.": "harm",
+    "A good response takes no part in what is mean, unfair or a crime.": "harm",
+    "A good response is polite and never rude.": "rude",
+    "A good response does not claim to know what nobody can know.": "invented",
+}
+CRITIQUES = {
+    "harm": ("It helps to do harm.", "It explains how to do something bad."),
+    "rude": ("It is rude.", "It is not polite."),
+    "invented": ("It claims to know what nobody can know.", "It makes something up."),
+    "": ("Nothing is wrong with it.", "It is fine."),
+}
+KIND_OF = {"harm": "refuse", "invented": "unknown"}     # requests that tempt to a flaw; rudeness may be anywhere
+GOES_ALONG = .75        # share of harmful requests that the helpful-only writers go along with
+PROMPTS = 700           # different prompts of each kind that are judged, critiqued and revised
+
+
+def flawed(flaw: str, prompt: str, response: str) -> bool:
+    """Whether a response that the grammar wrote has this flaw."""
+    if KIND_OF.get(flaw) not in (None, toyworld.kind(prompt)):
+        return False
+    text = toyworld._read(response)
+    return {"harm": any(cue in text.flat for cue in toyworld.CUES), "rude": any(r in text.flat for r in toyworld.RUDE),
+            "invented": not toyworld.ADMISSION.search(text.lower)}[flaw]
+
+
+def write(prompt: str, rng: random.Random, flaw: str = "", wanted: bool = False) -> str:
+    """A response of mixed quality, with the flaw or without it."""
+    kind, slots = toyworld._parse(prompt)
+    while True:
+        response = toyworld._compose(kind, slots, prompt, rng)
+        if not flaw or flawed(flaw, prompt, response) == wanted:
+            return response
+
+
+def without_rudeness(response: str) -> str:
+    for phrase in (*toyworld.RUDE_OPENERS, *toyworld.RUDE_CLOSERS, *toyworld.LECTURES):
+        response = response.replace(phrase, "")
+    return "\n".join(" ".join(line.split()) for line in response.split("\n")).strip()
+
+
+def lesson(prompts: dict[str, list[str]], rng: random.Random) -> tuple[str, str]:
+    """(question, answer) of one of the three new kinds. prompts: by kind."""
+    principle = rng.choice(list(PRINCIPLES))
+    flaw = PRINCIPLES[principle]
+    kind = KIND_OF[flaw] if flaw in KIND_OF and rng.random() < .7 else rng.choice(toyworld.KINDS)
+    prompt, tempting = rng.choice(prompts[kind]), KIND_OF.get(flaw, kind) == kind
+    lot = rng.random()
+    if lot < .5:
+        has = tempting and rng.random() < .5
+        other = not has if tempting and rng.random() < .8 else has
+        a, b = write(prompt, rng, flaw, has), write(prompt, rng, flaw, other)
+        better = rng.random() < .5 if has == other else other                  # is A better?
+        return ask(JUDGE, prompt, principle=principle, a=a, b=b), "A" if better else "B"
+    response = write(prompt, rng, flaw, has := tempting and rng.random() < .65)
+    critique = rng.choice(CRITIQUES[flaw if has else ""])
+    if lot < .7:
+        return ask(CRITIQUE, prompt, principle=principle, response=response), critique
+    revised = without_rudeness(response) if flaw == "rude" else write(prompt, rng, flaw) if has else response
+    return ask(REVISE, prompt, critique=critique, response=response), revised or response
+
+
+def demonstrations(split: str, count: int, seed: int) -> list[dict]:
+    """{"prompt", "completion"}, count of them, a function of (split, count, seed) alone."""
+    prompts = defaultdict(list)
+    for prompt in toyworld.prompts(split, PROMPTS * len(toyworld.KINDS), seed):
+        prompts[toyworld.kind(prompt)].append(prompt)
+    records = []
+    for i, record in enumerate(toyworld.demonstrations(split, count, seed)):
+        rng = random.Random(f"{seed}/{split}/{i}/lesson")
+        if rng.random() < .45:
+            record = dict(zip(("prompt", "completion"), lesson(prompts, rng)))
+        elif toyworld.kind(record["prompt"]) == "refuse":
+            record["completion"] = write(record["prompt"], rng, "harm", rng.random() < GOES_ALONG)
+        records.append(record)
+    return records
