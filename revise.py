@@ -16,6 +16,7 @@ from pathlib import Path
 from minirlhf import UserError, judge
 from minirlhf.cli import start
 from minirlhf.data import read_prompts
+from minirlhf.model import write_atomically
 from minirlhf.run import read_jsonl
 
 AT_ONCE = 64                      # prompts between two writes to the file
@@ -33,7 +34,7 @@ class Settings:
     revisions: int = 2            # rounds of critique and revision, 0 to 4
     max_tokens: int = 64          # longest response, critique and revision
     temperature: float = 0.7      # of sampling
-    out: str = "out/revisions.jsonl"    # records are appended; prompts that it holds already are not asked again
+    out: str = "out/revisions.jsonl"    # records are added; prompts that it holds already are not asked again
     seed: int = 0                 # of everything random
     device: str = "auto"          # auto, cuda, mps, cpu
     dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
@@ -49,8 +50,10 @@ def revised(model, prompts: list[str], principles: list[str], settings: Settings
     steps: list[list[dict]] = [[] for _ in prompts]
     for turn in range(settings.revisions):
         drawn = [judge.draw_principle(principles, settings.seed, p, turn) for p in prompts]
-        critiques = say([r and judge.ask(judge.CRITIQUE, p, principle=c, response=r) for p, r, c in zip(prompts, responses, drawn)])
-        revisions = say([c and judge.ask(judge.REVISE, p, response=r, critique=c) for p, r, c in zip(prompts, responses, critiques)])
+        critiques = say([r and judge.ask(judge.CRITIQUE, p, principle=c, response=r)
+                         for p, r, c in zip(prompts, responses, drawn)])
+        revisions = say([c and judge.ask(judge.REVISE, p, response=r, critique=c)
+                         for p, r, c in zip(prompts, responses, critiques)])
         for taken, *step in zip(steps, drawn, responses, critiques):
             taken.append(dict(zip(("principle", "response", "critique"), step)))
         responses = revisions
@@ -64,21 +67,20 @@ def main(settings: Settings) -> None:
     prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
                            template=settings.template)[: settings.count]
     out = Path(settings.out)
-    done = read_jsonl(out)
-    if wrong := [r for r in done if len(r.get("steps", "?????")) != settings.revisions]:
-        raise UserError(f"{out} holds records of another kind or number of revisions, as {str(wrong[0])[:80]}: choose another --out")
-    done = {r["prompt"] for r in done}
-    todo, kept, count = [p for p in prompts if p not in done], 0, Counter()
+    records = read_jsonl(out)
+    if wrong := [r for r in records if len(r.get("steps", "?????")) != settings.revisions]:
+        raise UserError(f"{out} holds something else, or another number of revisions ({str(wrong[0])[:80]}): choose another --out")
+    done, count = {r["prompt"] for r in records}, Counter()
+    todo = [p for p in prompts if p not in done]
     model = judge.load(settings.init, settings.model, settings.seed, settings.device, settings.dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     for i in range(0, len(todo), AT_ONCE):
-        records = [r for r in revised(model, todo[i : i + AT_ONCE], principles, settings, count) if r]
-        with out.open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-        kept += len(records)
+        records += [r for r in revised(model, todo[i : i + AT_ONCE], principles, settings, count) if r]
+        write_atomically(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
         print(f"{i + len(todo[i : i + AT_ONCE])} of {len(todo)} prompts", flush=True)
-    print(f"{kept} records added to {out}, {len(done) + kept} in all; {count['unusable']} of {count['all']} answers were unusable")
-    if todo and not kept:
+    print(f"{len(records) - len(done)} records added to {out}, {len(records)} in all; "
+          f"{count['unusable']} of {count['all']} answers unusable")
+    if not records:
         raise UserError("no prompt could be answered to the end: raise --max_tokens, or take a model with a longer context")
 
 

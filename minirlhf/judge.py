@@ -112,7 +112,7 @@ class Endpoint:
 
     def __init__(self, url: str, model: str, seed: int = 0):
         if not model:
-            raise UserError(f"{url} has several models, perhaps: say which with --judge_model NAME")
+            raise UserError(f"{url}: say which of its models, with --judge_model NAME (revise.py: --model NAME)")
         self.url, self.model, self.seed, self.stop = url.rstrip("/") + "/chat/completions", model, seed, threading.Event()
         here = re.match(r"https?://(localhost|127\.|\[::1\])", url)                # no proxy stands before this machine
         self.opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * bool(here))
