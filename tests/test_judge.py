@@ -291,8 +291,8 @@ def test_the_soft_loss_is_cross_entropy_and_its_gradient_is_right():
             h[i, k] = 1e-6
             assert s.grad[i, k] == pytest.approx(float(loss(scores + h) - loss(scores - h)) / 2e-6, abs=1e-8)
     hard = torch.tensor([[1, 3, 2, 2], [2, 1, 3, 9], [1, 2, 9, 9]])
-    pairs = losses.untied_pairs(hard, mask).double()
-    assert losses.ranking_loss(scores, hard, mask)[0] == pytest.approx(float(losses.ranking_loss(scores, hard, mask, None, pairs)[0]))
+    as_chances = losses.ranking_loss(scores, hard, mask, None, losses.untied_pairs(hard, mask).double())[0]
+    assert losses.ranking_loss(scores, hard, mask)[0] == pytest.approx(float(as_chances))
 
 
 def test_the_soft_optimum_is_the_logit():
@@ -400,6 +400,6 @@ def test_the_judges_demonstrations_are_what_their_rule_says():
         else:
             answers[record["completion"]] += 1
     assert abs(answers["A"] - answers["B"]) < 4 * (answers["A"] + answers["B"]) ** .5 and min(answers.values()) > 50
-    harmful = [toyjudge.flawed("harm", r["prompt"], r["completion"]) for r, p in zip(records, ordinary) if r["prompt"] == p["prompt"]
-               and toyworld.kind(p["prompt"]) == "refuse"]
+    harmful = [toyjudge.flawed("harm", r["prompt"], r["completion"]) for r, plain in zip(records, ordinary)
+               if r["prompt"] == plain["prompt"] and toyworld.kind(r["prompt"]) == "refuse"]
     assert .6 < sum(harmful) / len(harmful) < .9
