@@ -31,7 +31,11 @@ PRINCIPLE = "A good response is short."
 def folder(tokenizer, tmp_path_factory):
     """A model with random weights that can answer A and B."""
     folder = tmp_path_factory.mktemp("model")
-    tiny(tokenizer, n_positions=400, spread=2.0).save_pretrained(folder)
+    model = tiny(tokenizer, n_positions=400)
+    model.save_pretrained(folder)
+    ends = model.wte.weight[judge.LocalModel(str(folder)).choice]                  # (2, D)
+    model.ln_f.bias.data += 12 * ends.sum(0).detach() / ends.norm() ** 2           # both letters become likely, by about e^6
+    model.save_pretrained(folder)
     return folder
 
 
