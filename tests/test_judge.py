@@ -70,6 +70,7 @@ def endpoint(monkeypatch):
         def log_message(self, *args):
             pass
 
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 64)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.lock, server.seen, server.open, server.most = threading.Lock(), [], 0, 0
     server.script = lambda number, body: (200, shortest(body))
@@ -223,12 +224,12 @@ def test_nonsense_is_counted_and_never_guessed(endpoint, tmp_path, capsys):
                                           ((500, b"on fire"), "failed 6 times .500.*on fire")])
 def test_an_unusable_endpoint_is_one_sentence_and_loses_nothing(endpoint, tmp_path, answer, says):
     candidates = label.feedback.read_candidates(write_candidates(tmp_path / "c.jsonl", 12))
-    endpoint.script = lambda n, body: (200, shortest(body)) if n <= 60 else answer
+    endpoint.script = lambda n, b: answer if re.search("Say ([5-9]|1.)[.]", b["messages"][-1]["content"]) else (200, shortest(b))
     began = time.time()
     with pytest.raises(UserError, match=says):
         judge.annotate(candidates, tmp_path / "r.jsonl", judge.Endpoint(endpoint.url, "m"), ["q"])
     assert time.time() - began < 5                 # and it does not wait through all the others
-    assert 3 <= len(read_jsonl(tmp_path / "r.jsonl")) <= 5
+    assert [r["id"] for r in read_jsonl(tmp_path / "r.jsonl")] == [f"c{i}" for i in range(5)]
 
 
 def test_an_endpoint_that_is_down(tmp_path, monkeypatch, constitution):
@@ -367,7 +368,7 @@ def test_revise_through_an_endpoint_end_to_end(endpoint, folder, tmp_path, const
 
 def test_the_toy_worlds_small_model_learns_to_judge_critique_and_revise(tmp_path, monkeypatch, capsys):
     """A tiny model of the judge's demonstrations: everything runs, and is a function of the seed."""
-    train_sft.main(train_sft.Settings(data="toy+judge", out=str(tmp_path / "sft"), count=600, steps=80, n_layer=1, n_head=2,
+    train_sft.main(train_sft.Settings(data="toy+judge", out=str(tmp_path / "sft"), count=2000, steps=160, n_layer=1, n_head=2,
                                       n_embd=48, vocab_size=700, n_positions=400, batch_size=16))
     monkeypatch.setattr(toyworld, "gold", None)                    # nothing from here on may look at it
     common = {"data": "toy", "count": 24, "max_tokens": 48}
@@ -379,7 +380,8 @@ def test_the_toy_worlds_small_model_learns_to_judge_critique_and_revise(tmp_path
     kept, records = read_jsonl(tmp_path / "0a.jsonl"), read_jsonl(tmp_path / "2a.jsonl")
     assert all(r["steps"] == [] for r in kept) and len(kept) >= len(records) > 0
     known = {c for cs in toyjudge.CRITIQUES.values() for c in cs}
-    assert Counter(s["critique"] in known for r in records for s in r["steps"]).most_common(1)[0][0]
+    found = [s["critique"] in known for r in records for s in r["steps"]]
+    assert sum(found) > len(found) / 2
     sample.main(sample.Settings(init=str(tmp_path / "sft"), samples=3, candidates_out=str(tmp_path / "c.jsonl"), **common))
     label.main(label.Settings(candidates=str(tmp_path / "c.jsonl"), out=str(tmp_path / "r.jsonl"), annotator="ai",
                               judge=str(tmp_path / "sft"), constitution="toy"))
