@@ -170,7 +170,7 @@ class Run:
                  "sampling": cached_tokens * sum(8 * m.config.n_layer * m.config.n_embd for m in self.placed[:1])}
         for m in trained:
             D, inner = m.config.n_embd, m.config.n_inner or 4 * m.config.n_embd
-            block = 22 * D + 4 * inner if self.autocast_dtype else 36 * D + 8 * inner           # bytes per token
+            block = 22 * D + 4 * inner if self.autocast_dtype else 34 * D + 8 * inner           # bytes per token
             parts["activations"] += tokens * (block + 4 * D * m.config.n_layer if m.checkpointing else block * m.config.n_layer)
             parts["activations"] += 12 * min(LOGITS_AT_ONCE, tokens * m.config.vocab_size) * hasattr(m, "token_logprobs")
         parts = {name: size / 2**30 for name, size in parts.items()}
