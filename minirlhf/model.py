@@ -108,6 +108,14 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix("transformer."): x for name, x in tensors.items()}
 
 
+def check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: Path) -> None:
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise UserError(f"{where} has no tensor {name}: it is not the GPT-2 that config.json describes")
+        if tuple(tensors[name].shape) != shape:
+            raise UserError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json says {shape}")
+
+
 class KVCache:
     """Keys and values of every layer, preallocated: (L, B, H, S, hd). Each row is written at its own position."""
 
@@ -240,25 +248,24 @@ class Trunk(nn.Module):
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(f"{folder}: vocab.json has {tokenizer.vocab_size} tokens, the model's vocab_size is "
                             f"{config.vocab_size}: take vocab.json and merges.txt from the model's own folder")
-        with torch.device("meta"):         # shapes alone, until they are known to be those of the file
-            model = cls(config, tokenizer)
-        model.load_hf(read_tensors(folder), folder)
+        tensors, D = read_tensors(folder), config.n_embd
+        check_shapes(tensors, {"wte.weight": (config.vocab_size, D), "wpe.weight": (config.n_positions, D),      # nothing is built
+                               f"h.{config.n_layer - 1}.mlp.c_fc.weight": (D, config.n_inner or 4 * D)}, folder)  # that is not there
+        model = cls(config, tokenizer)
+        model.load_hf(tensors, folder)
         return model
 
     def load_hf(self, tensors: dict[str, Tensor], where: Path) -> None:
         """Takes weights under Hugging Face's names, with or without "transformer."; all are checked before one is taken."""
         tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
-        state = {}
-        for name, target in self.state_dict().items():
-            theirs = tensors.pop(hf_name(name).removeprefix("transformer."), None)
-            if theirs is None and name == "score.weight":             # a language model becomes a fresh reward model
-                theirs = torch.zeros(target.shape)
-            if theirs is None:
-                raise UserError(f"{where} has no tensor {hf_name(name)}: it is not a GPT-2 of {self.config.n_layer} layers")
-            state[name] = theirs = theirs.T if is_transposed(name) else theirs
-            if theirs.shape != target.shape:
-                raise UserError(f"{where}: {hf_name(name)} has shape {tuple(theirs.shape)}, config.json says "
-                                f"{tuple(target.shape)}")
+        mine, state = self.state_dict(), {}
+        for name, target in mine.items():
+            if name == "score.weight" and name not in tensors:
+                continue                                              # a language model becomes a fresh reward model
+            check_shapes(tensors, {hf_name(name).removeprefix("transformer."): tuple((target.T if is_transposed(name) else
+                                                                                      target).shape)}, where)
+            theirs = tensors.pop(hf_name(name).removeprefix("transformer."))
+            state[name] = theirs.T if is_transposed(name) else theirs
             if not theirs.is_floating_point() or not theirs.to(torch.promote_types(theirs.dtype, torch.float32)).isfinite().all():
                 raise UserError(f"{where}: {hf_name(name)} is {theirs.dtype} or has values that are not finite: copy it anew")
         head = tensors.pop("lm_head.weight", None)
@@ -266,10 +273,8 @@ class Trunk(nn.Module):
             raise UserError(f"{where}: lm_head.weight is not the token embedding: say tie_word_embeddings false in config.json")
         if strange := [n for n in tensors if not n.endswith((".attn.bias", ".attn.masked_bias", "score.weight"))]:
             raise UserError(f"{where} has a tensor {strange[0]}, which config.json's GPT-2 does not have: take another model")
-        if self.device.type == "meta":
-            self.to_empty(device="cpu")
-        for name, target in self.state_dict().items():
-            target.copy_(state[name])
+        for name, theirs in state.items():
+            mine[name].copy_(theirs)
 
     def hf_tensors(self) -> dict[str, Tensor]:
         return {hf_name(k): (v.T if is_transposed(k) else v).detach().cpu().contiguous()
