@@ -66,13 +66,15 @@ def main(settings: Settings) -> dict:
         steps=6 if quick else 900, warmup=50, **common))
     # 2. the reward model, one pass over the pairs
     train_rm.main(train_rm.Settings(
-        init=f"{out}/sft", data=f"{out}/train.jsonl", out=f"{out}/rm", epochs=1, batch_size=16, lr=3e-4, max_tokens=8 if quick else 48,
-        steps=3 if quick else 0, normalize_samples=8 if quick else 128, **common))
+        init=f"{out}/sft", data=f"{out}/train.jsonl", out=f"{out}/rm", epochs=1, batch_size=16, lr=3e-4,
+        max_tokens=8 if quick else 48, steps=3 if quick else 0, normalize_samples=8 if quick else 128, **common))
 
     # 3. is it right about pairs it has not seen, and is it more than a ruler?
     model = ScalarGPT.from_pretrained(f"{out}/rm")
     limit = model.config.n_positions
     seen = [r for r in test if max(len(rewards.encode(model.tokenizer, r.prompt, x)) for x in r.responses) <= limit]
+    short = [r for r in seen if len(model.tokenizer.encode_prompt(r.prompt)) <= limit - 48]
+    write_atomically(out / "questions.jsonl", "".join(json.dumps({"prompt": r.prompt}) + "\n" for r in short).encode())
     reward = rewards.TrainedReward(model)
     scores = [reward([r.prompt] * 2, r.responses) for r in seen]
     lengths = [[len(model.tokenizer.encode_response(r.prompt, x)) for x in r.responses] for r in seen]
@@ -92,7 +94,7 @@ def main(settings: Settings) -> dict:
     rows = read_jsonl(out / "ppo" / "metrics.jsonl")
     result["ppo"] = {k: [rows[0][k], rows[-1][k]] for k in ("score", "kl", "length", "finished")}
     for name in ("sft", "ppo"):
-        sample.main(sample.Settings(init=f"{out}/{name}", data=f"{out}/test.jsonl", count=8, max_tokens=8 if quick else 48,
+        sample.main(sample.Settings(init=f"{out}/{name}", data=f"{out}/questions.jsonl", count=8, max_tokens=8 if quick else 48,
                                     temperature=0.7, candidates_out=f"{out}/{name}_samples.jsonl", seed=settings.seed))
     write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
     print(json.dumps(result, indent=1))

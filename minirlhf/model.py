@@ -248,9 +248,9 @@ class Trunk(nn.Module):
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(f"{folder}: vocab.json has {tokenizer.vocab_size} tokens, the model's vocab_size is "
                             f"{config.vocab_size}: take vocab.json and merges.txt from the model's own folder")
-        tensors, D = read_tensors(folder), config.n_embd
-        check_shapes(tensors, {"wte.weight": (config.vocab_size, D), "wpe.weight": (config.n_positions, D),      # nothing is built
-                               f"h.{config.n_layer - 1}.mlp.c_fc.weight": (D, config.n_inner or 4 * D)}, folder)  # that is not there
+        tensors, D = read_tensors(folder), config.n_embd                     # what is not there is not built either
+        check_shapes(tensors, {"wte.weight": (config.vocab_size, D), "wpe.weight": (config.n_positions, D),
+                               f"h.{config.n_layer - 1}.mlp.c_fc.weight": (D, config.n_inner or 4 * D)}, folder)
         model = cls(config, tokenizer)
         model.load_hf(tensors, folder)
         return model

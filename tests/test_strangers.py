@@ -218,8 +218,10 @@ def mutated(rng: random.Random, seeds: list[bytes], dictionary: list[bytes]) -> 
 
 
 WORDS = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\n", b"\r", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\xff", b"\0", b"null",
-         b"true", b"1e999", b"-0", b"NaN", b"Infinity", b"9" * 400, b"\\ud800", b"\\udc00\\ud800", b"[" * 200, b'"prompt"', b'"chosen"',
-         b'"messages"', b'"role": "user"', b'"content"', b'"text"', b'"responses"', b'"ranks"', b"\\n\\nHuman:", b"\\n\\nAssistant:",
+         b"true", b"1e999", b"-0", b"NaN", b"Infinity", b"9" * 400, b"\\ud800", b"\\udc00\\ud800", b"[" * 200, b'"prompt"',
+         b'"chosen"',
+         b'"messages"', b'"role": "user"', b'"content"', b'"text"', b'"responses"', b'"ranks"', b"\\n\\nHuman:",
+         b"\\n\\nAssistant:",
          b'"instruction": "a", "output": "b"', b'"summaries": [{"text": "a"}, {"text": "b"}], "info": {"post": ""}, "choice": 1']
 
 
@@ -279,7 +281,7 @@ def test_fuzz_safetensors(folder):
     good = path.read_bytes()
     header = 8 + struct.unpack("<Q", good[:8])[0]
     for _ in range(FUZZ):
-        changed = mutated(rng, [good[:header]], [*WORDS, b"F16", b"I64", b"BF16", b"BOOL", b'"shape":[', b"0", b"9" * 20, b"-", b"[0,0]"])
+        changed = mutated(rng, [good[:header]], [*WORDS, b"F16", b"I64", b"BF16", b"BOOL", b'"shape":[', b"0", b"9" * 20, b"-"])
         path.write_bytes(changed + good[header:])
         try:
             (GPT if rng.random() < 0.8 else ScalarGPT).from_pretrained(folder)
