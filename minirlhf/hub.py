@@ -67,17 +67,13 @@ def fetch(url: str, path: Path, remedy: str) -> Path:
                     partial.replace(path)
                     break
             except urllib.error.HTTPError as error:
-                if error.code == 416:                                 # we have more than there is: begin anew
-                    partial.unlink(missing_ok=True)
-                elif error.code < 500:
+                if error.code != 416:
                     raise
-                why = f"HTTP {error.code}"
+                partial.unlink(missing_ok=True)                       # we have more than there is: begin anew
             except (http.client.HTTPException, ConnectionError, TimeoutError):
                 pass                                                  # broke off: go on from there
-    except urllib.error.URLError as error:                            # no such server, no network; HTTP 404 and the like
-        why = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else error.reason
-    except OSError as error:
-        why = error.strerror or error
+    except OSError as error:           # no network, no such server, HTTP 404 and the like, a full disk
+        why = getattr(error, "reason", None) or error.strerror or error
     if not path.exists():
         raise UserError(f"{url} cannot be fetched ({why}): try again, or get it elsewhere and {remedy}")
     return path
@@ -111,8 +107,7 @@ def _download(url: str, partial: Path) -> bool:
     if partial.stat().st_size < total:
         return False
     with partial.open("rb") as file:
-        right = not sha256 or hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    if not right:
-        partial.unlink()
-        raise OSError("what came does not have the SHA-256 that the server announced")
-    return True
+        if not sha256 or hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+            return True
+    partial.unlink()
+    raise OSError("what came does not have the SHA-256 that the server announced")

@@ -163,11 +163,10 @@ class Run:
         """GiB that the placed models will take in a step, by purpose; printed with the flags that lower them. cached_tokens:
         those whose keys and values sampling keeps. A block's activations are counted as autograd saves them."""
         trained, tokens = [m for m in self.placed if m.wte.weight.requires_grad], self.settings.token_budget
-        sizes = [sum(p.numel() for p in m.parameters()) for m in trained]
         copies = 14 if self.autocast_dtype else 12         # gradient, two moments, and what autocast casts and keeps
-        parts = {"weights": sum(p.numel() * p.element_size() for m in self.placed for p in m.parameters()),
-                 "gradients and AdamW": copies * sum(sizes), "activations": 0,
-                 "sampling": cached_tokens * sum(8 * m.config.n_layer * m.config.n_embd for m in self.placed[:1])}
+        parts = {"weights": sum(p.numel() * p.element_size() for m in self.placed for p in m.parameters()), "activations": 0,
+                 "gradients and AdamW": copies * sum(p.numel() for m in trained for p in m.parameters()),
+                 "sampling": cached_tokens * 8 * self.placed[0].config.n_layer * self.placed[0].config.n_embd}
         for m in trained:
             D, inner = m.config.n_embd, m.config.n_inner or 4 * m.config.n_embd
             block = 22 * D + 4 * inner if self.autocast_dtype else 34 * D + 8 * inner           # bytes per token

@@ -142,11 +142,10 @@ def test_what_was_changed_on_the_way_is_not_kept(server, tmp_path):
 
 def test_missing_refused_and_broken_servers(server, tmp_path):
     server.status["/gone"], server.status["/private"], server.status["/down"] = 404, 401, 503
-    for name, said in [("gone", "HTTP 404"), ("private", "HTTP 401"), ("down", "HTTP 503")]:
+    for name, said in [("gone", "Not Found"), ("private", "Unauthorized"), ("down", "Unavailable")]:
         with pytest.raises(UserError, match=said) as error:
             hub.fetch(name, tmp_path / "x", "put it at x")
         assert "put it at x" in str(error.value)
-    assert sum(path == "/down" for path, _ in server.requests) == hub.ATTEMPTS
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be fetched"):
         hub.fetch("gone", tmp_path / "file" / "x", "")
@@ -164,7 +163,7 @@ def test_offline_is_one_sentence_that_says_which_files_go_where(tmp_path):
 def test_a_proxy_is_used(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://no.such.host.invalid")
     monkeypatch.setenv("http_proxy", server.url)
-    with pytest.raises(UserError, match="HTTP 404"):
+    with pytest.raises(UserError, match="Not Found"):
         hub.fetch("f", tmp_path / "f", "")
     assert server.requests[0][0] == "http://no.such.host.invalid/f"
 

@@ -209,8 +209,9 @@ def test_really_out_of_memory(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     done = subprocess.run([sys.executable, "train_sft.py", "--data", tmp_path / "x.txt", "--out", tmp_path / "run",
-                           "--n_positions", "4096", "--vocab_size", "260", "--batch_size", "512", "--token_budget", str(2**21),
-                           "--validation", "0"], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300, preexec_fn=limit)
+                           "--n_positions", "4096", "--vocab_size", "260", "--batch_size", "512",
+                           "--token_budget", str(2**21), "--validation", "0"], cwd=Path(__file__).parents[1], capture_output=True,
+                          text=True, timeout=300, preexec_fn=limit)
     assert done.returncode == 2 and "out of memory" in done.stderr and "--token_budget" in done.stderr, done.stderr[-600:]
     assert "Traceback" not in done.stderr and "memory: about" in done.stdout
 
