@@ -217,7 +217,7 @@ def read_rankings(data: str, *, template="chat", **which) -> list[Ranking]:
 
 
 def read_prompts(data: str, *, template="chat", **which) -> list[str]:
-    """Prompts, each once, in the order of the files."""
+    """Prompts, each once, in the order of the files; if `places` is asked for, as often as they are there."""
 
     def convert(record: dict, where: str) -> str:
         if "prompt" in record or not record.keys() & {"messages", "chosen"}:
@@ -227,7 +227,8 @@ def read_prompts(data: str, *, template="chat", **which) -> list[str]:
         segments = _messages(record, "messages", where)
         return "".join(text for text, _ in (segments[:-1] if segments[-1][1] else segments))
 
-    return list(dict.fromkeys(_read(data, "prompts", convert, **which)))
+    found = _read(data, "prompts", convert, **which)
+    return found if "places" in which else list(dict.fromkeys(found))
 
 
 def _prompt(record: dict, where: str, template: str) -> str:

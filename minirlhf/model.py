@@ -61,8 +61,8 @@ def read_config(path: Path, overrides: dict) -> Config:
     floats = [config.layer_norm_epsilon, config.score_mean, config.score_std]
     if (not all(type(n) is int and 0 < n <= most for n, most in zip(sizes, (10**7, 10**7, 10**5, 1000, 10**5, 10**6)))
             or config.n_embd % config.n_head or type(config.tie_word_embeddings) is not bool
-            or not all(type(x) in (int, float) and math.isfinite(x) for x in floats) or not config.score_std > 0):
-        raise UserError(f"{path} has sizes that no model has: {asdict(config)}")
+            or not all(type(x) in (int, float) and -1e9 < x < 1e9 for x in floats) or config.score_std <= 0):
+        raise UserError(f"{path} has sizes that no model has: {str(asdict(config))[:400]}")
     return config
 
 

@@ -51,7 +51,7 @@ def test_what_cannot_be_represented_is_refused_by_name(folder, field, value):
 @pytest.mark.parametrize("fields", [
     {"n_layer": 10**9}, {"n_embd": 10**12}, {"vocab_size": -5}, {"n_head": 0}, {"n_head": 5}, {"n_positions": 1e300},
     {"n_embd": "32"}, {"n_layer": True}, {"n_inner": 2**62}, {"layer_norm_epsilon": "x"}, {"score_std": 0},
-    {"score_std": float("nan")},
+    {"score_std": float("nan")}, {"score_mean": 10**400},
     {"vocab_size": 10**7}, {"n_positions": 10**7}, {"n_embd": 10**5}, {"n_layer": 900}, {"tie_word_embeddings": "no"},
     {"n_embd": None}, {"n_layer": [2]}])
 def test_absurd_sizes_cost_nothing(folder, fields):
@@ -327,5 +327,7 @@ def test_a_check_says_what_a_file_holds(tmp_path, capsys, tokenizer):
     tokenizer.save_pretrained(tmp_path / "t")
     n = len(tokenizer.encode("\n\nHuman: " + "word " * 300 + "\n\nAssistant:")) + len(tokenizer.encode("a"))
     assert f"longest: {n} " in data.check(str(path), str(tmp_path / "t"))
+    path.write_text('{"prompt": "a"}\n{"prompt": "a"}\n{"prompt": "b c"}')
+    assert "3 prompts of 2 prompts, 1 duplicates" in data.check(str(path)) and f"--- {path}, line 3" in data.check(str(path))
     path.write_text('{"prompt": "a"}\n{"prompt": "a"}\n{"text": 1}')
     refused(lambda: data.check(str(path)), "line 3", "prompt")
