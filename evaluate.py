@@ -13,7 +13,7 @@ import torch
 
 from minirlhf import UserError, losses, rewards, rollout, toyworld
 from minirlhf.cli import start
-from minirlhf.data import read_prompts
+from minirlhf.data import fit, read_prompts
 from minirlhf.model import GPT, write_atomically
 from minirlhf.run import pick_autocast, pick_device, seed_of
 
@@ -24,6 +24,7 @@ class Settings:
     baseline: str = ""            # whom they are compared with, and the reference of the KL; empty: the first of them
     reward: str = ""              # reward model's folder or file.py:function whose scores are reported beside gold
     data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field (gold knows the toy world's only)
+    gold: str = "toy"             # who judges: toy, or for other data a reward (see --reward) that no policy was trained on
     split: str = "test"           # toy prompts: test (held out), or train
     count: int = 400              # how many prompts
     samples: int = 4              # responses per prompt
@@ -59,14 +60,18 @@ def ranked_right(scores: torch.Tensor, gold: torch.Tensor) -> dict[str, float]:
     return {"mean": accuracy, "interval": half, "pairs": int(better.sum())}
 
 
-def assess(prompts: list[str], responses: list[list[str]]) -> dict:
-    """P prompts with S responses each -> what the texts alone tell."""
+def assess(prompts: list[str], responses: list[list[str]], judge: rewards.RewardFn | None = None) -> dict:
+    """P prompts with S responses each -> what the texts alone tell. judge: instead of the toy world's gold score."""
     P, S = len(prompts), len(responses[0])
-    judged = [[toyworld.gold(p, r) for r in rs] for p, rs in zip(prompts, responses)]
+    if judge:
+        scores = judge([p for p in prompts for _ in range(S)], [r for rs in responses for r in rs])
+        judged = [[{"total": x} for x in scores[i : i + S]] for i in range(0, P * S, S)]
+    else:
+        judged = [[toyworld.gold(p, r) for r in rs] for p, rs in zip(prompts, responses)]
     gold = torch.tensor([[g["total"] for g in gs] for gs in judged])                     # (P, S)
     parts = {name: mean_of(torch.tensor([[g[name] for g in gs] for gs in judged])) for name in judged[0][0]}
     kinds = [toyworld.kind(p) for p in prompts]
-    open_ended = [r for k, rs in zip(kinds, responses) if k in toyworld.OPEN_ENDED for r in rs]
+    open_ended = [r for k, rs in zip(kinds, responses) if k in (*toyworld.OPEN_ENDED, "other") for r in rs]
     by_kind = {k: mean_of(gold[[i for i in range(P) if kinds[i] == k]]) for k in sorted(set(kinds))}
     words = torch.tensor([[len(r.split()) for r in rs] for rs in responses], dtype=torch.float64)
     return {"scores": gold, "gold": parts.pop("total"), "parts": parts, "kinds": by_kind, "words": mean_of(words),
@@ -87,16 +92,19 @@ def main(settings: Settings) -> dict:
 
     prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed)[: settings.count]
     reward_fn = rewards.load(settings.reward, place) if settings.reward else None
+    judge = rewards.load(settings.gold, place) if settings.gold != "toy" else None
     results, answers = [], {}
     for folder in folders:
         policy = place(GPT.from_pretrained(folder))
         if folder == baseline:                # the first of them
             reference = policy
+            prompts = fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts",
+                          length=lambda p, tokenizer=policy.tokenizer: len(tokenizer.encode_prompt(p)))
         generator = torch.Generator(device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = rollout.sample(policy, prompts, settings.max_tokens, generator, temperature=settings.temperature,
                                samples_per_prompt=settings.samples)
         responses = [batch.responses[i : i + settings.samples] for i in range(0, len(batch.responses), settings.samples)]
-        result = {"policy": folder} | assess(prompts, responses)
+        result = {"policy": folder} | assess(prompts, responses, judge)
         first = results[0] if results else result
         result["win_rate"] = mean_of(wins(result["scores"], first["scores"]))
         for k in result["kinds"]:

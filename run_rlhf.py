@@ -1,7 +1,8 @@
-"""The whole loop on the toy world: SFT -> (sample -> label -> reward model -> PPO) x rounds -> evaluation -> report.
+"""The whole loop, on the toy world: SFT -> (sample -> label -> reward model -> PPO) x rounds -> evaluation -> report.
 
     python run_rlhf.py                 # under ten minutes on two CPU cores; then open out/report.html
     python run_rlhf.py --quick         # the same in a minute: shows that it runs, its numbers mean nothing
+    python run_rlhf.py --preset hh_gpt2 --out out/hh    # one GPU: GPT-2 and Anthropic's human preferences, fetched once
 
 Each stage is announced by the command that would run it alone. Interrupted, it goes on where it stopped when called again.
 """
@@ -18,11 +19,18 @@ import train_rm
 import train_sft
 from minirlhf import UserError, report
 from minirlhf.cli import command, start
+from minirlhf.data import held_out, read_rankings
 from minirlhf.model import write_atomically
+from minirlhf.tokenizer import parse_prompt
 
 
 @dataclass
 class Settings:
+    preset: str = "toy"           # toy, or hh_gpt2: pairs that people ranked, one round, judged by a reward model of its own
+    init: str = "gpt2"            # hh_gpt2: the model to start from
+    data: str = "hh-helpful-base" # hh_gpt2: preference pairs, by name or as files
+    token_budget: int = 8192      # hh_gpt2: tokens in a micro-batch; lower it if memory runs out, results stay
+    checkpointing: bool = False   # hh_gpt2: far less memory, a third more work
     out: str = "out"              # everything is written below this folder
     rounds: int = 2               # of collecting feedback, reward model and PPO; a higher number later adds rounds
     annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world
@@ -79,8 +87,45 @@ class Loop:
         self.save()
 
 
+def human_preferences(settings: Settings, loop: Loop) -> None:
+    """SFT on what was chosen, reward model, PPO. There is no gold score: a second reward model, from other prompts' pairs and
+    another seed, judges the answers to prompts that no stage has seen."""
+    out, quick = settings.out, settings.quick
+    def first_turn(r):
+        return parse_prompt(r.prompt)[0][0]                 # dialogues that begin alike stay on one side
+    rest, questions = held_out(read_rankings(settings.data), first_turn, 0.1, settings.seed)
+    mine, judges = held_out(rest, first_turn, 0.4, settings.seed + 1)
+    for name, part in (("pairs", mine), ("judge", judges), ("questions", questions)):
+        rows = [{"prompt": r.prompt, "chosen": r.responses[r.ranks.index(min(r.ranks))],
+                 "rejected": r.responses[r.ranks.index(max(r.ranks))]} for r in part]
+        write_atomically(Path(out, f"{name}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+    length = 16 if quick else 128
+    common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
+    train = {**common, "token_budget": settings.token_budget, "checkpointing": settings.checkpointing}
+    loop.stage("sft", train_sft, train_sft.Settings(
+        init=settings.init, data=f"{out}/pairs.jsonl", out=f"{out}/sft", lr=5e-5, batch_size=8 if quick else 32,
+        steps=settings.sft_steps or (20 if quick else 800), **train))
+    rm = {"init": f"{out}/sft", "lr": 2e-5, "epochs": 1, "batch_size": 32, "max_tokens": length, **train,
+          "normalize_samples": 16 if quick else 256}
+    loop.stage("round1/rm", train_rm, train_rm.Settings(data=f"{out}/pairs.jsonl", out=f"{out}/round1/rm", **rm))
+    loop.stage("judge", train_rm, train_rm.Settings(**rm | {"data": f"{out}/judge.jsonl", "out": f"{out}/judge",
+                                                            "seed": settings.seed + 1}))
+    loop.stage("round1/ppo", train_ppo, train_ppo.Settings(
+        init=f"{out}/sft", reward=f"{out}/round1/rm", data=f"{out}/pairs.jsonl", out=f"{out}/round1/ppo", max_tokens=length,
+        steps=settings.ppo_steps or (3 if quick else 200), prompts_per_step=8 if quick else 64, lr=1e-5,
+        kl_coef=settings.kl_coef, **train))
+    loop.stage("evaluation", evaluate, evaluate.Settings(
+        policies=f"{out}/sft,{out}/round1/ppo", reward=f"{out}/round1/rm", gold=f"{out}/judge", data=f"{out}/questions.jsonl",
+        count=24 if quick else settings.evaluation, max_tokens=length, out=f"{out}/evaluation.json", **common))
+
+
 def main(settings: Settings) -> None:
     loop, out = Loop(settings), settings.out
+    if settings.preset not in ("toy", "hh_gpt2"):
+        raise UserError(f"--preset {settings.preset}: unknown; take toy or hh_gpt2")
+    if settings.preset == "hh_gpt2":
+        human_preferences(settings, loop)
+        return print(f"\nwrote {report.write(out)}; open it in a browser")
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
     small = {"steps": 30, "save_every": 10} if settings.quick else {}
     rankings, questions = (60, 24) if settings.quick else (settings.rankings, settings.evaluation)

@@ -15,7 +15,7 @@ import torch
 
 from minirlhf import losses, rewards, rollout
 from minirlhf.cli import start
-from minirlhf.data import batch_indices, micro_batches, read_prompts
+from minirlhf.data import batch_indices, fit, micro_batches, read_prompts
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.run import Run, Stopped, linear_decay
 
@@ -49,6 +49,8 @@ class Settings:
     lr: float = 1e-3              # decays linearly to 0
     warmup: int = 5               # iterations until the peak
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
+    checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work
+    compile: bool = False         # torch.compile the blocks: a minute at the start, faster steps on a GPU
     log_every: int = 5            # iterations between lines on the console
     save_every: int = 20          # iterations between checkpoints
     seed: int = 0                 # of everything random
@@ -103,6 +105,8 @@ def main(settings: Settings) -> None:
         raise rewards.UserError(f"{settings.reward} has {value.tokenizer.vocab_size} tokens, {settings.init} "
                                 f"{policy.tokenizer.vocab_size}: the value model reads the policy's tokens, so train the reward "
                                 "model from the same family")
+    prompts = fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts",
+                  length=lambda p: len(policy.tokenizer.encode_prompt(p)))
     if settings.show_batch:
         batch = rollout.sample(policy, prompts[:8], settings.max_tokens, torch.Generator().manual_seed(settings.seed))
         for tokens, start_, end in zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), batch.lengths.tolist()):
@@ -120,6 +124,7 @@ def main(settings: Settings) -> None:
     run.track(optimizer, policy=policy, value=value)
     episodes = settings.prompts_per_step * settings.samples_per_prompt
     print(f"{len(prompts)} prompts, {episodes} episodes an iteration, on {run.device}")
+    run.memory(min(4 * rollout.TOKENS_AT_ONCE, episodes * policy.config.n_positions))
 
     for step in run.steps(settings.steps):
         # 1. sample responses from the policy itself: temperature only

@@ -38,6 +38,8 @@ class Settings:
     n_positions: int = 192        # fresh model: longest sequence in tokens
     vocab_size: int = 2048        # fresh model: tokens of its tokenizer
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
+    checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work
+    compile: bool = False         # torch.compile the blocks: a minute at the start, faster steps on a GPU
     validation: float = 0.01      # share of prompts held out
     eval_every: int = 250         # steps between validation losses
     log_every: int = 50           # steps between lines on the console
@@ -120,6 +122,7 @@ def main(settings: Settings) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(train)} demonstrations, {len(validation)} held out, {parameters / 1e6:.2f} M parameters, "
           f"vocabulary {model.tokenizer.vocab_size}, on {run.device}")
+    run.memory()
 
     for step in run.steps(settings.steps):
         # 2. one batch, in micro-batches of similar length, so that little is padding

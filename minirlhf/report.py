@@ -282,7 +282,8 @@ SECTIONS = (
     Healthy: both losses fall and flatten; a validation loss that turns upwards means learning by heart."""),
     ("Reward model: learning what people prefer", rm_section, """From rankings a second model learns to score answers.
     Healthy: accuracy well above 50 % (62 to 70 % on human data), calibration along the diagonal: of what it is 80 %
-    sure of, 80 % come out right. Gold is the toy world's hidden judge, which the reward model never sees."""),
+    sure of, 80 % come out right. Gold is a hidden judge, which the reward model never sees: the toy world's, or on real
+    data a second reward model, trained on rankings of other prompts."""),
     ("PPO: improving against the reward model", ppo_section, """The policy moves towards what the reward model likes,
     under a penalty for leaving the SFT model (KL). Healthy: the score rises, KL stays in the shaded 0 to 10 nats,
     length does not run away, entropy falls slowly. Every round scores by its own reward model."""),
