@@ -14,7 +14,7 @@ from statistics import mean, median
 from minirlhf import UserError, feedback
 from minirlhf.cli import start
 from minirlhf.data import records
-from minirlhf.labelserver import BadAnswer, Sitting, serve
+from minirlhf.labelserver import Sitting, serve
 
 
 @dataclass
@@ -33,9 +33,8 @@ class Settings:
     seed: int = 0                 # the order of a person's questions; a toy annotator's dice
 
 
-def toy(settings: Settings, candidates: list[dict]) -> None:
+def toy(settings: Settings, candidates: list[dict], done: set) -> None:
     """Several annotators take prompts in turn, and every tenth prompt all of them, so that agreement can be measured."""
-    done = {(r["id"], r.get("annotator")) for r in feedback.open_rankings(settings.out, candidates)}
     try:
         noises = [float(x) for x in str(settings.noise).split(",")]
     except ValueError:
@@ -50,22 +49,14 @@ def toy(settings: Settings, candidates: list[dict]) -> None:
 
 def parse_order(line: str, K: int) -> dict:
     """'2 > 1 = 3 h1 b' -> what Sitting.answer takes: response 2 best, then 1 and 3 tied; 1 is harmful; all are bad."""
-    line = re.sub(r"\s*=\s*", "=", line.lower().replace(">", " "))
-    groups, harmful, all_bad = [], [], False
-    for word in line.split():
-        if word == "b":
-            all_bad = True
-        elif re.fullmatch(r"h[0-9]{1,9}", word):
-            harmful.append(int(word[1:]) - 1)
-        elif re.fullmatch(r"[0-9]{1,9}(=[0-9]{1,9})*", word):
-            groups.append([int(x) - 1 for x in word.split("=")])
-        else:
-            raise BadAnswer(f"{word!r} is not understood")
-    groups = groups or ([list(range(K))] if all_bad else [])
+    words = re.sub(r"\s*=\s*", "=", line.lower().replace(">", " ")).split()
+    groups = [[int(x) for x in w.split("=")] for w in words if re.fullmatch(r"\d{1,4}(=\d{1,4})*", w)]
+    harmful = [int(w[1:]) - 1 for w in words if re.fullmatch(r"h\d{1,4}", w)]
+    groups = groups or [[*range(1, K + 1)]] * ("b" in words)
+    if len(groups) + len(harmful) + words.count("b") < len(words) or sorted(i for g in groups for i in g) != [*range(1, K + 1)]:
+        raise UserError(f"every number from 1 to {K} must occur once, best first, as in 2 > 1 = 3 h1")
     ranks = {i: rank for rank, group in enumerate(groups, 1) for i in group}
-    if sorted(i for group in groups for i in group) != list(range(K)):
-        raise BadAnswer(f"every number from 1 to {K} must occur, and once")
-    return {"ranks": [ranks[i] for i in range(K)], "harmful": harmful, "all_bad": all_bad}
+    return {"ranks": [ranks[i + 1] for i in range(K)], "harmful": harmful, "all_bad": "b" in words}
 
 
 def terminal(sitting: Sitting) -> None:
@@ -73,36 +64,31 @@ def terminal(sitting: Sitting) -> None:
     def plain(text: str) -> str:                # what a model wrote must not steer the terminal
         return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
-    print("best first, as: 2 > 1 = 3      also: h2 = 2 is harmful, b = all bad, s = skip, q = finish for now")
+    print("best first, as: 2 > 1 = 3      also: h2 = 2 is harmful, b = all are bad, s = skip, q = finish for now")
     while "question" in (state := sitting.question()):
-        print(f"\n{'─' * 78}\n{state['done']} done, {state['left']} left\n")
-        print("\n\n".join(plain(f"{turn['role'].capitalize()}: {turn['text']}") for turn in state["turns"]))
-        print("".join(f"\n  [{k}] " + plain(text).replace("\n", "\n      ") for k, text in enumerate(state["cards"], 1)))
-        while True:
-            try:
-                line = input("\n> ").strip()
-                if line == "q":
-                    return
-                sitting.answer(state["question"], **({"skip": True} if line == "s" else parse_order(line, len(state["cards"]))))
-                break
-            except EOFError:
+        print(f"\n{'-' * 78}\n{state['done']} done, {state['left']} left\n")
+        print(*(plain(f"{turn['role'].capitalize()}: {turn['text']}\n") for turn in state["turns"]), sep="\n")
+        print(*(f"  [{k}] " + plain(text).replace("\n", "\n      ") for k, text in enumerate(state["cards"], 1)), sep="\n")
+        try:
+            if (line := input("\n> ").strip()) == "q":
                 return
-            except (BadAnswer, OSError) as error:
-                print(f"not saved: {error}")
+            sitting.answer(state["question"], **({"skip": True} if line == "s" else parse_order(line, len(state["cards"]))))
+        except EOFError:
+            return
+        except (UserError, OSError) as error:
+            print(f"not saved: {error}")
 
 
 def summarize(out: str) -> str:
     """Of every annotator what they did, how fast, and whether they agree with themselves and with each other."""
-    by, seen = defaultdict(list), set()
+    rows = {}                                   # (annotator, id, is a repeat) -> record
     for where, r in records(out, "rankings"):
         if not {"id", "annotator", "ranks", "responses"} <= r.keys():
             raise UserError(f"{where}: no ranking by label.py, which has \"id\", \"annotator\", \"responses\" and \"ranks\"")
-        if (key := (r["id"], r["annotator"], r.get("repeat"))) not in seen:
-            by[r["annotator"]].append(r)
-            seen.add(key)
+        rows.setdefault((r["annotator"], r["id"], r.get("repeat", False)), r)
 
-    def pairs(rows: list[dict], repeat: bool = False) -> dict:
-        return {k: v for r in rows if not r.get("skipped") and r.get("repeat", False) == repeat
+    def pairs(annotator: str, repeat: bool = False) -> dict[tuple, int]:
+        return {k: v for (name, _, again), r in rows.items() if (name, again) == (annotator, repeat) and not r.get("skipped")
                 for k, v in feedback.comparisons(r).items()}
 
     def agreement(a: dict, b: dict) -> str:
@@ -110,23 +96,21 @@ def summarize(out: str) -> str:
         both = a.keys() & b.keys()
         return f"{mean(1 - abs(a[k] - b[k]) / 2 for k in both):.2f} on {len(both)} pairs" if both else "no common pairs"
 
-    lines, compared = [], {name: pairs(rows) for name, rows in by.items()}
-    for name, rows in by.items():
-        ranked = [r for r in rows if not r.get("skipped")]
-        again, seconds = pairs(rows, repeat=True), [r["seconds"] for r in rows if r.get("seconds")]
-        ties = list(compared[name].values())
-        lines.append(f"{name}: {len(ranked)} rankings, {len(rows) - len(ranked)} skipped, {ties.count(0) / max(1, len(ties)):.0%} of pairs "
-                     f"tied, {sum(r.get('all_bad', False) for r in rows)} all bad, {sum(len(r.get('harmful', [])) for r in rows)} "
-                     "responses harmful" + (f", {60 / max(0.1, median(seconds)):.1f} labels/min" if seconds else "")
-                     + (f"; agrees with themselves: {agreement(compared[name], again)}" if again else ""))
-    lines += [f"{a} and {b} agree: {agreement(compared[a], compared[b])}" for a, b in combinations(compared, 2)]
-    units = defaultdict(list)
-    for found in compared.values():
+    names = list(dict.fromkeys(name for name, *_ in rows))
+    said, lines, units = {name: pairs(name) for name in names}, [], defaultdict(list)
+    for name, found in said.items():
+        mine = [r for key, r in rows.items() if key[0] == name]
+        skipped, seconds = sum(r.get("skipped", False) for r in mine), [r["seconds"] for r in mine if "seconds" in r]
+        lines.append(f"{name}: {len(mine) - skipped} rankings, {skipped} skipped, "
+                     f"{list(found.values()).count(0) / max(1, len(found)):.0%} of pairs tied, "
+                     f"{sum('all_bad' in r for r in mine)} times all bad, {sum(len(r.get('harmful', [])) for r in mine)} harmful"
+                     + (f", {60 / max(0.1, median(seconds)):.1f} labels/min" if seconds else "")
+                     + (f"; agrees with themselves: {agreement(found, again)}" if (again := pairs(name, True)) else ""))
         for (i, *pair), value in found.items():            # which response of a pair comes first is arbitrary: count both ways
             units[i, *pair].append(value)
             units[i, *pair[::-1]].append(-value)
-    alpha = feedback.krippendorff_alpha(list(units.values()))
-    if not math.isnan(alpha):
+    lines += [f"{a} and {b} agree: {agreement(said[a], said[b])}" for a, b in combinations(names, 2)]
+    if not math.isnan(alpha := feedback.krippendorff_alpha(list(units.values()))):
         lines.append(f"Krippendorff's alpha over pairs (better 1, tied 0, worse -1; interval metric): {alpha:.2f}")
     return "\n".join(lines)
 
@@ -135,23 +119,19 @@ def main(settings: Settings) -> None:
     if settings.summary:
         return print(summarize(settings.out))
     candidates = feedback.read_candidates(settings.candidates)
-    before = len(feedback.open_rankings(settings.out, candidates))
+    before = feedback.open_rankings(settings.out, candidates)
     if settings.annotator == "person":
         sitting = Sitting(candidates, settings.out, settings.name, settings.seed)
-        if "question" not in sitting.question():
-            print("there is nothing left to rank")
-        elif settings.terminal:
-            terminal(sitting)
-        else:
-            serve(sitting, settings.host, settings.port, settings.open)
+        if "question" in sitting.question():
+            terminal(sitting) if settings.terminal else serve(sitting, settings.host, settings.port, settings.open)
     elif settings.annotator == "toy":
-        toy(settings, candidates)
+        toy(settings, candidates, {(r["id"], r.get("annotator")) for r in before})
     else:
         raise UserError(f"--annotator {settings.annotator}: unknown; take person or toy")
     rankings = feedback.open_rankings(settings.out, candidates)
+    print(f"{len(rankings) - len(before)} rankings added to {settings.out}, {len(rankings)} in all")
     if all(len(set(r["ranks"])) == 1 for r in rankings):
-        raise UserError(f"{settings.out} holds no ranking that prefers anything yet: the same command goes on with it")
-    print(f"{len(rankings) - before} rankings added to {settings.out}, {len(rankings)} in all")
+        raise UserError(f"{settings.out} prefers no response to another yet, so nothing can be learned: the same command goes on")
 
 
 if __name__ == "__main__":

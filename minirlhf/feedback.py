@@ -106,7 +106,7 @@ def open_rankings(path: str | Path, candidates: list[dict]) -> list[dict]:
     kept = list(records(str(path), "rankings"))
     for where, r in kept:
         if r.get("id") not in texts or texts[r["id"]] != (r.get("prompt"), r.get("responses")):
-            raise UserError(f"{where}: holds a ranking with id {r.get('id')!r} that is not of these candidates: choose another --out")
+            raise UserError(f"{where}: the ranking with id {r.get('id')!r} is of other candidates: choose another --out")
     return [r for _, r in kept]
 
 

@@ -10,8 +10,8 @@ import time
 import urllib.request
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-port=0").split()
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0"]
 
 
 class Browser:
@@ -20,9 +20,14 @@ class Browser:
     def __init__(self, profile):
         self.process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.wait(lambda: (profile / "DevToolsActivePort").exists() and len((profile / "DevToolsActivePort").read_text().split()) == 2)
-        self.port = int((profile / "DevToolsActivePort").read_text().split()[0])
-        self.attach()
+        port = profile / "DevToolsActivePort"
+        try:
+            self.wait(lambda: port.exists() and "\n" in port.read_text(), 60)
+            self.port = int(port.read_text().split()[0])
+            self.attach()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def attach(self, new_tab: bool = False) -> None:
         """To the first tab, or to a new one."""
@@ -32,7 +37,8 @@ class Browser:
         tab = found if new_tab else next(t for t in found if t["type"] == "page")
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         key = base64.b64encode(os.urandom(16)).decode()
-        self.socket.sendall(f"GET {tab['webSocketDebuggerUrl'].split(str(self.port))[1]} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+        path = tab["webSocketDebuggerUrl"].split(str(self.port))[1]
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
                             f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
                             "Sec-WebSocket-Version: 13\r\n\r\n".encode())
         self.incoming, self.number, self.events = self.socket.makefile("rb"), 0, []
