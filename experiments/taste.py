@@ -50,8 +50,8 @@ def likes(text: str) -> int:
 
 def stories(split: str, count: int, seed: int) -> list[str]:
     """Requests for stories that do not speak of the sea themselves."""
-    prompts = dict.fromkeys(p for p in toyworld.prompts(split, 30 * count, seed) if not SEA.search(p) and toyworld.kind(p) == "story")
-    return list(prompts)[:count]
+    drawn = dict.fromkeys(toyworld.prompts(split, 30 * count, seed))
+    return [p for p in drawn if not SEA.search(p) and toyworld.kind(p) == "story"][:count]
 
 
 def annotate(candidates: Path, out: Path, name: str = "sailor") -> int:

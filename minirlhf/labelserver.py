@@ -123,7 +123,8 @@ class Handler(BaseHTTPRequestHandler):
                 "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff",
                 "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
                 "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-                "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin"}.items():
+                "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
+                "Cross-Origin-Resource-Policy": "same-origin"}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -1,6 +1,7 @@
 """A person ranks: the questions, the server under hostile pages and clumsy users, the page in a real browser, agreement."""
 import http.client
 import json
+import math
 import os
 import random
 import signal
@@ -101,11 +102,12 @@ def test_skipped_is_not_asked_again_and_another_name_is_asked_everything(tmp_pat
         read_rankings(str(out))
 
 
-@pytest.mark.parametrize("wrong", [{"ranks": [1, 2, 3]}, {"ranks": [1, 2, 3, 5]}, {"ranks": [0, 1, 2, 3]}, {"ranks": [1, 2, 3, True]},
-                                   {"ranks": "1234"}, {"ranks": [1, 2, 3, 4], "harmful": [4]}, {"ranks": [1, 2, 3, 4], "harmful": 1},
-                                   {"ranks": [1, 2, 3, 4.0]}, {"ranks": [[]] * 4}, {}, {"ranks": [1, 2, 3, 4], "spare": 1},
-                                   {"question": 3, "ranks": [1, 2, 3, 4]}, {"question": "0", "ranks": [1, 2, 3, 4]},
-                                   {"question": True, "ranks": [1, 2, 3, 4]}, {"question": 1e9, "ranks": [1, 2, 3, 4]}])
+@pytest.mark.parametrize("wrong", [
+    {"ranks": [1, 2, 3]}, {"ranks": [1, 2, 3, 5]}, {"ranks": [0, 1, 2, 3]}, {"ranks": [1, 2, 3, True]},
+    {"ranks": "1234"}, {"ranks": [1, 2, 3, 4], "harmful": [4]}, {"ranks": [1, 2, 3, 4], "harmful": 1},
+    {"ranks": [1, 2, 3, 4.0]}, {"ranks": [[]] * 4}, {}, {"ranks": [1, 2, 3, 4], "spare": 1},
+    {"question": 3, "ranks": [1, 2, 3, 4]}, {"question": "0", "ranks": [1, 2, 3, 4]},
+    {"question": True, "ranks": [1, 2, 3, 4]}, {"question": 1e9, "ranks": [1, 2, 3, 4]}])
 def test_an_answer_that_makes_no_sense_is_refused_and_nothing_is_written(wrong, tmp_path):
     with serving(tmp_path, candidates()) as (_, ask):
         question = ask("GET", "/question")[1]["question"]
@@ -273,7 +275,7 @@ def test_wrong_calls_are_one_sentence(tmp_path):
         label.main(label.Settings(**common, port=taken.getsockname()[1]))
     with pytest.raises(UserError, match="choose another --port"):
         label.main(label.Settings(**common, port=70000))
-    with pytest.raises(UserError, match="named .jsonl"):
+    with pytest.raises(UserError, match=r"named \.jsonl"):
         label.main(label.Settings(**common | {"out": str(tmp_path / "r.txt")}))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
@@ -299,8 +301,9 @@ def test_ctrl_c_and_finish_for_now(tmp_path):
 # ---------------------------------------------------------------------------------------------- terminal, agreement
 
 def test_the_terminal_asks_the_same_questions(tmp_path, monkeypatch, capsys):
-    rows = candidates(4) + [{"id": "x", "prompt": "p", "responses": ["\x1b[2Jboo", "y", "z", "w"]}]
-    sitting, lines = Sitting(rows, tmp_path / "r.jsonl", "me"), iter(["2 > 1 = 3 > 4 h2", "5 1 2 3", "1 2 3", "s", "b", "4 3 2 1 b", "q"])
+    rows = [*candidates(4), {"id": "x", "prompt": "p", "responses": ["\x1b[2Jboo", "y", "z", "w"]}]
+    lines = iter(["2 > 1 = 3 > 4 h2", "5 1 2 3", "1 2 3", "s", "b", "4 3 2 1 b", "q"])
+    sitting = Sitting(rows, tmp_path / "r.jsonl", "me")
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     orders = [order for _, _, order in sitting.plan]
     label.terminal(sitting)
@@ -316,11 +319,11 @@ def test_the_terminal_asks_the_same_questions(tmp_path, monkeypatch, capsys):
 
 def test_alpha_is_krippendorffs():
     """The worked example of "Computing Krippendorff's Alpha-Reliability" (2011), interval metric: 0.849."""
-    table = ["1233214 12...", "12332241.25.3"]
     table = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
     units = [[float(row[u]) for row in table if row[u] != "."] for u in range(12)]
     assert feedback.krippendorff_alpha(units) == pytest.approx(0.849, abs=5e-4)
-    assert feedback.krippendorff_alpha([[1, 1], [2, 2]]) == 1 and feedback.krippendorff_alpha([[1], []]) != feedback.krippendorff_alpha([])
+    assert feedback.krippendorff_alpha([[1, 1], [2, 2]]) == 1
+    assert all(math.isnan(feedback.krippendorff_alpha(units)) for units in ([], [[1], []], [[1, 1], [1, 1]]))
     dice = random.Random(0)
     assert abs(feedback.krippendorff_alpha([[dice.choice([-1, 1]) for _ in range(3)] for _ in range(4000)])) < 0.03
 
@@ -349,7 +352,8 @@ def test_simulated_annotators_take_turns_and_the_reliable_agree_more(tmp_path):
     texts = [d["completion"] for d in toyworld.demonstrations("train", 200, 0)]
     rows = [{"id": str(i), "prompt": p, "responses": texts[i:i + 1] + texts[:3]} for i, p in enumerate(prompts)][3:]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    settings = label.Settings(candidates=str(tmp_path / "c.jsonl"), out=str(tmp_path / "r.jsonl"), annotator="toy", noise="0.01,0.02,5")
+    settings = label.Settings(candidates=str(tmp_path / "c.jsonl"), out=str(tmp_path / "r.jsonl"), annotator="toy",
+                              noise="0.01,0.02,5")
     label.main(settings)
     once = (tmp_path / "r.jsonl").read_bytes()
     label.main(settings)
@@ -499,8 +503,8 @@ def test_a_taste_for_the_sea_is_learned_from_50_rankings(tmp_path):
     prompts = [{"prompt": f"Tell of a {a} and a {b}."} for a in who for b in who]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in prompts))
     sft, d = str(tmp_path / "sft"), str(tmp_path)
-    train_sft.main(train_sft.Settings(data=f"{d}/d.jsonl", out=sft, steps=120, lr=5e-3, n_layer=1, n_head=2, n_embd=32, vocab_size=330,
-                                      n_positions=64, batch_size=16))
+    train_sft.main(train_sft.Settings(data=f"{d}/d.jsonl", out=sft, steps=120, lr=5e-3, n_layer=1, n_head=2, n_embd=32,
+                                      vocab_size=330, n_positions=64, batch_size=16))
 
     def say(model: str, count: int, samples: int, seed: int) -> list[dict]:
         sample.main(sample.Settings(init=model, data=f"{d}/p.jsonl", count=count, samples=samples, max_tokens=24, seed=seed,
@@ -528,9 +532,10 @@ def test_a_taste_for_the_sea_is_learned_from_50_rankings(tmp_path):
 
 
 def test_the_loop_stops_for_a_person_and_goes_on(tmp_path):
-    process = subprocess.Popen([sys.executable, "-u", "run_rlhf.py", "--quick", "--annotator", "person", "--rounds", "1", "--sft_steps",
-                                "3", "--ppo_steps", "1", "--samples", "2", "--out", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, env=os.environ | {"DISPLAY": "", "WAYLAND_DISPLAY": ""})
+    words = ["--quick", "--annotator", "person", "--rounds", "1", "--sft_steps", "3", "--ppo_steps", "1", "--samples", "2"]
+    process = subprocess.Popen([sys.executable, "-u", "run_rlhf.py", *words, "--out", str(tmp_path)], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env=os.environ | {"DISPLAY": "", "WAYLAND_DISPLAY": ""})
     said = ""
     while "rank here:" not in (line := process.stdout.readline()):
         said += line
