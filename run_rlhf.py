@@ -3,6 +3,7 @@
     python run_rlhf.py                 # under ten minutes on two CPU cores; then open out/report.html
     python run_rlhf.py --quick         # the same in a minute: shows that it runs, its numbers mean nothing
     python run_rlhf.py --preset hh_gpt2 --out out/hh    # one GPU: GPT-2 and Anthropic's human preferences, fetched once
+    python run_rlhf.py --annotator person --rankings 100 --samples 4     # you rank, in the browser, once a round
 
 Each stage is announced by the command that would run it alone. Interrupted, it goes on where it stopped when called again.
 """
@@ -33,11 +34,11 @@ class Settings:
     checkpointing: bool = False   # hh_gpt2: far less memory, a third more work
     out: str = "out"              # everything is written below this folder
     rounds: int = 2               # of collecting feedback, reward model and PPO; a higher number later adds rounds
-    annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world
-    noise: float = 0.2            # toy annotator: scale of its errors, in units of the gold score
+    annotator: str = "toy"        # who ranks: toy, the simulated annotator of the toy world, or person, you in the browser
+    noise: str = "0.2"            # toy annotator: scale of its errors, in units of the gold score; 0.1,0.6: two annotators
     bias: str = ""                # toy annotator: what else it likes, as length=0.3,agreement=0.5
-    rankings: int = 3000          # prompts drawn to be ranked in a round (repeats are left out)
-    samples: int = 6              # responses to each of them
+    rankings: int = 0             # prompts drawn to be ranked in a round (repeats are left out); 0: 3000, for a person 100
+    samples: int = 0              # responses to each of them; 0: 6, for a person 4
     sft_steps: int = 0            # of SFT; 0: train_sft.py's default
     ppo_steps: int = 0            # of PPO in a round; 0: train_ppo.py's default
     kl_coef: float = 0.05         # of PPO: reward lost per nat of log(policy/reference)
@@ -128,7 +129,9 @@ def main(settings: Settings) -> None:
         return print(f"\nwrote {report.write(out)}; open it in a browser")
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
     small = {"steps": 30, "save_every": 10} if settings.quick else {}
-    rankings, questions = (60, 24) if settings.quick else (settings.rankings, settings.evaluation)
+    by_hand = settings.annotator == "person"
+    rankings, samples = settings.rankings or (100 if by_hand else 3000), settings.samples or (4 if by_hand else 6)
+    rankings, questions = (60, 24) if settings.quick else (rankings, settings.evaluation)
 
     # stage 1: learn to answer as the demonstrations do
     sft = train_sft.Settings(out=f"{out}/sft", **common, **small)
@@ -142,7 +145,7 @@ def main(settings: Settings) -> None:
         here, fresh = f"{out}/round{r}", {**common, "seed": settings.seed + 100 * r}       # other prompts every round
         # new feedback, on what the policy says now
         loop.stage(f"round{r}/candidates", sample, sample.Settings(
-            init=policy, data="toy", count=rankings, samples=settings.samples, temperature=0.7,
+            init=policy, data="toy", count=rankings, samples=samples, temperature=0.7,
             candidates_out=f"{here}/candidates.jsonl", **fresh))
         loop.stage(f"round{r}/rankings", label, label.Settings(
             candidates=f"{here}/candidates.jsonl", out=f"{here}/rankings.jsonl", annotator=settings.annotator,
@@ -150,7 +153,7 @@ def main(settings: Settings) -> None:
         rankings_so_far.append(f"{here}/rankings.jsonl")
         # stage 2: the reward model learns from all rankings so far
         loop.stage(f"round{r}/rm", train_rm, train_rm.Settings(
-            init=f"{out}/sft", data=",".join(rankings_so_far), epochs=2 / r, out=f"{here}/rm", **fresh))
+            init=f"{out}/sft", data=",".join(rankings_so_far), epochs=(8 if by_hand else 2) / r, out=f"{here}/rm", **fresh))
         # stage 3: the policy learns from the reward model, held near the SFT model
         ppo = train_ppo.Settings(init=policy, reference=f"{out}/sft", reward=f"{here}/rm", out=f"{here}/ppo",
                                  kl_coef=settings.kl_coef, **fresh)

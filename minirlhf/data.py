@@ -201,6 +201,8 @@ def read_rankings(data: str, *, template="chat", **which) -> list[Ranking]:
                 raise UserError(f"{where}: {len(named)} 'responses', {len(ranks)} 'ranks'; give 2 or more, all ranked")
             if wrong := [rank for rank in ranks if type(rank) is not int]:
                 raise UserError(f"{where}: field 'ranks' holds {wrong[0]!r}; a rank is a whole number, 1 for the best")
+            if record.get("repeat") is True:  # a prompt is one element of a batch, however often it was ranked
+                raise _Skip("'repeat' (they measure an annotator's agreement with themselves)")
             if len(set(ranks)) == 1:
                 raise _Skip("all 'ranks' tied")
         else:

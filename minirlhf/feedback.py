@@ -1,9 +1,13 @@
 """Who ranks responses, and the record of it. Whoever it was, the record looks the same to everything downstream:
 
     {"id": ..., "prompt": ..., "responses": [K texts], "ranks": [1 = best, ties share a number], "annotator": ..., "time": ...}
+
+A person's record also has "seconds" and, where it applies, "harmful": [indices of responses], "all_bad": true, "skipped": true (all
+tied), "repeat": true (the prompt came a second time). Reward models learn from none of the last two (data.py).
 """
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -72,7 +76,8 @@ def read_candidates(path: str) -> list[dict]:
                 and all(isinstance(r, str) for r in responses)):
             raise UserError(f"{where}: a candidates record needs \"prompt\" (text) and \"responses\" (two texts or more): "
                             "make the file with sample.py --candidates_out")
-        record.setdefault("id", str(len(found)))
+        if not isinstance(record.setdefault("id", str(len(found))), str | int):
+            raise UserError(f"{where}: field 'id' must be a text or a whole number, not {record['id']!r}")
         if record["id"] in ids:
             raise UserError(f"{where}: id {record['id']!r} occurs twice: ids must be unique in a candidates file")
         ids.add(record["id"])
@@ -80,9 +85,66 @@ def read_candidates(path: str) -> list[dict]:
     return found
 
 
-def append_ranking(path: str | Path, candidate: dict, ranks: list[int], annotator: str) -> None:
-    """One ranking record at the end of the file."""
+def open_rankings(path: str | Path, candidates: list[dict]) -> list[dict]:
+    """The rankings that --out holds already, of these candidates. Makes its folder; mends a last line that a crash tore."""
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise UserError(f"--out {path}: a file of rankings is named .jsonl")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as f:
+            f.seek(0)
+            tail = f.read().rpartition(b"\n")[2]
+            try:
+                f.write(b"\n" if tail and json.loads(tail) else b"")        # whole, but for its newline
+            except ValueError:                        # never confirmed to anybody
+                f.truncate(f.tell() - len(tail))
+                print(f"{path}: the last line was cut off in the middle of being written; left out")
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written ({error.strerror}): choose a file that you may write") from None
+    texts = {c["id"]: (c["prompt"], c["responses"]) for c in candidates}
+    kept = list(records(str(path), "rankings"))
+    for where, r in kept:
+        if r.get("id") not in texts or texts[r["id"]] != (r.get("prompt"), r.get("responses")):
+            raise UserError(f"{where}: the ranking with id {r.get('id')!r} is of other candidates: choose another --out")
+    return [r for _, r in kept]
+
+
+def append_ranking(path: str | Path, candidate: dict, ranks: list[int], annotator: str, sync: bool = True, **more) -> None:
+    """One ranking record at the end of the file, whole or not at all; sync: on the disk before this returns."""
     record = {"id": candidate["id"], "prompt": candidate["prompt"], "responses": candidate["responses"], "ranks": ranks,
-              "annotator": annotator, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    with Path(path).open("a", encoding="utf-8") as f:
-        f.write(json.dumps(record, ensure_ascii=False) + "\n")
+              "annotator": annotator, "time": datetime.now(UTC).isoformat(timespec="seconds"), **more}
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    if any("\ud800" <= c <= "\udfff" for c in line):   # half a surrogate pair, which UTF-8 cannot hold
+        line = json.dumps(record) + "\n"
+    with Path(path).open("ab", buffering=0) as f:
+        size = f.seek(0, os.SEEK_END)
+        try:
+            if f.write(data := line.encode()) < len(data):
+                raise OSError("the disk is full")
+            if sync:
+                os.fsync(f.fileno())
+        except OSError:
+            f.truncate(size)
+            raise
+
+
+def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float:
+    """1 - observed / expected disagreement, squared differences (Krippendorff 2011, interval metric); 1 = perfect, 0 = chance.
+
+    units: per unit the values that its annotators gave. NaN where nothing was given twice or nothing varies.
+    """
+    def disagreement(values):                          # sum of squared differences over ordered pairs
+        return 2 * (len(values) * sum(v * v for v in values) - sum(values) ** 2)
+
+    units = [u for u in units if len(u) > 1]
+    values = [v for u in units for v in u]
+    expected = disagreement(values) / (len(values) - 1) if values else 0
+    return 1 - sum(disagreement(u) / (len(u) - 1) for u in units) / expected if expected else math.nan
+
+
+def comparisons(record: dict) -> dict[tuple, int]:
+    """A ranking as pairs: (id, i, j) -> 1 if response i is the better one, 0 if tied, -1; pairs of the same text are left out."""
+    ranks, texts = record["ranks"], record["responses"]
+    return {(record["id"], i, j): (ranks[i] < ranks[j]) - (ranks[i] > ranks[j])
+            for i in range(len(ranks)) for j in range(i) if texts[i] != texts[j]}
