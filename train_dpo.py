@@ -85,15 +85,15 @@ def check(settings: Settings) -> None:
     """What does not go together is a UserError."""
     loss, flip = settings.loss, settings.label_smoothing
     if loss not in BETA or settings.ranking not in ("pairs", "plackett_luce") or settings.beta < 0:
-        raise UserError(f"--loss {loss} --ranking {settings.ranking} --beta {settings.beta}: losses are {', '.join(BETA)}; rankings "
-                        "pairs and plackett_luce; beta is positive, or 0 for the paper's")
+        raise UserError(f"--loss {loss} --ranking {settings.ranking} --beta {settings.beta}: losses are {', '.join(BETA)}; "
+                        "rankings pairs and plackett_luce; beta is positive, or 0 for the paper's")
     if settings.ranking == "plackett_luce" and (loss != "sigmoid" or flip):
         raise UserError("--ranking plackett_luce is DPO's: it goes with --loss sigmoid, without --label_smoothing")
     if not 0 <= flip < 0.5 or (loss == "robust" and not flip) or (flip and loss not in ("sigmoid", "robust")):
-        raise UserError(f"--label_smoothing {flip} with --loss {loss}: it is the chance of a wrong label, 0 to under 0.5; sigmoid "
-                        "may have it, robust must, no other loss can")
+        raise UserError(f"--label_smoothing {flip} with --loss {loss}: the chance of a wrong label, 0 to under 0.5; sigmoid may "
+                        "have it, robust must, no other loss can")
     if settings.online and (not settings.reward or settings.samples_per_prompt < 2 or loss == "kto"):
-        raise UserError("--online compares samples: it needs a --reward, 2 or more --samples_per_prompt, and another --loss than kto")
+        raise UserError("--online compares samples: it needs a --reward, 2 or more --samples_per_prompt and another loss than kto")
 
 
 def read(settings: Settings, policy: GPT) -> list[Item]:
@@ -126,67 +126,58 @@ def sample_and_rank(settings: Settings, policy: GPT, prompts: list[str], reward_
 def logprobs(model: GPT, items: list[Item], temperature: float) -> Tensor:
     """Of all responses, each summed over its tokens, one after another (N,): chosen and rejected in one forward."""
     rows = [(item.prompt, response) for item in items for response in item.responses]
-    tokens, lengths = (x.to(model.device) for x in data.pad([prompt + response for prompt, response in rows]))    # (N, T), (N,)
+    tokens, lengths = (x.to(model.device) for x in data.pad([prompt + response for prompt, response in rows]))  # (N, T), (N,)
     prompt_lengths = torch.tensor([len(prompt) for prompt, _ in rows], device=model.device)                  # (N,)
     return rollout.logprobs(model, rollout.Rollout([], [], tokens, prompt_lengths, lengths, lengths > 0), temperature).sum(1)
 
 
 @torch.no_grad()
-def scored(model: GPT, items: list[Item], settings: Settings) -> list[list[float]]:
-    """Each item's K log-probs, without gradients."""
-    out = [[]] * len(items)
+def with_reference(model: GPT, items: list[Item], settings: Settings) -> list[Item]:
+    """The items with their responses' log-probs under this model."""
+    out = list(items)
     for part in data.micro_batches(list(map(len, items)), settings.token_budget):
         found = iter(logprobs(model, [items[i] for i in part], settings.temperature).tolist())
         for i in part:
-            out[i] = [next(found) for _ in items[i].responses]
+            out[i] = replace(items[i], reference=[next(found) for _ in items[i].responses])
     return out
 
 
 def mismatched_kl(policy: GPT, reference: GPT, items: list[Item], settings: Settings) -> float:
     """KTO's point of reference: mean log(policy/reference), at least 0, of prompts with the next item's response."""
-    pairs = [replace(a, responses=b.responses) for a, b in zip(items, items[1:] + items[:1]) if settings.loss == "kto"]
-    pairs = [pair for pair in pairs if pair.longest() <= policy.config.n_positions]
-    p, q = (sum(x for x, in scored(model, pairs, settings)) for model in (policy, reference))
+    pairs = [replace(a, responses=b.responses) for a, b in zip(items, items[1:] + items[:1]) if a.prompt != b.prompt]
+    pairs = [pair for pair in pairs if pair.longest() <= policy.config.n_positions and settings.loss == "kto"]
+    p, q = (sum(x.reference[0] for x in with_reference(model, pairs, settings)) for model in (policy, reference))
     return max(0.0, (p - q) / max(1, len(pairs)))
 
 
-def add_reference(reference: GPT, items: list[Item], settings: Settings) -> None:
-    for item, found in zip(items, scored(reference, items, settings)):
-        item.reference = found
-
-
 def loss_of(policy: GPT, items: list[Item], settings: Settings, kl: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of the items' losses, an item's being the mean over its pairs. To look at: numbers per pair (kto: per response),
-    and how many of each item's pairs come out right."""
-    beta = settings.beta or BETA[settings.loss]
-
+    """Sum of the items' losses, an item's being its pairs' mean; and, of each pair (kto: response), what there is to look at."""
     def table(rows) -> Tensor:
         return pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True).to(policy.device)
 
+    beta, flip = settings.beta or BETA[settings.loss], settings.label_smoothing
     ref, ranks = table(item.reference for item in items), table(item.ranks for item in items)       # (B, K)
-    lengths = table(list(map(len, item.responses)) for item in items)                               # (B, K), 0: no response
-    logp = rollout.per_token(logprobs(policy, items, settings.temperature), lengths > 0)            # (B, K)
+    n = table(list(map(len, item.responses)) for item in items)                                     # (B, K), 0: no response
+    logp = rollout.per_token(logprobs(policy, items, settings.temperature), n > 0)                  # (B, K)
     if settings.loss == "kto":
         good = ranks[:, 0] == 1                                                                     # (B,)
         each, reward = losses.kto_loss(logp[:, 0], ref[:, 0], good, kl, beta, 1.0, settings.bad_weight)
-        loss, w, x = each.sum(), (good, 0), (~good, 0)                                              # w: good ones, x: bad ones
-        chosen, rejected, right, pairs = reward[good], reward[~good], (reward > beta * kl) == good, torch.ones_like(good)
+        loss, c, r, chosen, rejected = each.sum(), (good, 0), (~good, 0), reward[good], reward[~good]
+        right, pairs = (reward > beta * kl) == good, torch.ones_like(good)
     else:
-        better = losses.untied_pairs(ranks, lengths > 0)                                                # (B, K, K)
-        pairs, (rows, i, j) = better.sum((1, 2)), better.nonzero(as_tuple=True)                     # (B,), (N,) of pairs
-        w, x = (rows, i), (rows, j)                                                                 # chosen, rejected
+        better = losses.untied_pairs(ranks, n > 0)                                                  # (B, K, K)
+        pairs, (row, i, j) = better.sum((1, 2)), better.nonzero(as_tuple=True)                      # (B,); (N,) of all pairs
+        c, r = (row, i), (row, j)                                                                   # chosen, rejected
         if settings.loss == "simpo":
-            each, chosen, rejected = losses.simpo_loss(logp[w], logp[x], lengths[w], lengths[x], beta, settings.simpo_margin)
+            each, chosen, rejected = losses.simpo_loss(logp[c], logp[r], n[c], n[r], beta, settings.simpo_margin)
         elif settings.loss == "orpo":
-            each, chosen, rejected = losses.orpo_loss(logp[w], logp[x], lengths[w], lengths[x], beta)
+            each, chosen, rejected = losses.orpo_loss(logp[c], logp[r], n[c], n[r], beta)
         else:
-            each, chosen, rejected = losses.dpo_loss(logp[w], logp[x], ref[w], ref[x], beta, settings.label_smoothing,
-                                                     settings.loss)
-        loss = (each / pairs[rows]).sum()
-        if settings.ranking == "plackett_luce":
-            loss = losses.plackett_luce_loss(beta * (logp - ref), better).sum()
-        right = torch.zeros(len(items)).to(each).index_add(0, rows, (1 + (chosen - rejected).sign()) / 2)
-    return loss, {"chosen_logp": logp.detach()[w], "rejected_logp": logp.detach()[x], "chosen_reward": chosen,
+            each, chosen, rejected = losses.dpo_loss(logp[c], logp[r], ref[c], ref[r], beta, flip, settings.loss)
+        whole = settings.ranking == "plackett_luce"
+        loss = (losses.plackett_luce_loss(beta * (logp - ref), better) if whole else each / pairs[row]).sum()
+        right = torch.zeros(len(items)).to(each).index_add(0, row, (1 + (chosen - rejected).sign()) / 2)
+    return loss, {"chosen_logp": logp.detach()[c], "rejected_logp": logp.detach()[r], "chosen_reward": chosen,
                   "rejected_reward": rejected, "right": right, "pairs": pairs}
 
 
@@ -202,8 +193,7 @@ def in_micro_batches(policy: GPT, items: list[Item], settings: Settings, kl: flo
             seen[name] += values.tolist()
     accuracy, interval = losses.ratio_interval(seen.pop("right", []), seen.pop("pairs", []))
     means = {name: sum(values) / len(values) for name, values in seen.items() if values}
-    if len(means) == 4:               # in a small step all of kto's responses may be good, and online all scores equal
-        means["margin"] = means["chosen_reward"] - means["rejected_reward"]
+    means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)     # kto's step may have one side only
     return loss, means | ({"accuracy": accuracy, "interval": interval} if items else {})
 
 
@@ -218,13 +208,13 @@ def main(settings: Settings) -> None:
                         "same tokens, so take models of one family")
     prompts = {"count": settings.count, "seed": settings.seed, "template": settings.template}
     train = data.read_prompts(settings.data, **prompts) if settings.online else read(settings, policy)
-    train, validation = data.held_out(train, key=lambda x: x if settings.online else x.text, fraction=settings.validation)
-    questions = validation or train if settings.online else list(dict.fromkeys(item.text for item in validation or train))
+    train, validation = data.held_out(train, key=lambda x: getattr(x, "text", x), fraction=settings.validation)
+    questions = list(dict.fromkeys(getattr(x, "text", x) for x in validation or train))
     if settings.show_batch:
-        for item in (train[i] for i in data.batch_indices(len(train), 0, settings.batch_size, settings.seed)):
-            for rank, response in [] if settings.online else zip(item.ranks, item.responses):
-                colours = [False] * len(item.prompt) + [True] * len(response)
-                print(f"rank {rank:g}: {policy.tokenizer.show(item.prompt + response, colours)}\n")
+        first = data.batch_indices(len(train), 0, settings.batch_size, settings.seed)
+        for item in [] if settings.online else [train[i] for i in first]:
+            for rank, x in zip(item.ranks, item.responses):
+                print(f"rank {rank:g}: {policy.tokenizer.show(item.prompt + x, [False] * len(item.prompt) + [True] * len(x))}\n")
         return
     run = Run(settings, "train_dpo.py")
     if run.finished:
@@ -233,7 +223,7 @@ def main(settings: Settings) -> None:
     reference = lora.base(policy) if shared else run.place(reference, frozen=True)
     reward_fn = rewards.load(settings.reward, run.place) if settings.reward else None
     if not settings.online:
-        add_reference(reference, train + validation, settings)
+        train, validation = (with_reference(reference, items, settings) for items in (train, validation))
     steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
@@ -245,7 +235,7 @@ def main(settings: Settings) -> None:
         batch = [train[i] for i in data.batch_indices(len(train), step, settings.batch_size, settings.seed)]
         if settings.online:
             batch, row["score"] = sample_and_rank(settings, policy, batch, reward_fn, run.generator("sample", step))
-            add_reference(reference, batch, settings)
+            batch = with_reference(reference, batch, settings)
 
         # 3. its loss, one step of AdamW
         loss, means = in_micro_batches(policy, batch, settings, mismatched_kl(policy, reference, batch, settings))
