@@ -310,7 +310,7 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(name, folder, tmp_path,
     assert all(torch.equal(states[0][i][k], states[1][i][k]) for i in states[0] for k in states[0][i])
     for file in ("metrics.jsonl", "samples.jsonl"):
         a, b = ([r | {"seconds": 0} for r in read_jsonl(tmp_path / x / file)] for x in ("whole", "cut"))
-        assert a == b and len(a) == 6
+        assert a == b and len({r["step"] for r in a}) == (6 if file == "metrics.jsonl" else 2)
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n != "online"])
@@ -356,7 +356,7 @@ def test_log_probs_of_an_item_are_those_of_its_rows_alone(folder):
         for response, found in zip(item.responses, item.reference):
             logits = policy.log_softmax(policy.hidden(torch.tensor([item.prompt + response])))[0]
             alone = sum(logits[len(item.prompt) - 1 + i, token] for i, token in enumerate(response))
-            assert found == pytest.approx(float(alone), abs=1e-3)
+            assert found == pytest.approx(float(alone.detach()), abs=1e-3)
 
 
 def test_ktos_point_of_reference(folder):
@@ -398,7 +398,7 @@ def test_wrong_input_is_one_sentence(more, said, folder, tmp_path, tokenizer, mo
 def test_show_batch_and_help(folder, tmp_path, capsys):
     train_dpo.main(settings_for(folder, tmp_path / "x", show_batch=True))
     out = capsys.readouterr().out
-    assert "rank 1:" in out and "\x1b[32m" in out and not (tmp_path / "x").exists()
+    assert out.count("rank ") >= 6 and "\x1b[32m" in out and not (tmp_path / "x").exists()
     from minirlhf.cli import comments
     assert all(comments(train_dpo.Settings).get(name) for name in asdict(train_dpo.Settings()))
     assert seed_of(0, "lora") != seed_of(1, "lora")
