@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from minirlhf import losses, rewards, rollout
+from minirlhf import lora, losses, rewards, rollout
 from minirlhf.cli import start
 from minirlhf.data import batch_indices, fit, micro_batches, read_prompts
 from minirlhf.model import GPT, ScalarGPT
-from minirlhf.run import Run, Stopped, linear_decay
+from minirlhf.run import Run, Stopped, linear_decay, seed_of
 
 
 @dataclass
@@ -48,6 +48,8 @@ class Settings:
     stop_update_kl: float = 0.1   # approximate KL of one update (nats per token) beyond which its remaining passes are left out
     lr: float = 1e-3              # decays linearly to 0
     warmup: int = 5               # iterations until the peak
+    lora_rank: int = 0            # train low-rank adapters of this rank, the value model's too; 0: train the weights
+    lora_alpha: float = 16.0      # the adapters' scale is alpha / rank
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
     checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work
     compile: bool = False         # torch.compile the blocks: a minute at the start, faster steps on a GPU
@@ -115,9 +117,10 @@ def main(settings: Settings) -> None:
     run = Run(settings, "train_ppo.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
-    run.place(policy)
-    run.place(value)
-    reference = run.place(GPT.from_pretrained(settings.reference or settings.init), frozen=True)
+    for model in (policy, value):
+        lora.add(run.place(model), settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
+    shared = settings.lora_rank and settings.reference in ("", settings.init)
+    reference = lora.base(policy) if shared else run.place(GPT.from_pretrained(settings.reference or settings.init), frozen=True)
     reward_fn = rewards.load(settings.reward, run.place)
     optimizer = run.adamw([policy, value], settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
@@ -209,7 +212,7 @@ def main(settings: Settings) -> None:
             run.extra["kl_coef"] = losses.adapt_kl_coef(kl_coef, float(kl_sum.mean()), settings.kl_target, len(mask),
                                                         settings.kl_horizon)
 
-    run.finish(policy, peak_gib=run.peak_memory())
+    run.finish(lora.merge(policy), peak_gib=run.peak_memory())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minirlhf import UserError
+from minirlhf import UserError, lora
 from minirlhf.cli import start
 from minirlhf.data import batch_indices, fit, held_out, micro_batches, pad, read_demonstrations
 from minirlhf.model import GPT, Config
@@ -37,6 +37,8 @@ class Settings:
     n_embd: int = 160             # fresh model: width
     n_positions: int = 192        # fresh model: longest sequence in tokens
     vocab_size: int = 2048        # fresh model: tokens of its tokenizer
+    lora_rank: int = 0            # train low-rank adapters of this rank on --init's weights; 0: train the weights
+    lora_alpha: float = 16.0      # the adapters' scale is alpha / rank
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
     checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work
     compile: bool = False         # torch.compile the blocks: a minute at the start, faster steps on a GPU
@@ -98,6 +100,9 @@ def validation_loss(model: GPT, rows: list, token_budget: int) -> float:
 def main(settings: Settings) -> None:
     # 1. demonstrations, model, tokenizer
     demonstrations = read_demonstrations(settings.data, count=settings.count, seed=settings.seed, template=settings.template)
+    if settings.lora_rank and (not settings.init or settings.optimizer == "muon"):
+        raise UserError("--lora_rank adapts, with AdamW, a model that has learnt something: give it as --init, without "
+                        "--optimizer muon, or train all weights")
     if settings.init:
         model = GPT.from_pretrained(settings.init)
     else:
@@ -113,7 +118,7 @@ def main(settings: Settings) -> None:
     run = Run(settings, "train_sft.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
-    run.place(model)
+    lora.add(run.place(model), settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
     if settings.optimizer == "adamw" or (settings.optimizer == "auto" and settings.init):
         optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
     else:
@@ -147,7 +152,7 @@ def main(settings: Settings) -> None:
         run.log(step, ("loss", "lr", "tokens_per_second", *more), loss=loss, lr=lr, grad_norm=norm,
                 padding=1 - real / computed, tokens_per_second=real / (time.time() - began), **more)
 
-    run.finish(model, validation_loss=more.get("validation_loss"), peak_gib=run.peak_memory())
+    run.finish(lora.merge(model), validation_loss=more.get("validation_loss"), peak_gib=run.peak_memory())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ shakespeare, and with --template raw tldr and imdb (prompts: a review's first wo
     demonstration   {"prompt", "completion"} | {"messages"} | {"text"} | a preference pair, for its chosen side
     pair            {"prompt", "chosen", "rejected"}, or as in hh-rlhf whole dialogues in chosen and rejected
     ranking         {"prompt", "responses", "ranks": [1 = best, ties share a number]}
+    good or bad     {"prompt", "response", "label": true or false}, unpaired; "completion" is as good as "response"
     prompt          {"prompt"}, or any of the above
 
 A prompt, completion, chosen or rejected may also be a list of messages. A prompt without "\\n\\nHuman:" and
@@ -191,31 +192,42 @@ def read_demonstrations(data: str, *, template="chat", **which) -> list[list[Seg
 def read_rankings(data: str, *, template="chat", **which) -> list[Ranking]:
     """Rankings and preference pairs. An empty response can be ranked (a policy may say nothing), but not in a pair."""
 
-    def convert(record: dict, where: str) -> Ranking:
-        if "responses" in record or "ranks" in record:
-            prompt = _prompt(record, where, template)
-            responses, ranks = (_field(record, field, where, list) for field in ("responses", "ranks"))
-            named = {f"responses[{i}]": text for i, text in enumerate(responses)}
-            responses = [_response(named, name, where, prompt) for name in named]
-            if not 1 < len(named) == len(ranks):
-                raise UserError(f"{where}: {len(named)} 'responses', {len(ranks)} 'ranks'; give 2 or more, all ranked")
-            if wrong := [rank for rank in ranks if type(rank) is not int]:
-                raise UserError(f"{where}: field 'ranks' holds {wrong[0]!r}; a rank is a whole number, 1 for the best")
-            if record.get("repeat") is True:  # a prompt is one element of a batch, however often it was ranked
-                raise _Skip("'repeat' (they measure an annotator's agreement with themselves)")
-            if len(set(ranks)) == 1:
-                raise _Skip("all 'ranks' tied")
-        else:
-            prompt, chosen = _turn(record, "chosen", where, template)
-            other, rejected = _turn(record, "rejected", where, template)
-            responses, ranks = [chosen, rejected], [1, 2]
-            if prompt != other:
-                raise _Skip("'chosen' and 'rejected' that differ before the last assistant turn")
-            if chosen == rejected or not (chosen.strip() and rejected.strip()):
-                raise _Skip("'chosen' that equals 'rejected'" if chosen == rejected else "empty 'chosen' or 'rejected'")
-        return Ranking(prompt, responses, ranks, where, str(record.get("annotator", "")))
+    return _read(data, "rankings", lambda record, where: _ranking(record, where, template), **which)
 
-    return _read(data, "rankings", convert, **which)
+
+def read_labelled(data: str, *, template="chat") -> list[tuple[str, str, bool]]:
+    """(prompt, response, is it good), unpaired; from rankings and pairs too. UserError unless there are good and bad ones."""
+
+    def convert(record: dict, where: str) -> list[tuple[str, str, bool]]:
+        if "label" in record:
+            if type(record["label"]) is not bool:
+                raise UserError(f"{where}: field 'label' holds {record['label']!r}; write true for good, false for bad")
+            prompt = _prompt(record, where, template)
+            field = "completion" if "completion" in record and "response" not in record else "response"
+            return [(prompt, _response(record, field, where, prompt), record["label"])]
+        r = _ranking(record, where, template)
+        return [(r.prompt, response, good) for response, good in good_and_bad(r.responses, r.ranks)]
+
+    found = [x for xs in _read(data, "rankings", convert) for x in xs]
+    good = sum(label for *_, label in found)
+    if not 0 < good < len(found):
+        raise UserError(f"--data {data} holds {good} good and {len(found) - good} bad responses; KTO needs both, add the others")
+    return found
+
+
+def distinct(responses: list, ranks: list[int]) -> tuple[list, list[float]]:
+    """Each response once, with the mean of its ranks: what was ranked twice is not compared with itself."""
+    found = {}
+    for response, rank in zip(responses, ranks):
+        found.setdefault(tuple(response), (response, []))[1].append(rank)
+    return [response for response, _ in found.values()], [sum(given) / len(given) for _, given in found.values()]
+
+
+def good_and_bad(responses: list, ranks: list[float]) -> list[tuple[Any, bool]]:
+    """(response, True) for those that beat more of the others than they lose to, False if fewer; each once."""
+    responses, ranks = distinct(responses, ranks)
+    wins = [sum((i < j) - (i > j) for j in ranks) for i in ranks]
+    return [(response, won > 0) for response, won in zip(responses, wins) if won]
 
 
 def read_prompts(data: str, *, template="chat", **which) -> list[str]:
@@ -231,6 +243,34 @@ def read_prompts(data: str, *, template="chat", **which) -> list[str]:
 
     found = _read(data, "prompts", convert, **which)
     return found if "places" in which else list(dict.fromkeys(found))
+
+
+def _ranking(record: dict, where: str, template: str) -> Ranking:
+    if "label" in record and not record.keys() & {"responses", "ranks", "chosen"}:
+        raise UserError(f"{where}: a record with 'label' is one response without another to compare it with; only "
+                        "train_dpo.py --loss kto learns from such: give pairs or rankings, or take that loss")
+    if "responses" in record or "ranks" in record:
+        prompt = _prompt(record, where, template)
+        responses, ranks = (_field(record, field, where, list) for field in ("responses", "ranks"))
+        named = {f"responses[{i}]": text for i, text in enumerate(responses)}
+        responses = [_response(named, name, where, prompt) for name in named]
+        if not 1 < len(named) == len(ranks):
+            raise UserError(f"{where}: {len(named)} 'responses', {len(ranks)} 'ranks'; give 2 or more, all ranked")
+        if wrong := [rank for rank in ranks if type(rank) is not int]:
+            raise UserError(f"{where}: field 'ranks' holds {wrong[0]!r}; a rank is a whole number, 1 for the best")
+        if record.get("repeat") is True:  # a prompt is one element of a batch, however often it was ranked
+            raise _Skip("'repeat' (they measure an annotator's agreement with themselves)")
+        if len(set(distinct(responses, ranks)[1])) == 1:
+            raise _Skip("all 'ranks' tied" if len(set(ranks)) == 1 else "'responses' of which only equal ones differ in rank")
+    else:
+        prompt, chosen = _turn(record, "chosen", where, template)
+        other, rejected = _turn(record, "rejected", where, template)
+        responses, ranks = [chosen, rejected], [1, 2]
+        if prompt != other:
+            raise _Skip("'chosen' and 'rejected' that differ before the last assistant turn")
+        if chosen == rejected or not (chosen.strip() and rejected.strip()):
+            raise _Skip("'chosen' that equals 'rejected'" if chosen == rejected else "empty 'chosen' or 'rejected'")
+    return Ranking(prompt, responses, ranks, where, str(record.get("annotator", "")))
 
 
 def _prompt(record: dict, where: str, template: str) -> str:

@@ -521,7 +521,7 @@ def test_ipo_and_cdpo_have_finite_optima_and_dpo_none():
 def test_dpo_refuses_what_it_does_not_know():
     x = rand(2)
     for options in ({"kind": "ipo", "label_smoothing": 0.1}, {"kind": "hinge"}):
-        with pytest.raises(ValueError, match="choose sigmoid, or ipo"):
+        with pytest.raises(ValueError, match="choose sigmoid, robust, or ipo"):
             L.dpo_loss(x, x, x, x, 0.1, **options)
 
 

@@ -301,7 +301,7 @@ def test_a_reward_function_that_misbehaves_is_named(code, said, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["train_sft.py", "train_rm.py", "train_ppo.py", "sample.py", "label.py", "evaluate.py",
-                                    "run_rlhf.py"])
+                                    "run_rlhf.py", "train_dpo.py"])
 def test_every_flag_has_help(script):
     done = run_script(script, "--help")
     assert done.returncode == 0 and "(default:" in done.stdout
