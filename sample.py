@@ -62,7 +62,7 @@ def chat(model: GPT, settings: Settings, answer) -> None:
 def main(settings: Settings) -> None:
     if settings.temperature < 0 or settings.samples < 1 or not 0 < settings.top_p <= 1:
         raise UserError("--temperature must be 0 or more, --samples 1 or more, --top_p above 0 and at most 1")
-    if settings.best_of < 1 or (settings.best_of > 1) != bool(settings.reward) or (settings.best_of > 1 and not settings.temperature):
+    if (settings.best_of != 1 or settings.reward) and not (settings.best_of > 1 and settings.reward and settings.temperature):
         raise UserError("--best_of 2 or more and --reward need one another (which of them is best?), and a temperature above 0")
     if settings.sft_out and (settings.candidates_out or not settings.data):
         raise UserError("--sft_out needs --data, and goes without --candidates_out")
@@ -100,7 +100,7 @@ def main(settings: Settings) -> None:
                            template=settings.template)[: settings.count]
     batch, K = answer(prompts), settings.samples
     if settings.sft_out:
-        rows = [{"prompt": p, "completion": r} for p, r, finished in zip(batch.prompts, batch.responses, batch.finished) if finished]
+        rows = [{"prompt": p, "completion": r} for p, r, ended in zip(batch.prompts, batch.responses, batch.finished) if ended]
     else:
         rows = [{"id": f"{settings.seed}-{i}", "prompt": prompt, "responses": batch.responses[i * K : (i + 1) * K]}
                 for i, prompt in enumerate(prompts)]
