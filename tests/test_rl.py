@@ -53,7 +53,8 @@ def world(tmp_path_factory):
     tiny(Tokenizer.train(["a b c. " * 9], 270), ScalarGPT, n_positions=400).save_pretrained(out / "other_rm")
     (out / "mine.py").write_text(MINE)
     (out / "text.txt").write_text("The quick brown fox jumps over the lazy dog while it rains. " * 60)
-    (out / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in ("Who are you?", "Why?", "And then what?")))
+    questions = ("Who are you?", "Why?", "And then what?")
+    (out / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in questions))
     return out
 
 
@@ -132,7 +133,8 @@ def test_grpo_learns(world, tmp_path):
 def test_the_pretraining_mix_keeps_the_language_model(world, tmp_path):
     """The loss on held-out text is logged with the mix or without it, and only the mix brings it down."""
     for name, coef in (("without", 0.0), ("with", 1.0)):
-        train_ppo.main(settings_of(world, tmp_path / name, advantage="rloo", ptx_data=str(world / "text.txt"), ptx_coef=coef, lr=3e-3))
+        train_ppo.main(settings_of(world, tmp_path / name, advantage="rloo", ptx_data=str(world / "text.txt"),
+                                   ptx_coef=coef, lr=3e-3))
     rows = {name: metrics(tmp_path / name) for name in ("without", "with")}
     assert rows["with"][0]["lm_loss"] == rows["without"][0]["lm_loss"] and "lm_loss" not in rows["with"][1]
     end = {name: json.loads((tmp_path / name / "run.json").read_text())["lm_loss"] for name in rows}
@@ -280,8 +282,8 @@ def test_evaluation_of_other_prompts_by_a_reward_and_a_judge(world, tmp_path, ca
 
 
 def test_nobody_to_judge_is_an_error_and_so_is_a_judge_who_is_too_sure(world, tmp_path):
-    settings = evaluate.Settings(policies=f"{world / 'sft'},{world / 'rm'}", data=str(world / "prompts.jsonl"), max_tokens=8, samples=1,
-                                 out=str(tmp_path / "e.json"))
+    settings = evaluate.Settings(policies=f"{world / 'sft'},{world / 'rm'}", data=str(world / "prompts.jsonl"), max_tokens=8,
+                                 samples=1, out=str(tmp_path / "e.json"))
     with pytest.raises(UserError, match="nobody says who wins"):
         evaluate.main(settings)
     with pytest.raises(UserError, match="gave 7 for 'a'"):
