@@ -58,7 +58,7 @@ def arm(s: Settings, method: str, lr: float):
                                              kl_coef=s.beta, **common)
     common |= {"beta": s.beta, "temperature": 0.7, "steps": s.episodes // 64}
     if method == "online DPO":
-        return train_dpo, train_dpo.Settings(online=True, data="toy", reward=s.reward, batch_size=32, **common)      # 2 samples each
+        return train_dpo, train_dpo.Settings(online=True, data="toy", reward=s.reward, batch_size=32, **common)
     loss, batch = {"DPO": ("sigmoid", 16), "IPO": ("ipo", 16), "KTO": ("kto", 64)}[method]       # 64 responses a step, as RL has
     data = f"{s.out}/{'labels' if loss == 'kto' else 'rankings'}.jsonl"
     return train_dpo, train_dpo.Settings(loss=loss, data=data, batch_size=batch, validation=0.05, **common)
