@@ -74,22 +74,20 @@ PAPER = {      # advantage -> where the KL counts, how lengths are normalised
     "gae": ("reward", "token"), "rloo": ("reward", "none"), "grpo": ("loss", "response"), "reinforce": ("reward", "none")}
 
 
-def options(settings: Settings) -> tuple[str, str]:
+def options(settings: Settings) -> list[str]:
     """kl_in and length_norm, by the paper of the method unless said otherwise; UserError for what cannot be."""
-    for name, known in (("advantage", [*PAPER]), ("kl_in", ["paper", "reward", "loss"]),
-                        ("length_norm", ["paper", "token", "response", "none"])):
+    for name, known in (("advantage", PAPER), ("kl_in", ("paper", "reward", "loss")),
+                        ("length_norm", ("paper", "token", "response", "none"))):
         if getattr(settings, name) not in known:
             raise UserError(f"--{name} {getattr(settings, name)}: unknown; take {', '.join(known)}")
-    if settings.advantage in ("rloo", "grpo") and settings.samples_per_prompt < 2:
-        raise UserError(f"--advantage {settings.advantage} compares responses to one prompt: --samples_per_prompt must be 2 or "
-                        "more, e.g. 4 (with --prompts_per_step a quarter, the episodes stay the same)")
-    if settings.prompts_per_step * settings.samples_per_prompt < 2:
-        raise UserError("one episode a step has nothing to be compared with: raise --prompts_per_step or --samples_per_prompt")
+    group = settings.samples_per_prompt * (settings.prompts_per_step if settings.advantage == "reinforce" else 1)
+    if settings.advantage != "gae" and group < 2:
+        raise UserError(f"--advantage {settings.advantage} compares responses: --samples_per_prompt must be 2 or more, e.g. 4 ("
+                        "with --prompts_per_step a quarter, the episodes stay the same)")
     if settings.ptx_coef and not settings.ptx_data:
         raise UserError("--ptx_coef needs --ptx_data: text files or demonstrations to keep predicting")
-    kl_in, length_norm = PAPER[settings.advantage]
-    return (kl_in if settings.kl_in == "paper" else settings.kl_in,
-            length_norm if settings.length_norm == "paper" else settings.length_norm)
+    chosen = zip((settings.kl_in, settings.length_norm), PAPER[settings.advantage])
+    return [paper if mine == "paper" else mine for mine, paper in chosen]
 
 
 def value_model(settings: Settings) -> ScalarGPT:

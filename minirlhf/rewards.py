@@ -8,6 +8,7 @@
 """
 import importlib.util
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from minirlhf.tokenizer import Tokenizer
 
 RewardFn = Callable[[list[str], list[str]], list[float]]
 TOKENS_AT_ONCE = 8192
+NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
 
 
 def encode(tokenizer: Tokenizer, prompt: str, response: str) -> list[int]:
@@ -98,27 +100,15 @@ def load_function(spec: str, flag: str = "--reward") -> Callable:
     return getattr(module, name)
 
 
-def number(text: str) -> float:
-    """NaN if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def parse(spec: str) -> list[tuple[list[str], float]]:
     """'a,b*0.7+c' -> [(['a', 'b'], 0.7), (['c'], 1.0)]: a comma binds tighter than a star, a star than a plus."""
     if Path(spec).exists():                        # whatever signs its name holds
         return [([spec], 1.0)]
-    terms = []
-    for term in spec.split("+"):
-        members, _, weight = term.partition("*")
-        names, factor = [name.strip() for name in members.split(",")], number(weight or "1")
-        if not all(names) or not math.isfinite(factor):
-            raise UserError(f"--reward {spec}: {term!r} is no reward; write folders and file.py:function, weighted as a*0.7, "
-                            "added as a*0.7+b*0.3, divided by commas if they are an ensemble")
-        terms.append((names, factor))
-    return terms
+    terms = [re.fullmatch(rf"\s*([^*,]+(?:,[^*,]+)*)(?:\*({NUMBER}))?\s*", term) for term in spec.split("+")]
+    if not all(terms):
+        raise UserError(f"--reward {spec} is no reward: write folders and file.py:function, weighted as a*0.7, added as "
+                        "a*0.7+b*0.3, divided by commas if they are an ensemble")
+    return [([name.strip() for name in term[1].split(",")], float(term[2] or 1)) for term in terms]
 
 
 def folders(spec: str) -> list[str]:
@@ -130,10 +120,10 @@ def load(spec: str, place: Callable = lambda model, frozen: model, ensemble: str
     """spec as in the module's docstring -> a checked reward function. place(model, frozen=True) puts models on a device.
     ensemble: how scores of members divided by commas are combined: mean, min, uwo, or uwo=0.1, the variance's weight. Every
     member reads texts, so their tokenizers may differ."""
-    terms, (kind, _, weight) = parse(spec), ensemble.partition("=")
-    if kind not in ("mean", "min", "uwo") or (weight and kind != "uwo") or not math.isfinite(number(weight or "0.5")):
+    terms, how = parse(spec), re.fullmatch(rf"(mean|min|uwo)(?:(?<=uwo)=({NUMBER}))?", ensemble)
+    if not how:
         raise UserError(f"--ensemble {ensemble}: unknown; take mean, min, uwo, or uwo=0.1")
-    if kind != "mean" and all(len(names) < 2 for names, _ in terms):
+    if how[1] != "mean" and all(len(names) < 2 for names, _ in terms):
         raise UserError(f"--ensemble {ensemble} needs several rewards divided by commas, --reward out/rm1,out/rm2; got {spec}")
 
     def one(name: str) -> RewardFn:
@@ -152,9 +142,6 @@ def load(spec: str, place: Callable = lambda model, frozen: model, ensemble: str
         return members[0][0][0]
 
     def reward_fn(prompts: list[str], responses: list[str]) -> list[float]:
-        total = 0.0
-        for functions, factor in members:
-            scores = torch.tensor([f(prompts, responses) for f in functions])              # (M, B)
-            total = total + factor * losses.combine_scores(scores, kind, number(weight or "0.5"))
-        return total.tolist()
+        scores = [torch.tensor([f(prompts, responses) for f in functions]) for functions, _ in members]     # (M, B) each
+        return sum(w * losses.combine_scores(x, how[1], float(how[2] or 0.5)) for x, (_, w) in zip(scores, members)).tolist()
     return reward_fn

@@ -145,7 +145,7 @@ def test_the_pretraining_mix_keeps_the_language_model(world, tmp_path):
     ({"advantage": "rloo", "samples_per_prompt": 1}, "--samples_per_prompt must be 2 or more"),
     ({"advantage": "grpo", "samples_per_prompt": 1}, "--samples_per_prompt must be 2 or more"),
     ({"advantage": "ppo"}, "--advantage ppo: unknown; take gae, rloo, grpo, reinforce"),
-    ({"advantage": "reinforce", "samples_per_prompt": 1, "prompts_per_step": 1}, "one episode a step"),
+    ({"advantage": "reinforce", "samples_per_prompt": 1, "prompts_per_step": 1}, "--samples_per_prompt must be 2"),
     ({"kl_in": "both"}, "--kl_in both"), ({"length_norm": "words"}, "--length_norm words"),
     ({"ptx_coef": 1.0}, "--ptx_data"), ({"ensemble": "max"}, "--ensemble max"), ({"ensemble": "min"}, "needs several")])
 def test_what_cannot_be_is_one_sentence(wrong, said, world, tmp_path):
@@ -181,7 +181,7 @@ def test_sums_and_ensembles_of_rewards(world):
     assert rewards.folders(f"{brevity},{rm}*0.5+{vowels}") == [rm]
 
 
-@pytest.mark.parametrize("spec", ["a+", "a,,b", "a*much", "*2", "a*nan"])
+@pytest.mark.parametrize("spec", ["a+", "a,,b", "a*much", "*2", "a*nan", "a*2*3", "a,b*"])
 def test_a_sum_that_is_none(spec):
     with pytest.raises(UserError, match="is no reward"):
         rewards.load(spec)
