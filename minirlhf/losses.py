@@ -29,8 +29,23 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Sum over real tokens / total -> 0-d; total defaults to the number of real tokens (0 when there are none)."""
+    """Sum over real tokens / total -> 0-d; total defaults to the number of real tokens (0 when there are none), and may
+    be (B, 1): a divisor for each row's tokens."""
+    if isinstance(total, Tensor) and total.dim() > 0:
+        return (_real(x, mask) / total).sum()
     return masked_sum(x, mask) / (mask.sum().clamp(min=1) if total is None else total)
+
+
+def length_normaliser(kind: str, mask: Tensor, max_tokens: int) -> Tensor:
+    """The `total` of a loss over B responses, what papers disagree about -> 0-d, or (B, 1) for `response`.
+    token: every token of the batch weighs the same (PPO; DAPO, Yu 2025, eq. 8). response: every response does, its loss
+    is its tokens' mean (GRPO, Shao 2024, eq. 3), so that a long wrong one costs less per token. none: a response's loss
+    is its tokens' sum, over the constant max_tokens (RLOO's log-prob of a whole response; Dr. GRPO, Liu 2025)."""
+    if kind not in ("token", "response", "none"):
+        raise ValueError(f"unknown length normaliser {kind!r}: choose token, response or none")
+    if kind == "none":
+        return torch.tensor(len(mask) * max_tokens, device=mask.device)
+    return (mask.sum() if kind == "token" else len(mask) * mask.sum(1, keepdim=True)).clamp(min=1)
 
 
 def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,6 +289,15 @@ def best_of_n(proxy: Tensor, scores: Tensor, n: int) -> Tensor:
 def best_of_n_kl_bound(n: int) -> float:
     """log n - (n-1)/n nats: bounds KL(best-of-n || reference) from above, near it while repeats are rare."""
     return math.log(n) - (n - 1) / n
+
+
+# --- reward ensembles
+def combine_scores(scores: Tensor, kind: str, variance_weight: float = 0.5) -> Tensor:
+    """Scores (M, B) of M reward models -> (B,). mean; min, the worst case; uwo, uncertainty-weighted: mean -
+    variance_weight * variance over the M, biased (Coste 2023, eqs. 2 to 4; they take 0.1 to 0.5)."""
+    if kind not in ("mean", "min", "uwo"):
+        raise ValueError(f"unknown ensemble {kind!r}: choose mean, min or uwo")
+    return scores.amin(0) if kind == "min" else scores.mean(0) - (kind == "uwo") * variance_weight * scores.var(0, correction=0)
 
 
 # --- statistics
