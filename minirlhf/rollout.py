@@ -13,6 +13,7 @@ from minirlhf import UserError, losses
 from minirlhf.data import micro_batches, pad
 from minirlhf.model import GPT, LOGITS_AT_ONCE, KVCache, ScalarGPT, Trunk
 
+CACHE_BLOCK = 32          # positions by which a sampling cache grows
 TOKENS_AT_ONCE = 8192     # of a micro-batch without gradients; and rows x context of a sampling cache, times 4
 
 
@@ -48,7 +49,7 @@ class Rollout:
 # ---------------------------------------------------------------------------------------------------- sampling
 
 def choose(log_probs: Tensor, generator: torch.Generator, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """log_probs (n, V) -> one token a row (n,), by the exponential trick: argmax of p / Exp(1) is distributed as p."""
+    """log_probs (n, V) -> one token a row (n,): the first whose cumulated probability exceeds a uniform number."""
     if top_k > 0:
         least = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
         log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
@@ -56,8 +57,9 @@ def choose(log_probs: Tensor, generator: torch.Generator, top_k: int = 0, top_p:
         ordered, index = log_probs.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)      # mass of the tokens ahead of each
         log_probs = log_probs.masked_fill((before >= top_p).scatter(-1, index, before >= top_p), -torch.inf)
-    noise = torch.empty_like(log_probs).exponential_(generator=generator)
-    return (log_probs.exp() / noise).argmax(dim=-1)
+    mass = log_probs.exp().cumsum(-1, dtype=torch.float64)                 # float32 would lose the rarest tokens
+    uniform = torch.rand(len(mass), 1, dtype=mass.dtype, device=mass.device, generator=generator)
+    return torch.searchsorted(mass, uniform * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[1] - 1)
 
 
 @torch.no_grad()
@@ -72,10 +74,11 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     K, B = samples_per_prompt, len(prompts) * samples_per_prompt
     tokens, lengths = (x.to(device) for x in pad(prompts))                 # (P, Tp), (P,)
     room = min(max_tokens, config.n_positions - int(lengths.min()))
-    small = KVCache(config, len(prompts), tokens.shape[1], model.wte.weight)
-    last = model.hidden(tokens, small)[torch.arange(len(prompts), device=device), lengths - 1]      # (P, D)
+    used = tokens.shape[1]                                                 # positions of the cache that hold something
+    cache = KVCache(config, len(prompts), used, model.wte.weight)
+    last = model.hidden(tokens, cache, wanted=(torch.arange(len(prompts), device=device), lengths - 1))     # (P, D)
     last = last.repeat_interleave(K, dim=0)                                                         # (B, D)
-    cache = small.repeat(K, min(tokens.shape[1] + room, config.n_positions))
+    cache.repeat(K)
     at = lengths.repeat_interleave(K)                                      # (n,) where the next token will stand
     row = torch.arange(B, device=device)                                   # (n,) which row of the answer each is
     out = torch.zeros(B, max(room, 0), dtype=torch.long, device=device)
@@ -89,17 +92,18 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
         finished[row] = new == eos
         alive = (new != eos) & (at + 1 < config.n_positions)
         n = int(alive.sum())
-        if n == 0:
+        if n == 0 or step + 1 == room:
             break
         if n < len(alive):                                                 # live rows from the end fill the holes
             holes, movers = (~alive[:n]).nonzero()[:, 0], n + alive[n:].nonzero()[:, 0]
-            cache.move(holes, movers, int(at.max()))
+            cache.move(holes, movers)
             for x in (at, row, new):
                 x[holes] = x[movers]
             at, row, new = at[:n], row[:n], new[:n]
-        if step + 1 < room:
-            last = model.hidden(new[:, None], cache, at)[:, 0]             # (n, D)
-            at = at + 1
+        if used == cache.length:
+            cache.resize(n, min(used + CACHE_BLOCK, config.n_positions))
+        last = model.hidden(new[:, None], cache, at)[:, 0]                 # (n, D)
+        at, used = at + 1, min(used + 1, config.n_positions)
     out, count = out.tolist(), count.tolist()
     return [ids[:c] for ids, c in zip(out, count)], finished.tolist()
 
@@ -132,11 +136,10 @@ def sample(model: GPT, prompts: list[str], max_tokens: int, generator: torch.Gen
 
 def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
     """Hidden states from which the response's tokens are predicted, one after another: (N, D), N = mask.sum()."""
-    hidden = model.hidden(batch.tokens)                                              # (B, T, D)
     mask = batch.mask                                                                # (B, R)
     at = batch.prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device)
     rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
-    return hidden[rows[mask], at[mask]]
+    return model.hidden(batch.tokens, wanted=(rows[mask], at[mask]))
 
 
 def response_tokens(batch: Rollout) -> Tensor:
