@@ -127,10 +127,17 @@ class KVCache:
     def length(self) -> int:
         return self.layers[0].shape[3]
 
+    @property
+    def places(self) -> Tensor:
+        """(2, B, H): where position 0 of each row and head lies in a layer seen as (2 B H S, hd)."""
+        _, B, H, S, _ = self.layers[0].shape
+        return torch.arange(0, 2 * B * H * S, S, device=self.layers[0].device).view(2, B, H)
+
     def resize(self, rows: int, length: int) -> None:
         """Keeps the first `rows` rows, makes room for `length` positions. A cache that is read whole is read fastest."""
         for i, kv in enumerate(self.layers):
-            self.layers[i] = F.pad(kv[:, :rows], (0, 0, 0, length - kv.shape[3]))
+            self.layers[i] = new = kv.new_empty(2, rows, kv.shape[2], length, kv.shape[4])
+            new[:, :, :, : kv.shape[3]], new[:, :, :, kv.shape[3] :] = kv[:, :rows], 0       # 0: unseen, but no NaN
 
     def repeat(self, times: int) -> None:
         """Every row `times` times: K samples continue one prefill."""
@@ -163,8 +170,9 @@ class Block(nn.Module):
             if kv is not None:
                 kv[0, :, :, :T], kv[1, :, :, :T] = k, v
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
-        else:                                        # one new token per row, at its own position; seen: 0 or -inf
-            kv[:, torch.arange(B, device=x.device), :, at] = qkv[:, 0, 1:].to(kv.dtype)
+        else:                                        # one new token per row; at: its (2 B H) places in kv; seen: 0 or -inf
+            new = qkv[:, 0, 1:].transpose(0, 1).reshape(-1, D // self.n_head)                 # (2 B H, hd)
+            kv.view(-1, D // self.n_head).index_copy_(0, at, new.to(kv.dtype))
             k, v = kv[:, :B].to(q.dtype)                                      # (B, H, S, hd)
             y = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + seen).softmax(-1).to(q.dtype) @ v    # on a CPU half of sdpa's time
         y = y.transpose(1, 2).reshape(B, T, D)
@@ -221,6 +229,7 @@ class Trunk(nn.Module):
             positions = at[:, None]                                                                     # (B, 1)
             unseen = torch.arange(cache.length, device=at.device) > positions                           # (B, S)
             seen = torch.zeros_like(unseen, dtype=torch.float32).masked_fill_(unseen, -torch.inf)[:, None, None]
+            at = (cache.places[:, : len(at)] + at[:, None]).flatten()                                   # (2 B H)
         with self.autocast():
             x = self.wte(tokens) + self.wpe(positions)
             for i, block in enumerate(self.h):
@@ -310,11 +319,15 @@ class GPT(Trunk):
     def architecture(self) -> dict:
         return {"architectures": ["GPT2LMHeadModel"]}
 
-    def log_softmax(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """hidden (..., D) -> log-probabilities (..., V), float32 before the softmax. Sampling, scoring, training: all here."""
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """hidden (..., D) -> logits (..., V), float32, over the temperature. Sampling, scoring, training: all start here."""
         with self.autocast():
-            logits = F.linear(hidden, (self.wte if self.config.tie_word_embeddings else self.lm_head).weight)
-        return torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+            logits = at_least_float32(F.linear(hidden, (self.wte if self.config.tie_word_embeddings else self.lm_head).weight))
+        return logits if temperature == 1 else logits / temperature
+
+    def log_softmax(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """hidden (..., D) -> log-probabilities (..., V), float32."""
+        return torch.log_softmax(self.logits(hidden, temperature), dim=-1)
 
     def token_logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         """hidden (N, D), targets (N,) -> log-probabilities of the targets (N,), float32.
@@ -323,13 +336,35 @@ class GPT(Trunk):
         pass, which costs one more product with the embedding and saves the memory.
         """
         def logprobs(h, t):
-            return self.log_softmax(h, temperature).gather(-1, t[:, None]).squeeze(-1)
+            return TargetLogProb.apply(self.logits(h, temperature), t)
 
-        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        rows = self.logits_rows()
         if len(targets) <= rows:
             return logprobs(hidden, targets)
-        return torch.cat([checkpoint(logprobs, h, t, use_reentrant=False)
+        return torch.cat([checkpoint(logprobs, h, t, use_reentrant=False) if torch.is_grad_enabled() else logprobs(h, t)
                           for h, t in zip(hidden.split(rows), targets.split(rows))])
+
+    def logits_rows(self) -> int:
+        """How many rows of logits to make at once: as many as memory bears, or, on a CPU without gradients, its cache."""
+        in_cache = self.device.type == "cpu" and not torch.is_grad_enabled()
+        return 64 if in_cache else max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+
+
+class TargetLogProb(torch.autograd.Function):
+    """log_softmax and gather in one, (N, V) and (N,) -> (N,). The gradient takes the place of the saved log-probabilities:
+    of the largest tensors there are, one is touched instead of three."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        log_probs = torch.log_softmax(logits, dim=-1)
+        ctx.save_for_backward(log_probs, targets)
+        return log_probs.gather(-1, targets[:, None]).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        log_probs, targets = ctx.saved_tensors
+        slope = log_probs.exp_().mul_(-grad[:, None])                    # d log p(t) / d logits = 1{t} - p
+        return slope.scatter_add_(1, targets[:, None], grad[:, None]), None
 
 
 class ScalarGPT(Trunk):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minirlhf import UserError, losses
 from minirlhf.data import micro_batches, pad
-from minirlhf.model import GPT, LOGITS_AT_ONCE, KVCache, ScalarGPT, Trunk
+from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
 
 CACHE_BLOCK = 32          # positions by which a sampling cache grows
 TOKENS_AT_ONCE = 8192     # of a micro-batch without gradients; and rows x context of a sampling cache, times 4
@@ -48,16 +48,16 @@ class Rollout:
 
 # ---------------------------------------------------------------------------------------------------- sampling
 
-def choose(log_probs: Tensor, generator: torch.Generator, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """log_probs (n, V) -> one token a row (n,): the first whose cumulated probability exceeds a uniform number."""
+def choose(logits: Tensor, generator: torch.Generator, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """logits or log-probs (n, V) -> one token a row (n,): the first whose cumulated probability exceeds a uniform number."""
     if top_k > 0:
-        least = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
-        log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p < 1:
-        ordered, index = log_probs.sort(dim=-1, descending=True)
+        ordered, index = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)      # mass of the tokens ahead of each
-        log_probs = log_probs.masked_fill((before >= top_p).scatter(-1, index, before >= top_p), -torch.inf)
-    mass = log_probs.exp().cumsum(-1, dtype=torch.float64)                 # float32 would lose the rarest tokens
+        logits = logits.masked_fill((before >= top_p).scatter(-1, index, before >= top_p), -torch.inf)
+    mass = logits.softmax(-1).cumsum(-1, dtype=torch.float64)                 # float32 would lose the rarest tokens
     uniform = torch.rand(len(mass), 1, dtype=mass.dtype, device=mass.device, generator=generator)
     return torch.searchsorted(mass, uniform * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[1] - 1)
 
@@ -75,7 +75,7 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     tokens, lengths = (x.to(device) for x in pad(prompts))                 # (P, Tp), (P,)
     room = min(max_tokens, config.n_positions - int(lengths.min()))
     used = tokens.shape[1]                                                 # positions of the cache that hold something
-    cache = KVCache(config, len(prompts), used, model.wte.weight)
+    cache = KVCache(config, len(prompts), min(used + CACHE_BLOCK, config.n_positions), model.wte.weight)
     last = model.hidden(tokens, cache, wanted=(torch.arange(len(prompts), device=device), lengths - 1))     # (P, D)
     last = last.repeat_interleave(K, dim=0)                                                         # (B, D)
     cache.repeat(K)
@@ -85,8 +85,8 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     count = torch.zeros(B, dtype=torch.long, device=device)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
     for step in range(room):
-        log_probs = model.log_softmax(last, temperature or 1.0)            # (n, V)
-        new = choose(log_probs, generator, top_k, top_p) if temperature else log_probs.argmax(-1)   # (n,)
+        logits = model.logits(last, temperature or 1.0)                    # (n, V)
+        new = choose(logits, generator, top_k, top_p) if temperature else logits.argmax(-1)         # (n,)
         out[row, step] = new
         count[row] = step + 1
         finished[row] = new == eos
@@ -175,12 +175,18 @@ def in_parts(function, model: Trunk, batch: Rollout, *args) -> Tensor:
 
 
 @torch.no_grad()
-def exact_kl_and_entropy(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """From the full distributions at each response token: KL(policy, reference) and the policy's entropy, (B, R), nats."""
-    kl, entropy = [], []
-    chunk = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
-    for p, q in zip(response_hidden(policy, batch).split(chunk), response_hidden(reference, batch).split(chunk)):
-        p, q = policy.log_softmax(p, temperature), reference.log_softmax(q, temperature)       # (n, V)
-        kl.append(losses.exact_kl(p, q))
-        entropy.append(losses.entropy(p))
-    return per_token(torch.cat(kl), batch.mask), per_token(torch.cat(entropy), batch.mask)
+def compare(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
+    """From one forward of each model, in micro-batches, four (B, R): the policy's and the reference's log-probs as of
+    `logprobs`, and of the full distributions KL(policy, reference) and the policy's entropy, nats."""
+    out = torch.zeros(4, *batch.mask.shape, device=batch.tokens.device)
+    for rows in batch.parts():
+        part, found = batch.select(rows), []
+        hidden = response_hidden(policy, part), response_hidden(reference, part), response_tokens(part)
+        for p, q, targets in zip(*(x.split(policy.logits_rows()) for x in hidden)):
+            p, q = policy.log_softmax(p, temperature), reference.log_softmax(q, temperature)                        # (n, V)
+            chosen = (x.gather(-1, targets[:, None])[:, 0] for x in (p, q))
+            found.append(torch.stack([*chosen, losses.exact_kl(p, q), losses.entropy(p)]))                           # (4, n)
+        mask = part.mask
+        if found:
+            out[:, rows, : mask.shape[1]] = per_token(torch.cat(found, 1), mask.expand(4, *mask.shape))
+    return out
