@@ -82,7 +82,7 @@ def loss_of(model: GPT, rows: list[tuple[list[int], list[bool]]], total: int) ->
     tokens, _ = pad([ids for ids, _ in rows])                                # (B, T)
     wanted, _ = pad([mask for _, mask in rows])                              # (B, T)
     tokens, wanted = tokens.to(model.device), wanted[:, 1:].bool().to(model.device)
-    hidden = model.hidden(tokens[:, :-1])[wanted]                            # (N, D): only where a token is supervised
+    hidden = model.hidden(tokens[:, :-1], wanted=wanted)                     # (N, D): only where a token is supervised
     return -model.token_logprobs(hidden, tokens[:, 1:][wanted]).sum() / total
 
 

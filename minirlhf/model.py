@@ -117,27 +117,37 @@ def check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]],
 
 
 class KVCache:
-    """Keys and values of every layer, preallocated: (L, B, H, S, hd). Each row is written at its own position."""
+    """Keys and values of every layer: L tensors (2, B, H, S, hd). Each row is written at its own position."""
 
     def __init__(self, config: Config, rows: int, length: int, like: Tensor):
-        shape = (config.n_layer, rows, config.n_head, length, config.n_embd // config.n_head)
-        self.k, self.v = like.new_zeros(shape), like.new_zeros(shape)
+        shape = (2, rows, config.n_head, length, config.n_embd // config.n_head)
+        self.layers = [like.new_zeros(shape) for _ in range(config.n_layer)]
 
-    def repeat(self, times: int, length: int) -> "KVCache":
-        """Every row `times` times, with room for `length` positions: K samples continue one prefill."""
-        new = KVCache.__new__(KVCache)
-        for name in ("k", "v"):
-            old = getattr(self, name)
-            L, B, H, S, hd = old.shape
-            big = old.new_zeros(L, B * times, H, length, hd)
-            big[:, :, :, :S] = old.repeat_interleave(times, dim=1)
-            setattr(new, name, big)
-        return new
+    @property
+    def length(self) -> int:
+        return self.layers[0].shape[3]
 
-    def move(self, target: Tensor, source: Tensor, length: int) -> None:
-        """Rows `source` overwrite rows `target` (first `length` positions): finished rows make room for live ones."""
-        for x in (self.k, self.v):
-            x[:, target, :, :length] = x[:, source, :, :length]
+    @property
+    def places(self) -> Tensor:
+        """(2, B, H): where position 0 of each row and head lies in a layer seen as (2 B H S, hd)."""
+        _, B, H, S, _ = self.layers[0].shape
+        return torch.arange(0, 2 * B * H * S, S, device=self.layers[0].device).view(2, B, H)
+
+    def resize(self, rows: int, length: int) -> None:
+        """Keeps the first `rows` rows, makes room for `length` positions. A cache that is read whole is read fastest."""
+        for i, kv in enumerate(self.layers):
+            self.layers[i] = new = kv.new_empty(2, rows, kv.shape[2], length, kv.shape[4])
+            new[:, :, :, : kv.shape[3]], new[:, :, :, kv.shape[3] :] = kv[:, :rows], 0       # 0: unseen, but no NaN
+
+    def repeat(self, times: int) -> None:
+        """Every row `times` times: K samples continue one prefill."""
+        for i, kv in enumerate(self.layers):
+            self.layers[i] = kv.repeat_interleave(times, dim=1)
+
+    def move(self, target: Tensor, source: Tensor) -> None:
+        """Rows `source` overwrite rows `target`: finished rows make room for live ones."""
+        for kv in self.layers:
+            kv[:, target] = kv[:, source]
 
 
 class Block(nn.Module):
@@ -152,20 +162,23 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(D, config.n_inner or 4 * D)
         self.mlp_proj = nn.Linear(config.n_inner or 4 * D, D)
 
-    def forward(self, x: Tensor, cache=None, at=None, seen=None) -> Tensor:   # x: (B, T, D)
+    def forward(self, x: Tensor, kv=None, at=None, seen=None, wanted=None) -> Tensor:   # x: (B, T, D)
         B, T, D = x.shape
-        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2)              # (B, H, T, hd)
-                   for y in self.c_attn(self.ln_1(x)).split(D, dim=2))
+        qkv = self.c_attn(self.ln_1(x)).view(B, T, 3, self.n_head, -1)        # (B, T, 3, H, hd)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                  # (B, H, T, hd)
         if at is None:                               # whole sequences from position 0
-            if cache is not None:
-                cache[0][:B, :, :T], cache[1][:B, :, :T] = k, v
+            if kv is not None:
+                kv[0, :, :, :T], kv[1, :, :, :T] = k, v
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
-        else:                                        # one new token per row, at its own position
-            rows, S = torch.arange(B, device=x.device), seen.shape[-1]
-            cache[0][rows, :, at], cache[1][rows, :, at] = k[:, :, 0].to(cache[0].dtype), v[:, :, 0].to(cache[1].dtype)
-            y = F.scaled_dot_product_attention(q, cache[0][:B, :, :S].to(q.dtype), cache[1][:B, :, :S].to(q.dtype),
-                                               attn_mask=seen)
-        x = x + self.c_proj(y.transpose(1, 2).reshape(B, T, D))
+        else:                                        # one new token per row; at: its (2 B H) places in kv; seen: 0 or -inf
+            new = qkv[:, 0, 1:].transpose(0, 1).reshape(-1, D // self.n_head)                 # (2 B H, hd)
+            kv.view(-1, D // self.n_head).index_copy_(0, at, new.to(kv.dtype))
+            k, v = kv[:, :B].to(q.dtype)                                      # (B, H, S, hd)
+            y = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + seen).softmax(-1).to(q.dtype) @ v    # on a CPU half of sdpa's time
+        y = y.transpose(1, 2).reshape(B, T, D)
+        if wanted is not None:                       # the last block: what nobody reads is not computed
+            x, y = x[wanted], y[wanted]                                       # (N, D)
+        x = x + self.c_proj(y)
         return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
 
 
@@ -201,30 +214,30 @@ class Trunk(nn.Module):
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, at: Tensor | None = None,
-               positions: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> final hidden states (B, T, D).
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, at: Tensor | None = None, positions: Tensor | None = None,
+               seen: Tensor | None = None, wanted: Tensor | tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """tokens (B, T) -> final hidden states (B, T, D), or (N, D) of the N places that `wanted` indexes.
 
         cache: keys and values are written to it. at (B,): tokens is (B, 1) and row i's token stands at position at[i],
         behind what the cache holds of that row; without it, rows start at position 0. positions (B, T) and seen
         (B, 1, T, T) bool replace that order and plain causality, for rows that hold several continuations of one prompt.
+        wanted, (B, T) bool or (rows, columns): the last block and the head skip prompts and padding that nobody reads.
         """
-        T = tokens.shape[1]
         if at is None:
-            positions = torch.arange(T, device=tokens.device) if positions is None else positions       # (T,) or (B, T)
+            positions = torch.arange(tokens.shape[1], device=tokens.device) if positions is None else positions    # (T,) or (B, T)
         else:
-            span = int(at.max()) + 1
-            positions = at[:, None]                                                    # (B, 1)
-            seen = (torch.arange(span, device=at.device) <= positions)[:, None, None]  # (B, 1, 1, S)
+            positions = at[:, None]                                                                     # (B, 1)
+            unseen = torch.arange(cache.length, device=at.device) > positions                           # (B, S)
+            seen = torch.zeros_like(unseen, dtype=torch.float32).masked_fill_(unseen, -torch.inf)[:, None, None]
+            at = (cache.places[:, : len(at)] + at[:, None]).flatten()                                   # (2 B H)
         with self.autocast():
             x = self.wte(tokens) + self.wpe(positions)
             for i, block in enumerate(self.h):
+                kv, only = None if cache is None else cache.layers[i], wanted if i + 1 == len(self.h) else None
                 if self.checkpointing and torch.is_grad_enabled():
-                    x = checkpoint(block, x, None, None, seen, use_reentrant=False)
-                elif at is None:
-                    x = block(x, None if cache is None else (cache.k[i], cache.v[i]), None, seen)
+                    x = checkpoint(block, x, None, None, seen, only, use_reentrant=False)
                 else:                                     # .forward: --compile is for whole sequences
-                    x = block.forward(x, (cache.k[i], cache.v[i]), at, seen)
+                    x = (block if at is None else block.forward)(x, kv, at, seen, only)
             return self.ln_f(x)
 
     def architecture(self) -> dict:
@@ -306,11 +319,15 @@ class GPT(Trunk):
     def architecture(self) -> dict:
         return {"architectures": ["GPT2LMHeadModel"]}
 
-    def log_softmax(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """hidden (..., D) -> log-probabilities (..., V), float32 before the softmax. Sampling, scoring, training: all here."""
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """hidden (..., D) -> logits (..., V), float32, over the temperature. Sampling, scoring, training: all start here."""
         with self.autocast():
-            logits = F.linear(hidden, (self.wte if self.config.tie_word_embeddings else self.lm_head).weight)
-        return torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+            logits = at_least_float32(F.linear(hidden, (self.wte if self.config.tie_word_embeddings else self.lm_head).weight))
+        return logits if temperature == 1 else logits / temperature
+
+    def log_softmax(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """hidden (..., D) -> log-probabilities (..., V), float32."""
+        return torch.log_softmax(self.logits(hidden, temperature), dim=-1)
 
     def token_logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         """hidden (N, D), targets (N,) -> log-probabilities of the targets (N,), float32.
@@ -319,13 +336,35 @@ class GPT(Trunk):
         pass, which costs one more product with the embedding and saves the memory.
         """
         def logprobs(h, t):
-            return self.log_softmax(h, temperature).gather(-1, t[:, None]).squeeze(-1)
+            return TargetLogProb.apply(self.logits(h, temperature), t)
 
-        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        rows = self.logits_rows()
         if len(targets) <= rows:
             return logprobs(hidden, targets)
-        return torch.cat([checkpoint(logprobs, h, t, use_reentrant=False)
+        return torch.cat([checkpoint(logprobs, h, t, use_reentrant=False) if torch.is_grad_enabled() else logprobs(h, t)
                           for h, t in zip(hidden.split(rows), targets.split(rows))])
+
+    def logits_rows(self) -> int:
+        """How many rows of logits to make at once: as many as memory bears, or, on a CPU without gradients, its cache."""
+        in_cache = self.device.type == "cpu" and not torch.is_grad_enabled()
+        return 64 if in_cache else max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+
+
+class TargetLogProb(torch.autograd.Function):
+    """log_softmax and gather in one, (N, V) and (N,) -> (N,). The gradient takes the place of the saved log-probabilities:
+    of the largest tensors there are, one is touched instead of three."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        log_probs = torch.log_softmax(logits, dim=-1)
+        ctx.save_for_backward(log_probs, targets)
+        return log_probs.gather(-1, targets[:, None]).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        log_probs, targets = ctx.saved_tensors
+        slope = log_probs.exp_().mul_(-grad[:, None])                    # d log p(t) / d logits = 1{t} - p
+        return slope.scatter_add_(1, targets[:, None], grad[:, None]), None
 
 
 class ScalarGPT(Trunk):
@@ -363,13 +402,12 @@ class ScalarGPT(Trunk):
                 ends.append(end - 1)
         before = torch.ones(T, T, dtype=torch.bool).tril()
         seen = before & ((owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0))     # (B, T, T)
-        hidden = self.hidden(tokens.to(self.device), positions=positions.to(self.device), seen=seen[:, None].to(self.device))
-        return self.scores(hidden[rows, ends])
+        return self.scores(self.hidden(tokens.to(self.device), positions=positions.to(self.device),
+                                       seen=seen[:, None].to(self.device), wanted=(rows, ends)))
 
     def score_last(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens (B, T), lengths (B,) -> the score at each row's last token (B,)."""
-        last = self.hidden(tokens)[torch.arange(len(tokens), device=tokens.device), lengths - 1]    # (B, D)
-        return self.scores(last)
+        return self.scores(self.hidden(tokens, wanted=(torch.arange(len(tokens), device=tokens.device), lengths - 1)))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ killed and resumed from its last checkpoint ends as if it had never stopped, bit
     out/ppo/resume.safetensors   weights and optimiser of the last checkpoint; gone when the run is finished
     out/ppo/config.json, model.safetensors, vocab.json, merges.txt   the model, once finished
 """
+import ctypes
 import hashlib
 import json
 import math
@@ -66,6 +67,15 @@ def pick_autocast(name: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if name == "bfloat16" else None
 
 
+def keep_pages(keep: bool = True) -> None:
+    """glibc: freed memory stays with the process. To give the pages of large temporaries back and to fault them in again,
+    one by one, costs an eighth of a CPU's training step. Where there is no glibc, nothing happens."""
+    with suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0 if keep else 2**16)       # M_MMAP_MAX: how many blocks are mapped each by itself
+        libc.mallopt(-1, -1 if keep else 2**17)      # M_TRIM_THRESHOLD: what may lie free at the heap's end; -1: all
+
+
 def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
     """Factor on the learning rate: up from 0 over `warmup` steps, then down to 0 at the end."""
     if step < warmup:
@@ -99,6 +109,8 @@ class Run:
         self.script, self.seed = script, settings.seed
         self.device = pick_device(settings.device)
         self.autocast_dtype = pick_autocast(settings.dtype, self.device)
+        if self.device.type == "cpu":
+            keep_pages()
         self.started = time.time()
         self.seconds_before = 0.0             # spent by the runs that this one resumes
         self.first_step = 0
