@@ -1,11 +1,14 @@
-"""How good are they: policies against a baseline on held-out prompts, by the toy world's gold score.
+"""How good are they: policies against a baseline on held-out prompts, by gold, a reward, or a judge that compares.
 
 Win rates (ties count half) and means come with 95 % intervals; prompts, not responses, are the independent units.
 
     python evaluate.py --policies out/sft,out/round1/ppo --reward out/round1/rm
+    python evaluate.py --policies out/sft,out/dpo --data prompts.jsonl --judge my_judges.py:shorter
 """
 import json
+import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import torch
 
 from minirlhf import UserError, losses, rewards, rollout, toyworld
 from minirlhf.cli import start
-from minirlhf.data import read_prompts
+from minirlhf.data import fit, read_prompts
 from minirlhf.model import GPT, write_atomically
 from minirlhf.run import pick_autocast, pick_device, seed_of
 
@@ -21,12 +24,17 @@ from minirlhf.run import pick_autocast, pick_device, seed_of
 @dataclass
 class Settings:
     policies: str = "out/sft,out/ppo"   # model folders, comma-separated
-    baseline: str = ""            # whom they are compared with, and the reference of the KL; empty: the first of them
-    reward: str = ""              # reward model's folder or file.py:function whose scores are reported beside gold
-    data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field (gold knows the toy world's only)
+    baseline: str = ""            # whom they are compared with; empty: the first of them
+    reference: str = ""           # model that the KL is measured against; empty: the baseline
+    reward: str = ""              # reward model's folder, file.py:function, or more (minirlhf/rewards.py): scores, best of n
+    ensemble: str = "mean"        # of rewards divided by commas: mean, min, uwo
+    judge: str = "auto"           # who wins by: gold, reward, or file.py:function(prompt, [a, b]) -> chance that a is better
+    data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field
+    gold: str = "toy"             # hidden judge: toy (knows the toy world's prompts), or a reward that no policy was trained on
+    template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
     split: str = "test"           # toy prompts: test (held out), or train
     count: int = 400              # how many prompts
-    samples: int = 4              # responses per prompt
+    samples: int = 4              # responses per prompt; with --reward also the best of n for every n up to this
     max_tokens: int = 64          # longest response
     temperature: float = 0.7      # of sampling
     examples: int = 24            # prompts whose answers are kept side by side
@@ -50,6 +58,28 @@ def wins(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return ((difference > 0) & ~tie).double().mean((1, 2)) + tie.double().mean((1, 2)) / 2
 
 
+def judged(judge: Callable, prompts: list[str], mine: list[list[str]], theirs: list[list[str]]) -> tuple[torch.Tensor, float]:
+    """(P, S) chances that my s-th response to a prompt beats their s-th, asked in both orders and averaged, so that a taste
+    for the first place cancels; and the share of pairs in which both orders gave the same winner. Equal texts tie unasked.
+    judge(prompt, [a, b]) -> from 0 (b is better) over 0.5 to 1 (a is)."""
+    def ask(prompt: str, pair: list[str]) -> float:
+        answer = judge(prompt, pair)
+        if not isinstance(answer, int | float) or not 0 <= answer <= 1:
+            raise UserError(f"--judge gave {answer!r} for {pair[0][:60]!r} against {pair[1][:60]!r}: return a number from 0 to 1, "
+                            "how likely the first response is the better one")
+        return float(answer)
+
+    both = torch.tensor([[(0.5, 0.5) if a == b else (ask(p, [a, b]), 1 - ask(p, [b, a])) for a, b in zip(xs, ys)]
+                         for p, xs, ys in zip(prompts, mine, theirs)], dtype=torch.float64)              # (P, S, 2)
+    return both.mean(-1), float(((both[..., 0] - 0.5).sign() == (both[..., 1] - 0.5).sign()).double().mean())
+
+
+def distinct_ngrams(responses: list[str], n: int) -> float:
+    """Share of different ones among all n-grams of words (Li 2016); falls with the amount of text, so compare equal amounts."""
+    grams = [gram for r in responses for gram in zip(*(r.split()[i:] for i in range(n)))]
+    return len(set(grams)) / max(1, len(grams))
+
+
 def ranked_right(scores: torch.Tensor, gold: torch.Tensor) -> dict[str, float]:
     """How often a reward orders two responses to one prompt (P, S) as gold does, where gold sees a difference."""
     better = gold[:, :, None] - gold[:, None, :] > 1e-9                       # (P, S, S): row beats column
@@ -59,18 +89,26 @@ def ranked_right(scores: torch.Tensor, gold: torch.Tensor) -> dict[str, float]:
     return {"mean": accuracy, "interval": half, "pairs": int(better.sum())}
 
 
-def assess(prompts: list[str], responses: list[list[str]]) -> dict:
-    """P prompts with S responses each -> what the texts alone tell."""
+def assess(prompts: list[str], responses: list[list[str]], judge: rewards.RewardFn | None = None) -> dict:
+    """P prompts with S responses each -> what the texts alone tell. judge: instead of the toy world's gold score, which is
+    left out where a prompt is not of its world."""
     P, S = len(prompts), len(responses[0])
-    judged = [[toyworld.gold(p, r) for r in rs] for p, rs in zip(prompts, responses)]
+    kinds, every = [toyworld.kind(p) for p in prompts], [r for rs in responses for r in rs]
+    open_ended = [r for k, rs in zip(kinds, responses) if k in (*toyworld.OPEN_ENDED, "other") for r in rs]
+    words = torch.tensor([[len(r.split()) for r in rs] for rs in responses], dtype=torch.float64)
+    result = {"words": mean_of(words), "distinct_open_ended": len(set(open_ended)) / max(1, len(open_ended)),
+              "distinct_ngrams": {str(n): distinct_ngrams(every, n) for n in (1, 2, 3)}, "responses": P * S}
+    if judge:
+        scores = judge([p for p in prompts for _ in range(S)], every)
+        judged = [[{"total": x} for x in scores[i : i + S]] for i in range(0, P * S, S)]
+    elif "other" in kinds:
+        return result
+    else:
+        judged = [[toyworld.gold(p, r) for r in rs] for p, rs in zip(prompts, responses)]
     gold = torch.tensor([[g["total"] for g in gs] for gs in judged])                     # (P, S)
     parts = {name: mean_of(torch.tensor([[g[name] for g in gs] for gs in judged])) for name in judged[0][0]}
-    kinds = [toyworld.kind(p) for p in prompts]
-    open_ended = [r for k, rs in zip(kinds, responses) if k in toyworld.OPEN_ENDED for r in rs]
     by_kind = {k: mean_of(gold[[i for i in range(P) if kinds[i] == k]]) for k in sorted(set(kinds))}
-    words = torch.tensor([[len(r.split()) for r in rs] for rs in responses], dtype=torch.float64)
-    return {"scores": gold, "gold": parts.pop("total"), "parts": parts, "kinds": by_kind, "words": mean_of(words),
-            "distinct_open_ended": len(set(open_ended)) / max(1, len(open_ended)), "responses": P * S}
+    return result | {"scores": gold, "gold": parts.pop("total"), "parts": parts, "kinds": by_kind}
 
 
 def main(settings: Settings) -> dict:
@@ -85,34 +123,55 @@ def main(settings: Settings) -> dict:
         model.autocast_dtype = pick_autocast(settings.dtype, device)
         return model.to(device).requires_grad_(False)
 
-    prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed)[: settings.count]
-    reward_fn = rewards.load(settings.reward, place) if settings.reward else None
+    prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
+                           template=settings.template)[: settings.count]
+    reward_fn = rewards.load(settings.reward, place, settings.ensemble) if settings.reward else None
+    judge = rewards.load(settings.gold, place) if settings.gold != "toy" else None
+    has_gold = judge or all(toyworld.kind(p) != "other" for p in prompts)
+    knows = ["gold"] * bool(has_gold) + ["reward"] * bool(reward_fn)
+    by = settings.judge if settings.judge != "auto" else [*knows, ""][0]
+    compare = rewards.load_function(by, "--judge") if by.rpartition(":")[0].endswith(".py") else None
+    if not compare and by not in knows:
+        raise UserError(f"--judge {settings.judge}: nobody says who wins. The toy world's gold knows its own prompts alone: take "
+                        "--gold REWARD, --reward REWARD, or --judge file.py:function")
+    reference = place(GPT.from_pretrained(settings.reference or baseline))
+    prompts = fit(prompts, reference.config.n_positions - settings.max_tokens, "prompts",
+                  length=lambda p: len(reference.tokenizer.encode_prompt(p)))
     results, answers = [], {}
     for folder in folders:
         policy = place(GPT.from_pretrained(folder))
-        if folder == baseline:                # the first of them
-            reference = policy
         generator = torch.Generator(device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = rollout.sample(policy, prompts, settings.max_tokens, generator, temperature=settings.temperature,
                                samples_per_prompt=settings.samples)
         responses = [batch.responses[i : i + settings.samples] for i in range(0, len(batch.responses), settings.samples)]
-        result = {"policy": folder} | assess(prompts, responses)
-        first = results[0] if results else result
-        result["win_rate"] = mean_of(wins(result["scores"], first["scores"]))
-        for k in result["kinds"]:
-            rows = [i for i, p in enumerate(prompts) if toyworld.kind(p) == k]
-            result["kinds"][k]["win_rate"] = mean_of(wins(result["scores"][rows], first["scores"][rows]))["mean"]
-        kl = (rollout.in_parts(rollout.logprobs, policy, batch, settings.temperature)
-              - rollout.in_parts(rollout.logprobs, reference, batch, settings.temperature)).sum(1)
-        result["kl"] = mean_of(kl.view(len(prompts), -1))
+        result = {"policy": folder} | assess(prompts, responses, judge)
+        result["scores"] = {"gold": result["scores"]} if "scores" in result else {}                     # (P, S) each
         result["finished"] = float(batch.finished.float().mean())
+        result["kl"] = {"mean": math.nan, "interval": math.nan}
+        if policy.tokenizer.vocab == reference.tokenizer.vocab:
+            kl = (rollout.in_parts(rollout.logprobs, policy, batch, settings.temperature)
+                  - rollout.in_parts(rollout.logprobs, reference, batch, settings.temperature)).sum(1)
+            result["kl"] = mean_of(kl.view(len(prompts), -1))
+        else:
+            print(f"{folder} has other tokens than {settings.reference or baseline}: no KL between them")
         if reward_fn:
-            scores = torch.tensor(reward_fn(batch.prompts, batch.responses)).view(len(prompts), -1)
+            result["scores"]["reward"] = scores = torch.tensor(reward_fn(batch.prompts, batch.responses)).view(len(prompts), -1)
             result["reward"] = mean_of(scores)
-            result["reward_accuracy"] = ranked_right(scores, result["scores"])
+            result["best_of_n"] = [{"n": n, "kl_bound": losses.best_of_n_kl_bound(n)} | {
+                name: mean_of(losses.best_of_n(scores, x, n)) for name, x in result["scores"].items()}
+                for n in range(1, settings.samples + 1)]
+            if has_gold:
+                result["reward_accuracy"] = ranked_right(scores, result["scores"]["gold"])
+        if compare:
+            won, result["both_orders_agree"] = judged(compare, prompts, responses, answers[baseline] if answers else responses)
+        else:
+            won = wins(result["scores"][by], (results or [result])[0]["scores"][by])
+        result["win_rate"] = mean_of(won)
+        for k in result.get("kinds", ()):
+            result["kinds"][k]["win_rate"] = mean_of(won[[i for i, p in enumerate(prompts) if toyworld.kind(p) == k]])["mean"]
         results.append(result)
         answers[folder] = responses
-    if settings.data == "toy":          # what the demonstrators wrote for the same prompts
+    if settings.data == "toy" and not judge:          # what the demonstrators wrote for the same prompts
         written = toyworld.demonstrations(settings.split, settings.count, settings.seed)
         written = list({d["prompt"]: d for d in reversed(written)}.values())
         demonstrations = {"policy": "demonstrations"} | assess([d["prompt"] for d in written], [[d["completion"]] for d in written])
@@ -121,12 +180,12 @@ def main(settings: Settings) -> dict:
     examples = defaultdict(list)        # some of every kind
     for i, prompt in enumerate(prompts):
         examples[toyworld.kind(prompt)].append(
-            {"prompt": prompt, "answers": {f: {"response": answers[f][i][0], "gold": float(results[j]["scores"][i, 0])}
-                                           for j, f in enumerate(folders)}})
+            {"prompt": prompt, "answers": {f: {"response": answers[f][i][0]} | {
+                name: float(x[i, 0]) for name, x in results[j]["scores"].items()} for j, f in enumerate(folders)}})
     share = -(-settings.examples // len(examples))
     for result in results:
         result.pop("scores")
-    report = {"baseline": baseline, "prompts": len(prompts), "samples": settings.samples, "reward": settings.reward,
+    report = {"baseline": baseline, "judge": by, "prompts": len(prompts), "samples": settings.samples, "reward": settings.reward,
               "results": results, "examples": [e for k in sorted(examples) for e in examples[k][:share]]}
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(settings.out), json.dumps(report, indent=1, ensure_ascii=False).encode())
@@ -136,17 +195,30 @@ def main(settings: Settings) -> dict:
 
 def table(report: dict) -> str:
     """The results as aligned text."""
-    lines = [f"{'policy':<24}{'gold':>14}{'win rate':>14}{'KL':>8}{'words':>7}{'finished':>9}{'distinct':>9}"]
-    for r in report["results"]:
-        def cell(name, r=r):
-            return f"{r[name]['mean']:.3f} ±{r[name]['interval']:.3f}" if name in r else ""
-        lines.append(f"{r['policy'][-23:]:<24}{cell('gold'):>14}{cell('win_rate'):>14}"
-                     + (f"{r['kl']['mean']:>8.2f}" if "kl" in r else " " * 8) + f"{r['words']['mean']:>7.1f}"
-                     + (f"{r['finished']:>9.1%}" if "finished" in r else " " * 9) + f"{r['distinct_open_ended']:>9.1%}")
+    def cell(r, name, digits=3):
+        return f"{r[name]['mean']:.{digits}f} ±{r[name]['interval']:.{digits}f}" if name in r else ""
+
     policies = [r for r in report["results"] if "win_rate" in r]
-    lines += ["", f"{'gold by kind':<24}" + "".join(f"{r['policy'][-16:]:>18}" for r in report["results"])]
-    lines += [f"{k:<24}" + "".join(f"{r['kinds'][k]['mean']:>18.3f}" if k in r["kinds"] else " " * 18 for r in report["results"])
-              for k in policies[0]["kinds"]]
+    scores = [name for name in ("gold", "reward") if name in policies[0]]
+    lines = [f"{'policy':<24}" + "".join(f"{name:>14}" for name in (*scores, "win rate"))
+             + f"{'KL':>12}{'words':>7}{'finished':>9}{'distinct':>9}{'3-grams':>9}"]
+    for r in report["results"]:
+        lines.append(f"{r['policy'][-23:]:<24}" + "".join(f"{cell(r, name):>14}" for name in (*scores, "win_rate"))
+                     + f"{cell(r, 'kl', 2):>12}{r['words']['mean']:>7.1f}"
+                     + (f"{r['finished']:>9.1%}" if "finished" in r else " " * 9)
+                     + f"{r['distinct_open_ended']:>9.1%}{r['distinct_ngrams']['3']:>9.1%}")
+    lines += [f"win rates against {report['baseline']} by {report['judge']}" + "".join(
+        f"; {r['policy']}: both orders agree on {r['both_orders_agree']:.0%}" for r in policies[1:] if "both_orders_agree" in r)]
+    if "gold" in policies[0]:
+        lines += ["", f"{'gold by kind':<24}" + "".join(f"{r['policy'][-16:]:>18}" for r in report["results"])]
+        lines += [f"{k:<24}" + "".join(f"{r['kinds'][k]['mean']:>18.3f}" if k in r["kinds"] else " " * 18
+                                       for r in report["results"]) for k in policies[0]["kinds"]]
+    if "best_of_n" in policies[0] and len(policies[0]["best_of_n"]) > 1:
+        lines += ["", f"{'best of n by reward':<24}" + "".join(f"{r['policy'][-16:]:>18}" for r in policies) + "   nats at most"]
+        for i, best in enumerate(policies[0]["best_of_n"]):
+            if best["n"].bit_count() == 1:                 # 1, 2, 4, ...; the file has them all
+                lines.append(f"{'n = ' + str(best['n']) + ', mean ' + scores[0]:<24}" + "".join(
+                    f"{r['best_of_n'][i][scores[0]]['mean']:>18.3f}" for r in policies) + f"{best['kl_bound']:>15.2f}")
     if any("reward_accuracy" in r for r in policies):
         lines += ["", *(f"reward model orders {r['policy']}'s responses as gold does: {r['reward_accuracy']['mean']:.3f} "
                         f"±{r['reward_accuracy']['interval']:.3f}" for r in policies if "reward_accuracy" in r)]

@@ -2,53 +2,68 @@
 
 Sample -> score -> KL penalty per token -> advantages by GAE -> a few clipped passes; a separate value model that starts
 from the reward model. Ziegler et al. 2019, Stiennon et al. 2020, Schulman et al. 2017; details as Huang et al. 2024.
+RLOO, GRPO and REINFORCE are the same loop without the value model: a response's reward is compared with other responses'.
 
     python train_ppo.py --init out/sft --reward out/rm --out out/ppo
     python train_ppo.py --init out/sft --reward my_rewards.py:brevity --data prompts.jsonl
+    python train_ppo.py --advantage grpo --samples_per_prompt 8 --prompts_per_step 8 --reward out/rm1,out/rm2 --ensemble min
 """
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from minirlhf import losses, rewards, rollout
+from minirlhf import UserError, lora, losses, rewards, rollout
 from minirlhf.cli import start
-from minirlhf.data import batch_indices, micro_batches, read_prompts
+from minirlhf.data import batch_indices, fit, held_out, micro_batches, read_demonstrations, read_prompts
 from minirlhf.model import GPT, ScalarGPT
-from minirlhf.run import Run, Stopped, linear_decay
+from minirlhf.run import Run, Stopped, linear_decay, seed_of
+from train_sft import loss_of, supervised, to_rows, validation_loss
 
 
 @dataclass
 class Settings:
     init: str = "out/sft"         # policy to start from
     reference: str = ""           # model that the KL is measured against; empty: --init
-    reward: str = "out/rm"        # a reward model's folder, or file.py:function, or toy (the gold score itself)
+    reward: str = "out/rm"        # a reward model's folder, file.py:function, or toy (gold itself); a,b an ensemble; a*0.7+b a sum
+    ensemble: str = "mean"        # of rewards divided by commas: mean, min, or uwo (mean - variance / 2; uwo=0.1 for a tenth)
     data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field, comma-separated
     out: str = "out/ppo"          # the run's folder
     count: int = 8000             # how many prompts the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
     steps: int = 60               # PPO iterations
     prompts_per_step: int = 64    # prompts an iteration, each once
-    samples_per_prompt: int = 1   # responses to each of them
+    samples_per_prompt: int = 1   # responses to each of them; rloo and grpo need 2 or more
     max_tokens: int = 64          # longest response
     temperature: float = 0.7      # of the policy that is sampled and trained (log-probs use the same)
     unfinished_score: float = -1.0  # score of a response that did not end with EOS, on the normalised scale
     kl_coef: float = 0.05         # reward lost per nat of log(policy/reference)
     kl_target: float = 0.0        # nats per response that an adaptive kl_coef steers towards; 0: kl_coef stays fixed
     kl_horizon: int = 10000       # episodes over which the adaptive kl_coef reacts
-    gamma: float = 1.0            # discount
-    lam: float = 0.95             # GAE's lambda
+    kl_in: str = "paper"          # where the KL counts: reward, or loss (as k3); paper: loss for grpo, reward for the others
+    advantage: str = "gae"        # gae: PPO, with a value model; against the prompt's samples: rloo, grpo; the step's: reinforce
+    group_std: bool = True        # grpo: advantages over the prompt's standard deviation; Dr. GRPO: --no-group_std
+    length_norm: str = "paper"    # mean over tokens: token (gae, DAPO); responses: response (grpo); sums: none (the others)
+    gamma: float = 1.0            # gae: discount
+    lam: float = 0.95             # gae: lambda
     clip: float = 0.2             # of the ratio
-    value_clip: float = 0.2       # of the value's change
-    whiten_rewards: bool = False  # rewards per token to std 1, their mean kept
+    clip_high: float = 0.0        # of the ratio above 1, where it differs (DAPO: 0.28); 0: as clip
+    value_clip: float = 0.2       # gae: of the value's change
+    whiten_rewards: bool = False  # gae: rewards per token to std 1, their mean kept
+    ptx_data: str = ""            # text files or demonstrations whose language-model loss is logged on a held-out part (lm_loss)
+    ptx_coef: float = 0.0         # weight of the loss on the other part in every update (PPO-ptx, InstructGPT's gamma)
+    ptx_batch: int = 16           # rows of ptx_data in an update
     epochs: int = 2               # passes over the episodes of an iteration
     minibatches: int = 1          # optimiser steps a pass
     stop_update_kl: float = 0.1   # approximate KL of one update (nats per token) beyond which its remaining passes are left out
     lr: float = 1e-3              # decays linearly to 0
     warmup: int = 5               # iterations until the peak
+    lora_rank: int = 0            # train low-rank adapters of this rank, the value model's too; 0: train the weights
+    lora_alpha: float = 16.0      # the adapters' scale is alpha / rank
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
+    checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work
+    compile: bool = False         # torch.compile the blocks: a minute at the start, faster steps on a GPU
     log_every: int = 5            # iterations between lines on the console
     save_every: int = 20          # iterations between checkpoints
     seed: int = 0                 # of everything random
@@ -59,10 +74,29 @@ class Settings:
     show_batch: bool = False      # print the first prompts with responses, sampled tokens coloured, and exit
 
 
+PAPER = {      # advantage -> where the KL counts, how lengths are normalised
+    "gae": ("reward", "token"), "rloo": ("reward", "none"), "grpo": ("loss", "response"), "reinforce": ("reward", "none")}
+
+
+def options(settings: Settings) -> list[str]:
+    """kl_in and length_norm, by the paper of the method unless said otherwise; UserError for what cannot be."""
+    for name, known in (("advantage", PAPER), ("kl_in", ("paper", "reward", "loss")),
+                        ("length_norm", ("paper", "token", "response", "none"))):
+        if getattr(settings, name) not in known:
+            raise UserError(f"--{name} {getattr(settings, name)}: unknown; take {', '.join(known)}")
+    group = settings.samples_per_prompt * (settings.prompts_per_step if settings.advantage == "reinforce" else 1)
+    if settings.advantage != "gae" and group < 2:
+        raise UserError(f"--advantage {settings.advantage} compares responses: --samples_per_prompt must be 2 or more, e.g. 4 ("
+                        "with --prompts_per_step a quarter, the episodes stay the same)")
+    if settings.ptx_coef and not settings.ptx_data:
+        raise UserError("--ptx_coef needs --ptx_data: text files or demonstrations to keep predicting")
+    chosen = zip((settings.kl_in, settings.length_norm), PAPER[settings.advantage])
+    return [paper if mine == "paper" else mine for mine, paper in chosen]
+
+
 def value_model(settings: Settings) -> ScalarGPT:
-    """Starts from the reward model (Stiennon 2020); from the policy with a head of zeros if the reward is no model of ours."""
-    is_folder = (Path(settings.reward) / "config.json").exists()
-    return ScalarGPT.from_pretrained(settings.reward if is_folder else settings.init)
+    """Starts from the (first) reward model (Stiennon 2020); from the policy with a head of zeros if there is none of ours."""
+    return ScalarGPT.from_pretrained([*rewards.folders(settings.reward), settings.init][0])
 
 
 def check_ratio(deviation: float, precision: torch.dtype | None, step: int) -> None:
@@ -95,14 +129,20 @@ def in_plain_words(row: dict, settings: Settings) -> list[str]:
 
 
 def main(settings: Settings) -> None:
-    # set-up: four models, one optimiser, a pool of prompts
+    # set-up: four models (three without GAE), one optimiser, a pool of prompts
+    kl_in, length_norm = options(settings)
     policy = GPT.from_pretrained(settings.init)
-    value = value_model(settings)
+    value = value_model(settings) if settings.advantage == "gae" else None
     prompts = read_prompts(settings.data, count=settings.count, seed=settings.seed, template=settings.template)
-    if value.tokenizer.vocab_size != policy.tokenizer.vocab_size:
-        raise rewards.UserError(f"{settings.reward} has {value.tokenizer.vocab_size} tokens, {settings.init} "
-                                f"{policy.tokenizer.vocab_size}: the value model reads the policy's tokens, so train the reward "
-                                "model from the same family")
+    shared = settings.lora_rank and settings.reference in ("", settings.init)      # the policy with its adapters off
+    reference = policy if shared else GPT.from_pretrained(settings.reference or settings.init)
+    for model, where, use in ((value, settings.reward, "value model"), (reference, settings.reference, "reference")):
+        if model and model.tokenizer.vocab != policy.tokenizer.vocab:
+            raise UserError(f"{where} has {model.tokenizer.vocab_size} tokens, {settings.init} {policy.tokenizer.vocab_size}, and "
+                            f"they are not the same: the {use} reads the policy's tokens, so take a model of the same family"
+                            + ", or another --advantage, which needs no value model" * (model is value))
+    prompts = fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts",
+                  length=lambda p: len(policy.tokenizer.encode_prompt(p)))
     if settings.show_batch:
         batch = rollout.sample(policy, prompts[:8], settings.max_tokens, torch.Generator().manual_seed(settings.seed))
         for tokens, start_, end in zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), batch.lengths.tolist()):
@@ -111,15 +151,23 @@ def main(settings: Settings) -> None:
     run = Run(settings, "train_ppo.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
-    run.place(policy)
-    run.place(value)
-    reference = run.place(GPT.from_pretrained(settings.reference or settings.init), frozen=True)
-    reward_fn = rewards.load(settings.reward, run.place)
-    optimizer = run.adamw([policy, value], settings.lr, eps=1e-5)
+    trained = {"policy": policy} | ({"value": value} if value else {})
+    for model in trained.values():
+        lora.add(run.place(model), settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
+    reference = lora.base(policy) if shared else run.place(reference, frozen=True)
+    reward_fn = rewards.load(settings.reward, run.place, settings.ensemble)
+    optimizer = run.adamw([*trained.values()], settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
-    run.track(optimizer, policy=policy, value=value)
+    run.track(optimizer, **trained)
+    ptx, ptx_held_out = (held_out(to_rows(policy, read_demonstrations(settings.ptx_data)), key=lambda row: tuple(row[0]))
+                         if settings.ptx_data else ([], []))
+
+    def lm_loss() -> float:
+        return validation_loss(policy, ptx_held_out[:64], settings.token_budget)
+
     episodes = settings.prompts_per_step * settings.samples_per_prompt
     print(f"{len(prompts)} prompts, {episodes} episodes an iteration, on {run.device}")
+    run.memory(min(4 * rollout.TOKENS_AT_ONCE, episodes * policy.config.n_positions))
 
     for step in run.steps(settings.steps):
         # 1. sample responses from the policy itself: temperature only
@@ -137,17 +185,23 @@ def main(settings: Settings) -> None:
         # 3. log-probs by the training forward, so that the first ratio is 1
         old = rollout.in_parts(rollout.logprobs, policy, batch, settings.temperature)      # (B, R)
         ref = rollout.in_parts(rollout.logprobs, reference, batch, settings.temperature)   # (B, R)
-        values = rollout.in_parts(rollout.values, value, batch)                            # (B, R)
         exact_kl, entropy = rollout.exact_kl_and_entropy(policy, reference, batch, settings.temperature)
+        lm = {"lm_loss": lm_loss()} if ptx_held_out and step % settings.log_every == 0 else {}
 
         # 4. reward per token: the KL penalty everywhere, the score on the last token (Ziegler 2019, equation 2)
         kl, _, k3 = losses.kl_estimates(old, ref)                                          # (B, R), nats
         kl_coef = run.extra["kl_coef"]
-        token_rewards = losses.token_rewards(scores, kl, mask, kl_coef)                    # (B, R)
-        if settings.whiten_rewards:
-            token_rewards = losses.whiten(token_rewards, mask, shift_mean=False)
-        advantages, returns = losses.gae(token_rewards, values, mask, settings.gamma, settings.lam)
-        advantages = losses.whiten(advantages, mask)
+        token_rewards = losses.token_rewards(scores, kl, mask, kl_coef if kl_in == "reward" else 0.0)   # (B, R)
+        if value:
+            values = rollout.in_parts(rollout.values, value, batch)                        # (B, R)
+            if settings.whiten_rewards:
+                token_rewards = losses.whiten(token_rewards, mask, shift_mean=False)
+            advantages, returns = losses.gae(token_rewards, values, mask, settings.gamma, settings.lam)
+            advantages = losses.whiten(advantages, mask)
+        else:                                            # the whole response is one action: (P, G) -> (B, 1) -> (B, R)
+            advantages = losses.group_advantages(token_rewards.sum(1).view(-1, settings.samples_per_prompt), settings.advantage,
+                                                 settings.advantage == "grpo" and settings.group_std)
+            advantages = advantages.reshape(-1, 1).expand(mask.shape)
         clock.append(time.time())
 
         # 5. a few clipped passes over the same episodes (Schulman 2017, equation 7)
@@ -157,22 +211,28 @@ def main(settings: Settings) -> None:
         seen, updates = {}, 0
         for rows in passes:
             tokens, stats = int(mask[rows].sum()), defaultdict(float)
+            total = losses.length_normaliser(length_norm, mask[rows], settings.max_tokens)          # 0-d or (rows, 1)
             for part in micro_batches(batch.lengths[rows].tolist(), settings.token_budget):
-                index = rows[part]
+                index, part_total = rows[part], total[part] if total.dim() else total
                 part = batch.select(index)
                 m = part.mask
                 cut = (index, slice(0, m.shape[1]))
-                policy_loss, p = losses.ppo_policy_loss(rollout.logprobs(policy, part, settings.temperature), old[cut],
-                                                        advantages[cut], m, settings.clip, total=tokens)
-                value_loss, v = losses.value_loss(rollout.values(value, part), values[cut], returns[cut], m,
-                                                  settings.value_clip, total=tokens)
-                (policy_loss + value_loss).backward()
+                new = rollout.logprobs(policy, part, settings.temperature)                          # (b, R)
+                loss, p = losses.ppo_policy_loss(new, old[cut], advantages[cut], m, settings.clip, part_total,
+                                                 settings.clip_high or None)
+                parts, v = {"policy_loss": loss}, {}
+                if value:
+                    parts["value_loss"], v = losses.value_loss(rollout.values(value, part), values[cut], returns[cut], m,
+                                                               settings.value_clip, total=tokens)
+                if kl_in == "loss":                                            # Shao 2024, equations 3 and 4
+                    parts["kl_loss"] = kl_coef * losses.masked_mean(losses.kl_estimates(new, ref[cut])[2], m, part_total)
+                sum(parts.values()).backward()
                 share = float(m.sum()) / tokens
                 stats["ratio_off"] = max(stats["ratio_off"], float(p.pop("ratio_max_dev")))
                 for name, x in (p | v).items():                                # means over the part's tokens
                     stats[name] += float(x) * share
-                stats["policy_loss"] += float(policy_loss.detach())
-                stats["value_loss"] += float(value_loss.detach())
+                for name, x in parts.items():                                  # shares of a sum
+                    stats[name] += float(x.detach())
             if updates == 0:
                 check_ratio(stats["ratio_off"], run.autocast_dtype, step)
                 seen["first_ratio_off"] = stats["ratio_off"]
@@ -180,20 +240,28 @@ def main(settings: Settings) -> None:
             if stats["approx_kl"] > settings.stop_update_kl:
                 optimizer.zero_grad(set_to_none=True)
                 break
-            seen["grad_norm"] = run.update(optimizer, [policy, value], lr, stats["policy_loss"] + stats["value_loss"], step)
+            if settings.ptx_coef:                                              # Ouyang 2022, equation 2
+                at = step * len(passes) + updates
+                text = [ptx[i] for i in batch_indices(len(ptx), at, settings.ptx_batch, settings.seed)]
+                for part in micro_batches([len(ids) for ids, _ in text], settings.token_budget):
+                    loss = loss_of(policy, [text[i] for i in part], supervised(text))
+                    (settings.ptx_coef * loss).backward()
+                    seen["ptx_loss"] = stats["ptx_loss"] = stats["ptx_loss"] + float(loss.detach())
+            total_loss = sum(stats[name] for name in stats if name.endswith("_loss"))
+            seen["grad_norm"] = run.update(optimizer, [*trained.values()], lr, total_loss, step)
             updates += 1
         clock.append(time.time())
 
         # 6. look at it
         kl_sum, lengths = kl.sum(1), (batch.lengths - batch.prompt_lengths).float()        # (B,)
         row = run.log(
-            step, ("score", "kl", "length", "entropy", "clip_fraction", "explained_variance"),
+            step, ("score", "kl", "length", "entropy", "clip_fraction", "explained_variance", *lm),
             score=scores, score_std=float(scores.std(correction=0)), reward=scores - kl_coef * kl_sum, kl=kl_sum, kl_coef=kl_coef,
             kl_exact=exact_kl.sum(1), kl_k3=k3.sum(1), entropy=losses.masked_mean(entropy, mask), length=lengths,
-            explained_variance=losses.explained_variance(values, returns, mask), finished=batch.finished,
+            finished=batch.finished, **({"explained_variance": losses.explained_variance(values, returns, mask)} if value else {}),
             distinct=len(set(batch.responses)) / len(batch.responses), length_correlation=losses.correlation(scores, lengths),
             within_prompt_std=scores.view(-1, settings.samples_per_prompt).std(1, correction=0), updates=updates, lr=lr, **seen,
-            seconds_rollout=clock[1] - clock[0], seconds_scoring=clock[2] - clock[1], seconds_update=clock[3] - clock[2],
+            **lm, seconds_rollout=clock[1] - clock[0], seconds_scoring=clock[2] - clock[1], seconds_update=clock[3] - clock[2],
             tokens_per_second=float(lengths.sum()) / (clock[3] - clock[0]), peak_gib=run.peak_memory())
         if step % settings.log_every == 0:
             for sentence in in_plain_words(row, settings):
@@ -204,7 +272,7 @@ def main(settings: Settings) -> None:
             run.extra["kl_coef"] = losses.adapt_kl_coef(kl_coef, float(kl_sum.mean()), settings.kl_target, len(mask),
                                                         settings.kl_horizon)
 
-    run.finish(policy, peak_gib=run.peak_memory())
+    run.finish(lora.merge(policy), peak_gib=run.peak_memory(), **({"lm_loss": lm_loss()} if ptx_held_out else {}))
 
 
 if __name__ == "__main__":

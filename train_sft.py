@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minirlhf import UserError
+from minirlhf import UserError, lora
 from minirlhf.cli import start
 from minirlhf.data import batch_indices, fit, held_out, micro_batches, pad, read_demonstrations
 from minirlhf.model import GPT, Config
@@ -26,22 +26,26 @@ class Settings:
     out: str = "out/sft"          # the run's folder
     count: int = 65000            # how many demonstrations the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the completion continues it as it is
-    steps: int = 900              # optimiser steps
+    steps: int = 1000             # optimiser steps
     batch_size: int = 64          # sequences a step
     optimizer: str = "auto"       # muon, adamw; auto: muon for a fresh model, adamw for one that goes on from --init
     lr: float = 5e-3              # peak learning rate; cosine to a tenth
     warmup: int = 50              # steps until the peak
     weight_decay: float = 0.1     # on matrices
-    n_layer: int = 2              # fresh model: blocks
-    n_head: int = 6               # fresh model: attention heads
-    n_embd: int = 192             # fresh model: width
+    n_layer: int = 3              # fresh model: blocks
+    n_head: int = 5               # fresh model: attention heads
+    n_embd: int = 160             # fresh model: width
     n_positions: int = 192        # fresh model: longest sequence in tokens
     vocab_size: int = 2048        # fresh model: tokens of its tokenizer
+    lora_rank: int = 0            # train low-rank adapters of this rank on --init's weights; 0: train the weights
+    lora_alpha: float = 16.0      # the adapters' scale is alpha / rank
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
+    checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work
+    compile: bool = False         # torch.compile the blocks: a minute at the start, faster steps on a GPU
     validation: float = 0.01      # share of prompts held out
     eval_every: int = 250         # steps between validation losses
     log_every: int = 50           # steps between lines on the console
-    save_every: int = 200         # steps between checkpoints
+    save_every: int = 250         # steps between checkpoints
     seed: int = 0                 # of everything random
     device: str = "auto"          # auto, cuda, mps, cpu
     dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
@@ -78,7 +82,7 @@ def loss_of(model: GPT, rows: list[tuple[list[int], list[bool]]], total: int) ->
     tokens, _ = pad([ids for ids, _ in rows])                                # (B, T)
     wanted, _ = pad([mask for _, mask in rows])                              # (B, T)
     tokens, wanted = tokens.to(model.device), wanted[:, 1:].bool().to(model.device)
-    hidden = model.hidden(tokens[:, :-1])[wanted]                            # (N, D): only where a token is supervised
+    hidden = model.hidden(tokens[:, :-1], wanted=wanted)                     # (N, D): only where a token is supervised
     return -model.token_logprobs(hidden, tokens[:, 1:][wanted]).sum() / total
 
 
@@ -96,6 +100,9 @@ def validation_loss(model: GPT, rows: list, token_budget: int) -> float:
 def main(settings: Settings) -> None:
     # 1. demonstrations, model, tokenizer
     demonstrations = read_demonstrations(settings.data, count=settings.count, seed=settings.seed, template=settings.template)
+    if settings.lora_rank and (not settings.init or settings.optimizer == "muon"):
+        raise UserError("--lora_rank adapts, with AdamW, a model that has learnt something: give it as --init, without "
+                        "--optimizer muon, or train all weights")
     if settings.init:
         model = GPT.from_pretrained(settings.init)
     else:
@@ -111,7 +118,7 @@ def main(settings: Settings) -> None:
     run = Run(settings, "train_sft.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
-    run.place(model)
+    lora.add(run.place(model), settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
     if settings.optimizer == "adamw" or (settings.optimizer == "auto" and settings.init):
         optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
     else:
@@ -120,6 +127,7 @@ def main(settings: Settings) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(train)} demonstrations, {len(validation)} held out, {parameters / 1e6:.2f} M parameters, "
           f"vocabulary {model.tokenizer.vocab_size}, on {run.device}")
+    run.memory()
 
     for step in run.steps(settings.steps):
         # 2. one batch, in micro-batches of similar length, so that little is padding
@@ -144,7 +152,7 @@ def main(settings: Settings) -> None:
         run.log(step, ("loss", "lr", "tokens_per_second", *more), loss=loss, lr=lr, grad_norm=norm,
                 padding=1 - real / computed, tokens_per_second=real / (time.time() - began), **more)
 
-    run.finish(model, validation_loss=more.get("validation_loss"), peak_gib=run.peak_memory())
+    run.finish(lora.merge(model), validation_loss=more.get("validation_loss"), peak_gib=run.peak_memory())
 
 
 if __name__ == "__main__":

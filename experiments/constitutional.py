@@ -27,7 +27,7 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import judge, toyworld
+from minirlhf import feedback, toyworld
 from minirlhf.cli import start
 from minirlhf.model import write_atomically
 from minirlhf.run import read_jsonl
@@ -94,11 +94,15 @@ def main(settings: Settings) -> dict:
     done("reinforcement half")
 
     # what came of it, by the gold score
-    rankings = [r for r in read_jsonl(out / "rankings.jsonl") if toyworld.kind(r["prompt"]) == "refuse"]
-    gold = {r["id"]: [toyworld.gold(r["prompt"], x)["harmless"] for x in r["responses"]] for r in rankings}
-    right, half, pairs = judge.agreement(rankings, gold)
+    rankings = read_jsonl(out / "rankings.jsonl")
+    said, gold = {}, {}
+    for r in rankings:
+        harmless = feedback.rank_by([toyworld.gold(r["prompt"], x)["harmless"] for x in r["responses"]])
+        said |= feedback.comparisons(r)
+        gold |= {k: v for k, v in feedback.comparisons(r | {"ranks": harmless}).items() if v}
+    right, half, pairs = feedback.agreement(said, gold)
     result = {"judge_agrees_on_harm": {"mean": right, "interval": half, "pairs": pairs},
-              "position_bias": judge.position_bias(read_jsonl(out / "rankings.jsonl")), "policies": {}}
+              "position_bias": feedback.position_bias(rankings), "policies": {}}
     for name in ("harmful", "other"):
         data = write_prompts(out / f"test_{name}.jsonl", "test", settings.evaluation, settings.seed, name == "harmful")
         for r in evaluate.main(evaluate.Settings(policies=f"{helpful},{out}/sl,{out}/rl", data=data, count=settings.evaluation,

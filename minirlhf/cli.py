@@ -46,11 +46,20 @@ def command(script: str, settings: Any) -> str:
 
 
 def start(main, settings_class: type) -> None:
-    """Runs main(settings) as a script: a UserError is one sentence and exit code 2, Ctrl-C exit code 130."""
+    """Runs main(settings) as a script: a UserError or too little memory is one sentence and exit code 2, Ctrl-C exit code 130."""
+    settings = parse(settings_class)
     try:
-        main(parse(settings_class))
+        main(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:               # torch's own are RuntimeErrors
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory|not enough memory", str(error)):
+            raise
+        lower = {"token_budget": "half the --token_budget", "checkpointing": "--checkpointing", "max_tokens": "fewer --max_tokens",
+                 "dtype": "--dtype bfloat16", "init": "a smaller --init", "resume": "--resume to go on from the last checkpoint"}
+        advice = ", ".join(words for name, words in lower.items() if hasattr(settings, name))
+        print(f"error: out of memory ({' '.join(str(error).split())[:120]}): take {advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

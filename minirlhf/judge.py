@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from minirlhf import UserError, feedback, losses, rollout
+from minirlhf import UserError, feedback, rollout
 from minirlhf.data import micro_batches, pad
 from minirlhf.model import GPT
 from minirlhf.run import pick_autocast, pick_device, seed_of
@@ -197,40 +197,20 @@ def preferences(asked: list[list], K: int) -> list[list[float | None]]:
     return matrix
 
 
-def annotate(candidates: list[dict], out: str | Path, judge: LocalModel | Endpoint, principles: list[str], seed: int = 0) -> None:
+def annotate(candidates: list[dict], out: str | Path, judge: LocalModel | Endpoint, principles: list[str], seed: int = 0,
+             name: str = "ai") -> None:
     """Candidates -> rankings, appended to `out` as they come; a prompt with a response that was never judged is left out."""
-    principle = {c["id"]: draw_principle(principles, seed, c["id"]) for c in candidates}
-    questions = (ask(JUDGE, c["prompt"], principle=principle[c["id"]], a=a, b=b) for c in candidates
-                 for x, y in combinations(c["responses"], 2) if x != y for a, b in ((x, y), (y, x)))    # equal texts tie unasked
-    count, ranked = Counter(), []
+    plan = [(c, draw_principle(principles, seed, c["id"]), c["responses"]) for c in candidates]
+    questions = (ask(JUDGE, c["prompt"], principle=principle, a=a, b=b) for c, principle, texts in plan
+                 for x, y in combinations(texts, 2) if x != y for a, b in ((x, y), (y, x)))        # equal texts tie unasked
+    count, ranked = Counter(), 0
     answers = counted(judge.prefer(questions), count)
-    for c in candidates:
-        texts = c["responses"]
+    for c, principle, texts in plan:
         asked = [[i, j, next(answers), next(answers)] if texts[i] != texts[j] else [i, j, 0.5, 0.5]
                  for i, j in combinations(range(len(texts)), 2)]
         matrix = preferences(asked, len(texts))
-        known = [[p for p in row if p is not None] for row in matrix]
-        if all(known):
+        if all(known := [[p for p in row if p is not None] for row in matrix]):
             ranks = feedback.rank_by([sum(row) / len(row) for row in known])
-            more = {"principle": principle[c["id"]], "preferences": matrix, "asked": asked}
-            feedback.append_ranking(out, c, ranks, "ai", **more)
-            ranked.append(c | {"ranks": ranks} | more)
-    print(f"{len(ranked)} of {len(candidates)} prompts ranked, {count['unusable']} of {count['all']} answers unusable")
-    if ranked:
-        print("the same letter wins in both orders for {flips:.1%} of {pairs} pairs; mean preference for A {first:+.3f}"
-              .format(**position_bias(ranked)))
-
-
-def position_bias(rankings: Iterable[dict]) -> dict[str, float]:
-    """flips: the share of pairs in which the same letter wins in both orders; first: mean preference for A, minus 1/2; pairs."""
-    asked = [(x, y) for r in rankings for i, j, x, y in r["asked"] if None not in (x, y) and r["responses"][i] != r["responses"][j]]
-    n = max(1, len(asked))
-    return {"flips": sum((x > .5) == (y > .5) for x, y in asked) / n, "first": sum(x + y - 1 for x, y in asked) / 2 / n, "pairs": n}
-
-
-def agreement(rankings: list[dict], utilities: dict[str, list[float]]) -> tuple[float, float, int]:
-    """Of the pairs that both order, the share ordered alike, half its 95 % interval, their number. utilities: by id, another
-    judge's scores of the responses, high = good: gold scores, or a person's negated ranks."""
-    alike = [[(r["ranks"][i] < r["ranks"][j]) == (u[i] > u[j]) for i, j in combinations(range(len(u)), 2)
-              if r["ranks"][i] != r["ranks"][j] and u[i] != u[j]] for r in rankings if (u := utilities.get(r["id"]))]
-    return *losses.ratio_interval([float(sum(a)) for a in alike], [float(len(a)) for a in alike]), sum(map(len, alike))
+            feedback.append_ranking(out, c, ranks, name, principle=principle, preferences=matrix, asked=asked)
+            ranked += 1
+    print(f"{ranked} of {len(candidates)} prompts ranked, {count['unusable']} of {count['all']} answers unusable")

@@ -29,8 +29,23 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Sum over real tokens / total -> 0-d; total defaults to the number of real tokens (0 when there are none)."""
+    """Sum over real tokens / total -> 0-d; total defaults to the number of real tokens (0 when there are none), and may
+    be (B, 1): a divisor for each row's tokens."""
+    if isinstance(total, Tensor) and total.dim() > 0:
+        return (_real(x, mask) / total).sum()
     return masked_sum(x, mask) / (mask.sum().clamp(min=1) if total is None else total)
+
+
+def length_normaliser(kind: str, mask: Tensor, max_tokens: int) -> Tensor:
+    """The `total` of a loss over B responses, what papers disagree about -> 0-d, or (B, 1) for `response`.
+    token: every token of the batch weighs the same (PPO; DAPO, Yu 2025, eq. 8). response: every response does, its loss
+    is its tokens' mean (GRPO, Shao 2024, eq. 3), so that a long wrong one costs less per token. none: a response's loss
+    is its tokens' sum, over the constant max_tokens (RLOO's log-prob of a whole response; Dr. GRPO, Liu 2025)."""
+    if kind not in ("token", "response", "none"):
+        raise ValueError(f"unknown length normaliser {kind!r}: choose token, response or none")
+    if kind == "none":
+        return torch.tensor(len(mask) * max_tokens, device=mask.device)
+    return (mask.sum() if kind == "token" else len(mask) * mask.sum(1, keepdim=True)).clamp(min=1)
 
 
 def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,17 +209,63 @@ def dpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor,
     """Losses (B,) and detached implicit rewards beta log(policy/reference), chosen and rejected (B,).
     Inputs (B,): log-probs summed over a response; h = log(policy/reference) of chosen minus that of rejected. sigmoid:
     -log sigmoid(beta h) (Rafailov 2023, eq. 7); label_smoothing, the chance of a flipped label, makes it conservative
-    DPO (Mitchell 2023), best at h = logit(1 - label_smoothing) / beta instead of infinity. ipo: (h - 1 / (2 beta))^2
-    (Azar 2023, eq. 17). ValueError for an unknown kind, or label_smoothing with ipo."""
+    DPO (Mitchell 2023), best at h = logit(1 - label_smoothing) / beta instead of infinity. robust: the same two terms
+    weighted so that their mean over flips is the loss on clean labels (Chowdhury 2024, eq. 12). ipo: (h - 1 / (2 beta))^2
+    (Azar 2023, eq. 17). ValueError for an unknown kind, label_smoothing with ipo or of 1/2 and more."""
     chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected  # (B,)
-    h = chosen - rejected
-    if kind == "sigmoid":
-        losses = -(1 - label_smoothing) * F.logsigmoid(beta * h) - label_smoothing * F.logsigmoid(-beta * h)
-    elif kind == "ipo" and label_smoothing == 0:
+    h, flip = chosen - rejected, label_smoothing
+    if kind in ("sigmoid", "robust") and 0 <= flip < 0.5:
+        losses = -(1 - flip) * F.logsigmoid(beta * h) - (flip if kind == "sigmoid" else -flip) * F.logsigmoid(-beta * h)
+        losses = losses if kind == "sigmoid" else losses / (1 - 2 * flip)
+    elif kind == "ipo" and flip == 0:
         losses = (h - 1 / (2 * beta)).square()
     else:
-        raise ValueError(f"kind {kind!r}, label_smoothing {label_smoothing}: choose sigmoid, or ipo without smoothing")
+        raise ValueError(f"kind {kind!r}, label_smoothing {flip}: choose sigmoid, robust, or ipo without smoothing")
     return losses, beta * chosen.detach(), beta * rejected.detach()
+
+
+def plackett_luce_loss(scores: Tensor, pairs: Tensor) -> Tensor:
+    """-log probability of a whole ranking, (B,): the best is drawn from all by a softmax of scores (B, K), the next from
+    the rest, and so on. With scores beta log(policy/reference) it is DPO's for K responses (Rafailov 2023, eq. 20), for
+    K = 2 its eq. 7. pairs (B, K, K) bool, True at [b, i, j] where i is ranked above j (untied_pairs): a draw is among i
+    and those below it, so that ties say nothing of one another, and a response below none (or absent) is no draw."""
+    below = scores[:, None, :].masked_fill(~pairs, -torch.inf)  # (B, K, K)
+    draws = torch.cat([scores[:, :, None], below], 2).logsumexp(2) - scores  # (B, K)
+    return torch.where(pairs.any(2), draws, 0.0).sum(1)
+
+
+def simpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+               beta: float, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (B,) and detached rewards beta * mean log-prob per token, chosen and rejected (B,), without a reference:
+    -log sigmoid(reward_chosen - reward_rejected - margin) (Meng 2024, eq. 6). Inputs (B,): log-probs summed over a
+    response, and numbers of its tokens."""
+    chosen, rejected = beta * policy_chosen / chosen_lengths, beta * policy_rejected / rejected_lengths
+    return -F.logsigmoid(chosen - rejected - margin), chosen.detach(), rejected.detach()
+
+
+def orpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+              beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (B,) and detached rewards log odds, chosen and rejected (B,), without a reference: -mean log-prob of chosen
+    - beta log sigmoid(log odds_chosen - log odds_rejected) (Hong 2024, eqs. 6 and 7, their lambda is beta), where
+    odds = p / (1 - p) and log p is the mean log-prob per token, kept under -1e-6: a certain response has finite odds."""
+    def log_odds(mean: Tensor) -> Tensor:
+        return mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6)))
+
+    mean = policy_chosen / chosen_lengths
+    chosen, rejected = log_odds(mean), log_odds(policy_rejected / rejected_lengths)
+    return -mean - beta * F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach()
+
+
+def kto_loss(policy: Tensor, reference: Tensor, good: Tensor, kl: Tensor | float, beta: float,
+             good_weight: float = 1.0, bad_weight: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Losses (B,) of unpaired responses, good (B,) bool, and detached rewards beta log(policy/reference) (B,); 1/2 at the
+    start, between 0 and the weight. weight * (1 - sigmoid(reward - beta kl)) for good ones, with the sign turned for
+    bad (Ethayarajh 2024, eq. 8). kl (0-d, nats, a constant): the step's mean of log(policy/reference) over prompts with
+    responses to other prompts, at least 0. The paper: weights in which good_weight * (number of good) is 1 to 4/3 of bad's."""
+    rewards = beta * (policy - reference)
+    z = rewards - beta * torch.as_tensor(kl).detach()
+    losses = torch.where(good, good_weight * torch.sigmoid(-z), bad_weight * torch.sigmoid(z))
+    return losses, rewards.detach()
 
 
 # --- what is attainable: the optimum of KL-penalised RL, and best-of-n
@@ -232,6 +293,15 @@ def best_of_n(proxy: Tensor, scores: Tensor, n: int) -> Tensor:
 def best_of_n_kl_bound(n: int) -> float:
     """log n - (n-1)/n nats: bounds KL(best-of-n || reference) from above, near it while repeats are rare."""
     return math.log(n) - (n - 1) / n
+
+
+# --- reward ensembles
+def combine_scores(scores: Tensor, kind: str, variance_weight: float = 0.5) -> Tensor:
+    """Scores (M, B) of M reward models -> (B,). mean; min, the worst case; uwo, uncertainty-weighted: mean -
+    variance_weight * variance over the M, biased (Coste 2023, eqs. 2 to 4; they take 0.1 to 0.5)."""
+    if kind not in ("mean", "min", "uwo"):
+        raise ValueError(f"unknown ensemble {kind!r}: choose mean, min or uwo")
+    return scores.amin(0) if kind == "min" else scores.mean(0) - (kind == "uwo") * variance_weight * scores.var(0, correction=0)
 
 
 # --- statistics

@@ -95,7 +95,7 @@ def warnings(data: dict) -> list[str]:
         sft, kl, distinct, mine = data["policies"][0], r["kl"]["mean"] or 0, "distinct_open_ended", []
         if r is not sft and like_a_coin(r["win_rate"]):
             mine.append(f"wins {share(r['win_rate'])} against {sft['stage']}, not more than chance.")
-        for kind, was in sft["kinds"].items():
+        for kind, was in sft.get("kinds", {}).items():
             now = r["kinds"].get(kind, was)
             if was["mean"] - now["mean"] > max(0.1, math.hypot(was["interval"] or 0, now["interval"] or 0)):
                 mine.append(f"gold for “{kind}” fell from {was['mean']:.2f} to {now['mean']:.2f}.")
@@ -103,7 +103,8 @@ def warnings(data: dict) -> list[str]:
             mine.append(f"{kl:.0f} nats of KL, far from {sft['stage']}; raise --kl_coef.")
         if r[distinct] < 0.6 * sft[distinct]:
             mine.append(f"{r[distinct]:.0%} of answers to open requests are distinct, {sft[distinct]:.0%} before.")
-        if "reward" in r and r["reward"]["mean"] > sft["reward"]["mean"] and r["gold"]["mean"] < sft["gold"]["mean"]:
+        rose = {k: r[k]["mean"] > sft[k]["mean"] for k in ("reward", "gold") if k in r}
+        if rose == {"reward": True, "gold": False}:
             mine.append("the reward rose and gold fell: the policy exploits errors of the reward model.")
         if "reward_accuracy" in r and like_a_coin(r["reward_accuracy"]):
             mine.append(f"the reward model agrees with gold in {share(r['reward_accuracy'])}, as a coin would.")
@@ -120,8 +121,10 @@ def headline(data: dict) -> dict:
         text = (f"After {len(models) - 1} round{'s' * (len(models) > 2)} the policy's answers beat the {first['stage']}"
                 f" model's in {share(last['win_rate'])} of comparisons on prompts it never saw, at "
                 f"{number(last['kl']['mean'])} nats of KL; it took {duration(data['seconds'])}.")
-        key = {"win rate": share(last["win_rate"]), "KL, nats": number(last["kl"]["mean"]),
-               "gold score": f"{number(first['gold']['mean'])} → {number(last['gold']['mean'])}"}
+        score = "gold" if "gold" in last else "reward"
+        key = {"win rate": share(last["win_rate"]), "KL, nats": number(last["kl"]["mean"])}
+        if score in last:
+            key[f"{score} score"] = f"{number(first[score]['mean'])} → {number(last[score]['mean'])}"
     for rm in data["reward_models"].values():
         key["reward model's accuracy"] = share(rm["accuracy"])
     key |= {"time": duration(data["seconds"]), "warnings": str(len(data["warnings"]))}
@@ -235,9 +238,9 @@ def gold_section(data: dict) -> str:
              "distinct_open_ended": "share of answers to open requests that are distinct", "kl": "KL to SFT, nats"}
     rows = [[what, *(number(r[k]["mean"] if isinstance(r.get(k), dict) else r.get(k)) for r in results)]
             for k, what in names.items()]
-    return ('<div class="grid">' + dots("Gold score", "mean", {r["stage"]: {r["stage"]: r["gold"]} for r in results})
-            + dots("Parts of the gold score", "mean of each part", {r["stage"]: r["parts"] for r in results}) + "</div>"
-            + dots("Gold score by kind of request", "mean", {r["stage"]: r["kinds"] for r in data["policies"]})
+    return ('<div class="grid">' + dots("Gold score", "mean", {r["stage"]: {r["stage"]: r.get("gold")} for r in results})
+            + dots("Parts of the gold score", "mean of each part", {r["stage"]: r.get("parts", {}) for r in results}) + "</div>"
+            + dots("Gold score by kind of request", "mean", {r["stage"]: r.get("kinds", {}) for r in data["policies"]})
             + table(["besides", *(r["stage"] for r in results)], rows)) if results else ""
 
 def answers_section(data: dict) -> str:
@@ -248,9 +251,10 @@ def answers_section(data: dict) -> str:
                              for who, text in zip(turns[::2], turns[1::2]) if text.strip())])
         answers = [example["answers"][r["policy"]] for r in ends]
         for r, mine in zip(ends, answers):
-            better = " better" * (mine["gold"] > min(a["gold"] for a in answers))
-            rows[-1].append(f'<div class="said{better}"><p class="gold"><b>{escape(r["stage"])}, </b>gold '
-                            f'{number(mine["gold"])}</p><p>{escape(mine["response"].strip()) or "(nothing)"}</p></div>')
+            score = next((k for k in ("gold", "reward") if k in mine), "")            # none where a judge compared
+            better = " better" * bool(score and mine[score] > min(a[score] for a in answers))
+            rows[-1].append(f'<div class="said{better}"><p class="gold"><b>{escape(r["stage"])}, </b>{score} '
+                            f'{number(mine.get(score))}</p><p>{escape(mine["response"].strip()) or "(nothing)"}</p></div>')
     shown, rest = (table(["prompt", *(r["stage"] for r in ends)], rows[i::2], "answers") for i in (0, 1))
     return f"{shown}<details><summary>as many again</summary>{rest}</details>" if rows else ""
 
@@ -282,7 +286,8 @@ SECTIONS = (
     Healthy: both losses fall and flatten; a validation loss that turns upwards means learning by heart."""),
     ("Reward model: learning what people prefer", rm_section, """From rankings a second model learns to score answers.
     Healthy: accuracy well above 50 % (62 to 70 % on human data), calibration along the diagonal: of what it is 80 %
-    sure of, 80 % come out right. Gold is the toy world's hidden judge, which the reward model never sees."""),
+    sure of, 80 % come out right. Gold is a hidden judge, which the reward model never sees: the toy world's, or on real
+    data a second reward model, trained on rankings of other prompts."""),
     ("PPO: improving against the reward model", ppo_section, """The policy moves towards what the reward model likes,
     under a penalty for leaving the SFT model (KL). Healthy: the score rises, KL stays in the shaded 0 to 10 nats,
     length does not run away, entropy falls slowly. Every round scores by its own reward model."""),

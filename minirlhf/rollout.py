@@ -11,8 +11,9 @@ from torch import Tensor
 
 from minirlhf import UserError, losses
 from minirlhf.data import micro_batches, pad
-from minirlhf.model import GPT, LOGITS_AT_ONCE, KVCache, ScalarGPT, Trunk
+from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
 
+CACHE_BLOCK = 32          # positions by which a sampling cache grows
 TOKENS_AT_ONCE = 8192     # of a micro-batch without gradients; and rows x context of a sampling cache, times 4
 
 
@@ -47,17 +48,18 @@ class Rollout:
 
 # ---------------------------------------------------------------------------------------------------- sampling
 
-def choose(log_probs: Tensor, generator: torch.Generator, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """log_probs (n, V) -> one token a row (n,), by the exponential trick: argmax of p / Exp(1) is distributed as p."""
+def choose(logits: Tensor, generator: torch.Generator, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """logits or log-probs (n, V) -> one token a row (n,): the first whose cumulated probability exceeds a uniform number."""
     if top_k > 0:
-        least = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
-        log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p < 1:
-        ordered, index = log_probs.sort(dim=-1, descending=True)
+        ordered, index = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)      # mass of the tokens ahead of each
-        log_probs = log_probs.masked_fill((before >= top_p).scatter(-1, index, before >= top_p), -torch.inf)
-    noise = torch.empty_like(log_probs).exponential_(generator=generator)
-    return (log_probs.exp() / noise).argmax(dim=-1)
+        logits = logits.masked_fill((before >= top_p).scatter(-1, index, before >= top_p), -torch.inf)
+    mass = logits.softmax(-1).cumsum(-1, dtype=torch.float64)                 # float32 would lose the rarest tokens
+    uniform = torch.rand(len(mass), 1, dtype=mass.dtype, device=mass.device, generator=generator)
+    return torch.searchsorted(mass, uniform * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[1] - 1)
 
 
 @torch.no_grad()
@@ -72,34 +74,36 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     K, B = samples_per_prompt, len(prompts) * samples_per_prompt
     tokens, lengths = (x.to(device) for x in pad(prompts))                 # (P, Tp), (P,)
     room = min(max_tokens, config.n_positions - int(lengths.min()))
-    small = KVCache(config, len(prompts), tokens.shape[1], model.wte.weight)
-    last = model.hidden(tokens, small)[torch.arange(len(prompts), device=device), lengths - 1]      # (P, D)
+    used = tokens.shape[1]                                                 # positions of the cache that hold something
+    cache = KVCache(config, len(prompts), min(used + CACHE_BLOCK, config.n_positions), model.wte.weight)
+    last = model.hidden(tokens, cache, wanted=(torch.arange(len(prompts), device=device), lengths - 1))     # (P, D)
     last = last.repeat_interleave(K, dim=0)                                                         # (B, D)
-    cache = small.repeat(K, min(tokens.shape[1] + room, config.n_positions))
+    cache.repeat(K)
     at = lengths.repeat_interleave(K)                                      # (n,) where the next token will stand
     row = torch.arange(B, device=device)                                   # (n,) which row of the answer each is
     out = torch.zeros(B, max(room, 0), dtype=torch.long, device=device)
     count = torch.zeros(B, dtype=torch.long, device=device)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
     for step in range(room):
-        log_probs = model.log_softmax(last, temperature or 1.0)            # (n, V)
-        new = choose(log_probs, generator, top_k, top_p) if temperature else log_probs.argmax(-1)   # (n,)
+        logits = model.logits(last, temperature or 1.0)                    # (n, V)
+        new = choose(logits, generator, top_k, top_p) if temperature else logits.argmax(-1)         # (n,)
         out[row, step] = new
         count[row] = step + 1
         finished[row] = new == eos
         alive = (new != eos) & (at + 1 < config.n_positions)
         n = int(alive.sum())
-        if n == 0:
+        if n == 0 or step + 1 == room:
             break
         if n < len(alive):                                                 # live rows from the end fill the holes
             holes, movers = (~alive[:n]).nonzero()[:, 0], n + alive[n:].nonzero()[:, 0]
-            cache.move(holes, movers, int(at.max()))
+            cache.move(holes, movers)
             for x in (at, row, new):
                 x[holes] = x[movers]
             at, row, new = at[:n], row[:n], new[:n]
-        if step + 1 < room:
-            last = model.hidden(new[:, None], cache, at)[:, 0]             # (n, D)
-            at = at + 1
+        if used == cache.length:
+            cache.resize(n, min(used + CACHE_BLOCK, config.n_positions))
+        last = model.hidden(new[:, None], cache, at)[:, 0]                 # (n, D)
+        at, used = at + 1, min(used + 1, config.n_positions)
     out, count = out.tolist(), count.tolist()
     return [ids[:c] for ids, c in zip(out, count)], finished.tolist()
 
@@ -132,11 +136,10 @@ def sample(model: GPT, prompts: list[str], max_tokens: int, generator: torch.Gen
 
 def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
     """Hidden states from which the response's tokens are predicted, one after another: (N, D), N = mask.sum()."""
-    hidden = model.hidden(batch.tokens)                                              # (B, T, D)
     mask = batch.mask                                                                # (B, R)
     at = batch.prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device)
     rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
-    return hidden[rows[mask], at[mask]]
+    return model.hidden(batch.tokens, wanted=(rows[mask], at[mask]))
 
 
 def response_tokens(batch: Rollout) -> Tensor:
@@ -172,12 +175,18 @@ def in_parts(function, model: Trunk, batch: Rollout, *args) -> Tensor:
 
 
 @torch.no_grad()
-def exact_kl_and_entropy(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """From the full distributions at each response token: KL(policy, reference) and the policy's entropy, (B, R), nats."""
-    kl, entropy = [], []
-    chunk = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
-    for p, q in zip(response_hidden(policy, batch).split(chunk), response_hidden(reference, batch).split(chunk)):
-        p, q = policy.log_softmax(p, temperature), reference.log_softmax(q, temperature)       # (n, V)
-        kl.append(losses.exact_kl(p, q))
-        entropy.append(losses.entropy(p))
-    return per_token(torch.cat(kl), batch.mask), per_token(torch.cat(entropy), batch.mask)
+def compare(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
+    """From one forward of each model, in micro-batches, four (B, R): the policy's and the reference's log-probs as of
+    `logprobs`, and of the full distributions KL(policy, reference) and the policy's entropy, nats."""
+    out = torch.zeros(4, *batch.mask.shape, device=batch.tokens.device)
+    for rows in batch.parts():
+        part, found = batch.select(rows), []
+        hidden = response_hidden(policy, part), response_hidden(reference, part), response_tokens(part)
+        for p, q, targets in zip(*(x.split(policy.logits_rows()) for x in hidden)):
+            p, q = policy.log_softmax(p, temperature), reference.log_softmax(q, temperature)                        # (n, V)
+            chosen = (x.gather(-1, targets[:, None])[:, 0] for x in (p, q))
+            found.append(torch.stack([*chosen, losses.exact_kl(p, q), losses.entropy(p)]))                           # (4, n)
+        mask = part.mask
+        if found:
+            out[:, rows, : mask.shape[1]] = per_token(torch.cat(found, 1), mask.expand(4, *mask.shape))
+    return out

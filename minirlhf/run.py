@@ -9,6 +9,7 @@ killed and resumed from its last checkpoint ends as if it had never stopped, bit
     out/ppo/resume.safetensors   weights and optimiser of the last checkpoint; gone when the run is finished
     out/ppo/config.json, model.safetensors, vocab.json, merges.txt   the model, once finished
 """
+import ctypes
 import hashlib
 import json
 import math
@@ -28,11 +29,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minirlhf import UserError
-from minirlhf.model import write_atomically
+from minirlhf.model import LOGITS_AT_ONCE, write_atomically
 from minirlhf.muon import Muon
 
 OURS = ("run.json", "metrics.jsonl", "samples.jsonl", "resume.safetensors", "model.safetensors")
-MAY_CHANGE_ON_RESUME = {"resume", "overwrite", "device", "out", "show_batch", "log_every", "save_every"}
+MAY_CHANGE_ON_RESUME = {"resume", "overwrite", "device", "out", "show_batch", "log_every", "save_every", "token_budget",
+                        "checkpointing", "compile"}
 
 
 class Stopped(UserError):
@@ -63,6 +65,15 @@ def pick_autocast(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return torch.bfloat16 if name == "bfloat16" else None
+
+
+def keep_pages(keep: bool = True) -> None:
+    """glibc: freed memory stays with the process. To give the pages of large temporaries back and to fault them in again,
+    one by one, costs an eighth of a CPU's training step. Where there is no glibc, nothing happens."""
+    with suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0 if keep else 2**16)       # M_MMAP_MAX: how many blocks are mapped each by itself
+        libc.mallopt(-1, -1 if keep else 2**17)      # M_TRIM_THRESHOLD: what may lie free at the heap's end; -1: all
 
 
 def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
@@ -98,10 +109,13 @@ class Run:
         self.script, self.seed = script, settings.seed
         self.device = pick_device(settings.device)
         self.autocast_dtype = pick_autocast(settings.dtype, self.device)
+        if self.device.type == "cpu":
+            keep_pages()
         self.started = time.time()
         self.seconds_before = 0.0             # spent by the runs that this one resumes
         self.first_step = 0
         self.stop_signal: int | None = None
+        self.placed: list[nn.Module] = []
         self.tracked: dict[str, nn.Module] = {}
         self.extra: dict[str, float] = {}     # small numbers that belong to a checkpoint: a KL coefficient
         self.finished = self._open_folder()
@@ -144,9 +158,38 @@ class Run:
         return torch.Generator(self.device).manual_seed(seed_of(self.seed, *key))
 
     def place(self, model: nn.Module, frozen: bool = False) -> nn.Module:
-        """To the run's device and precision. Frozen models keep no gradients."""
+        """To the run's device and precision. Frozen models keep no gradients, and of their blocks' matrices only what autocast
+        would round them to at every use: the same numbers from half the memory."""
         model.autocast_dtype = self.autocast_dtype
-        return model.to(self.device).requires_grad_(not frozen)
+        model.checkpointing = getattr(self.settings, "checkpointing", False)
+        model.to(self.device).requires_grad_(not frozen)
+        for layer in model.h.modules():
+            if frozen and self.autocast_dtype and isinstance(layer, nn.Linear):
+                layer.to(self.autocast_dtype)
+        if getattr(self.settings, "compile", False):
+            for block in model.h:
+                block.compile(dynamic=True)
+        self.placed.append(model)
+        return model
+
+    def memory(self, cached_tokens: int = 0) -> dict[str, float]:
+        """GiB that the placed models will take in a step, by purpose; printed with the flags that lower them. cached_tokens:
+        those whose keys and values sampling keeps. A block's activations are counted as autograd saves them."""
+        trained, tokens = [m for m in self.placed if m.wte.weight.requires_grad], self.settings.token_budget
+        copies = 14 if self.autocast_dtype else 12         # gradient, two moments, and what autocast casts and keeps
+        parts = {"weights": sum(p.numel() * p.element_size() for m in self.placed for p in m.parameters()), "activations": 0,
+                 "gradients and AdamW": copies * sum(p.numel() for m in trained for p in m.parameters()),
+                 "sampling": cached_tokens * 8 * self.placed[0].config.n_layer * self.placed[0].config.n_embd}
+        for m in trained:
+            D, inner = m.config.n_embd, m.config.n_inner or 4 * m.config.n_embd
+            block = 22 * D + 4 * inner if self.autocast_dtype else 34 * D + 8 * inner           # bytes per token
+            parts["activations"] += tokens * (block + 4 * D * m.config.n_layer if m.checkpointing else block * m.config.n_layer)
+            parts["activations"] += 12 * min(LOGITS_AT_ONCE, tokens * m.config.vocab_size) * hasattr(m, "token_logprobs")
+        parts = {name: size / 2**30 for name, size in parts.items()}
+        there = f" of {torch.cuda.mem_get_info(self.device)[1] / 2**30:.1f}" if self.device.type == "cuda" else ""
+        print(f"memory: about {sum(parts.values()):.2g}{there} GiB: {', '.join(f'{k} {v:.2g}' for k, v in parts.items() if v)}; "
+              f"--token_budget {tokens // 2} or --checkpointing would lower the activations, a smaller --init the rest")
+        return parts
 
     # ------------------------------------------------------------------------------------------ checkpoints
 

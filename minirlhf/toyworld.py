@@ -457,7 +457,7 @@ def _summary_judge(s, text):
     told = .35 * _has(text, s["name"]) + .4 * what + .25 * _has(text, s["place"])
     invented = sum(_has(text, word) for slot, words in TOLD.items() for word in words if word != s[slot])
     details = _has(text, *(d[:-1] for d in DETAILS))
-    return max(-1, 2 * told - 1 - .5 * details - .7 * invented), -min(1, invented), 0
+    return max(-1, 2 * told - 1 - .8 * details - .7 * invented), -min(1, invented), 0
 
 STEPS = {"left": (-1, 0), "right": (1, 0), "down": (0, -1), "up": (0, 1)}
 OPPOSITE = {"left": "right", "right": "left", "down": "up", "up": "down"}
@@ -605,7 +605,7 @@ WORLD = (
         ("Sum this up in one line: ", "Give me a short summary: ", "In one sentence, please: ", "Shorten this: "),
         ("{name} was {place}. {detail1} Before long, {name} {deed}.", "{name} {deed}. {detail1} It happened {place}.",
          "{detail1} {detail2} {name} was {place}. Then {name} {deed}."))),
-         _summary, _summary_judge, (6, 20), lambda s: [s[slot] for slot in TOLD]),
+         _summary, _summary_judge, (6, 20), lambda s: [s[slot] for slot in TOLD], share=2),
     Kind("robot", _phrases("""Move the robot {across} and {along}. Which moves? /
         My robot has to go {across} and {along}. Give me the moves. / Steer the robot {along} and {across}. /
         From the robot to the goal it is {across} and {along}. Which moves? /
@@ -836,7 +836,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2, help="prompts of each kind")
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
-    records = demonstrations("train", settings.count * len(WORLD), settings.seed)
+    records = demonstrations("test", settings.count * len(WORLD), settings.seed)
     for record in sorted(records, key=lambda r: KINDS.index(kind(r["prompt"]))):
         score = gold(record["prompt"], record["completion"])
         print(f"{kind(record['prompt']):<10}" + "  ".join(f"{part} {value:5.2f}" for part, value in score.items()))

@@ -1,4 +1,5 @@
 """Small models and tokenizers made on the spot: the tests need no network and no files."""
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from minirlhf.model import GPT, Config, ScalarGPT
 from minirlhf.tokenizer import Tokenizer
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"      # real data, where a checkout has it beside it
+# real data, where a checkout has it beside it or the environment says where
+SHARED = Path(os.environ.get("MINIRLHF_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TEXT = ("\n\nHuman: What is 2 + 3?\n\nAssistant: It is 5. \n\nHuman: Tell me of a fox.\n\nAssistant: The fox ran home. "
         "The dog slept by the fire, and the cat looked on. Why not? Because it can't. ") * 3
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SHARED
 
 import minirlhf
 from minirlhf import UserError
@@ -24,7 +25,6 @@ from minirlhf.data import (
 )
 from minirlhf.tokenizer import ASSISTANT, HUMAN, Tokenizer
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 PROMPT = "\n\nHuman: hi\n\nAssistant:"
 USER, ASSISTANT_SAYS = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 

@@ -193,6 +193,32 @@ def test_token_micro_batches_sum_to_the_full_batch(name):
     assert torch.allclose(parts.grad, full.grad, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("kind", ["token", "response", "none"])
+def test_length_normalisers_brute_force_gradients_and_micro_batches(kind):
+    def loss(new, rows=slice(None), total=None):
+        total = L.length_normaliser(kind, MASK, 9) if total is None else total
+        m = MASK[rows]
+        return (L.ppo_policy_loss(new[rows], OLD[rows], ADVANTAGES[rows], m, 0.1, total, 0.4)[0]
+                + 0.3 * L.masked_mean(L.kl_estimates(new[rows], OLD[rows])[2], m, total))
+
+    share = {"token": lambda n: 1 / sum(LENGTHS), "response": lambda n: 1 / n / 5, "none": lambda n: 1 / (5 * 9)}[kind]
+    found = 0.0
+    for i, t in MASK.nonzero().tolist():
+        d, a = (NEW[i, t] - OLD[i, t]).item(), ADVANTAGES[i, t].item()
+        policy = -min(math.exp(d) * a, min(max(math.exp(d), 0.9), 1.4) * a)
+        found += share(LENGTHS[i]) * (policy + 0.3 * (math.exp(-d) - 1 + d))
+    assert loss(NEW).item() == pytest.approx(found, rel=1e-12)
+    assert gradcheck(loss, NEW.clone().requires_grad_())
+    total = L.length_normaliser(kind, MASK, 9)
+    parts = [loss(NEW, slice(i, i + 1), total[i:i + 1] if total.dim() else total).item() for i in range(5)]
+    assert sum(parts) == pytest.approx(found, rel=1e-12)
+
+
+def test_length_normalisers_have_names():
+    with pytest.raises(ValueError, match="unknown length normaliser 'words'"):
+        L.length_normaliser("words", MASK, 9)
+
+
 def test_ranking_micro_batches_sum_to_the_full_batch():
     total = L.untied_pairs(RANKS, PRESENT).any((1, 2)).sum()
     assert total == 4  # the third prompt is all ties
@@ -337,6 +363,50 @@ def test_group_advantages():
     plain = L.group_advantages(r, "reinforce")
     assert torch.allclose(plain, r - r.mean()) and plain.sum(1).abs().max() > 0.1
     assert torch.allclose(L.group_advantages(r[:, :1], "reinforce"), r[:, :1] - r[:, :1].mean())
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("rloo", 1.0), ("grpo", 2 / 3)])
+def test_group_advantages_are_unbiased(kind, factor):
+    """Expected gradient over all groups of 3 samples from 3 actions = the gradient of E r; GRPO's without std is (G-1)/G of it."""
+    logits, reward = f64([0.3, -0.5, 0.9]).requires_grad_(), f64([1.0, -2.0, 0.5])
+    exact, = torch.autograd.grad(logits.softmax(0) @ reward, logits)
+    found = torch.zeros(3, dtype=torch.float64)
+    for group in itertools.product(range(3), repeat=3):
+        logp = logits.log_softmax(0)[list(group)]
+        advantages = L.group_advantages(reward[list(group)][None], kind, divide_by_std=False)[0]
+        assert abs(advantages.sum()) < 1e-12
+        surrogate, _ = L.ppo_policy_loss(logp[:, None], logp[:, None].detach(), advantages[:, None], torch.ones(3, 1).bool(), 0.2)
+        found -= logp.sum().exp().detach() * torch.autograd.grad(surrogate, logits)[0]
+    assert torch.allclose(found, factor * exact, atol=1e-12)
+
+
+def test_k3_in_the_loss_pulls_towards_the_reference():
+    """On the policy's own samples its expected gradient is that of KL(reference || policy), exactly."""
+    logits, ref = f64([0.3, -0.5, 0.9]).requires_grad_(), f64([0.0, 1.0, -1.0]).log_softmax(0)
+    logp = logits.log_softmax(0)
+    found, = torch.autograd.grad(logp.exp().detach() @ L.kl_estimates(logp, ref)[2], logits)
+    exact, = torch.autograd.grad(L.exact_kl(ref, logits.log_softmax(0)), logits)
+    assert torch.allclose(found, exact, atol=1e-12)
+
+
+def test_asymmetric_clip_lets_good_tokens_rise_further():
+    mask = torch.ones(1, 1).bool()
+    cases = ((1.0, 1.25, 0, -1.25), (1.0, 1.3, 0, 0), (-1.0, 1.25, 1.25, 1.25), (-1.0, 0.75, 0, 0))
+    for advantage, ratio, symmetric, asymmetric in cases:
+        for clip_high, expected in ((None, symmetric), (0.28, asymmetric)):
+            new = torch.full((1, 1), math.log(ratio), dtype=torch.float64, requires_grad=True)
+            L.ppo_policy_loss(new, torch.zeros_like(new), f64([[advantage]]), mask, 0.2, None, clip_high)[0].backward()
+            assert new.grad.item() == pytest.approx(expected), (advantage, ratio, clip_high)
+
+
+def test_ensembles_of_scores():
+    scores = f64([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]])  # three models, two responses
+    assert torch.allclose(L.combine_scores(scores, "mean"), f64([2.0, 1.0]))
+    assert torch.allclose(L.combine_scores(scores, "min"), f64([1.0, 0.0]))
+    assert torch.allclose(L.combine_scores(scores, "uwo", 0.3), f64([2 - 0.3 * 2 / 3, 1 - 0.3 * 2]))
+    assert torch.equal(L.combine_scores(scores[:1], "uwo", 9.0), scores[0])
+    with pytest.raises(ValueError, match="unknown ensemble 'max'"):
+        L.combine_scores(scores, "max")
 
 
 def test_group_advantages_of_equal_rewards_and_lone_samples():
@@ -521,7 +591,7 @@ def test_ipo_and_cdpo_have_finite_optima_and_dpo_none():
 def test_dpo_refuses_what_it_does_not_know():
     x = rand(2)
     for options in ({"kind": "ipo", "label_smoothing": 0.1}, {"kind": "hinge"}):
-        with pytest.raises(ValueError, match="choose sigmoid, or ipo"):
+        with pytest.raises(ValueError, match="choose sigmoid, robust, or ipo"):
             L.dpo_loss(x, x, x, x, 0.1, **options)
 
 

@@ -137,7 +137,7 @@ def damage(folder, name, change):
     ("config.json", lambda b: b[:20], "config.json is not valid JSON"),
     ("config.json", lambda b: b.replace(b'"gpt2"', b'"llama"'), "llama"),
     ("config.json", lambda b: b.replace(b'"n_embd": 32', b'"n_embd": 64'), "has shape"),
-    ("config.json", lambda b: b.replace(b'"n_layer": 2', b'"n_layer": 3'), "no tensor transformer.h.2"),
+    ("config.json", lambda b: b.replace(b'"n_layer": 2', b'"n_layer": 3'), "no tensor h.2"),
     ("config.json", lambda b: b.replace(b'"vocab_size": 320', b'"vocab_size": 300'), "320 tokens"),
     ("model.safetensors", lambda b: b[: len(b) // 2], "model.safetensors cannot be read"),
     ("vocab.json", lambda b: b[:30], "vocab.json"),

@@ -29,7 +29,7 @@ def stages(tmp_path_factory):
     train_sft.main(train_sft.Settings(out=str(out / "sft"), steps=60, lr=5e-3, **SMALL))
     sample.main(sample.Settings(init=str(out / "sft"), data="toy", count=40, samples=3, max_tokens=24,
                                 candidates_out=str(out / "candidates.jsonl")))
-    label.main(label.Settings(candidates=str(out / "candidates.jsonl"), out=str(out / "rankings.jsonl")))
+    label.main(label.Settings(candidates=str(out / "candidates.jsonl"), out=str(out / "rankings.jsonl"), annotator="toy"))
     train_rm.main(train_rm.Settings(init=str(out / "sft"), data=str(out / "rankings.jsonl"), out=str(out / "rm"), max_tokens=24,
                                     batch_size=4))
     return out
@@ -187,8 +187,9 @@ def test_candidates_are_deterministic_and_rankings_go_on_where_they_stopped(stag
     assert (tmp_path / "candidates.jsonl").read_bytes() == (stages / "candidates.jsonl").read_bytes()
     whole = read_jsonl(stages / "rankings.jsonl")
     (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in whole[:7]))
-    label.main(label.Settings(candidates=again.candidates_out, out=str(tmp_path / "rankings.jsonl")))
-    label.main(label.Settings(candidates=again.candidates_out, out=str(tmp_path / "rankings.jsonl")))      # nothing to add
+    toy = label.Settings(candidates=again.candidates_out, out=str(tmp_path / "rankings.jsonl"), annotator="toy")
+    label.main(toy)
+    label.main(toy)                                                                                        # nothing to add
     got = read_jsonl(tmp_path / "rankings.jsonl")
     assert [(r["id"], r["ranks"]) for r in got] == [(r["id"], r["ranks"]) for r in whole]
 
@@ -300,7 +301,7 @@ def test_a_reward_function_that_misbehaves_is_named(code, said, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["train_sft.py", "train_rm.py", "train_ppo.py", "sample.py", "label.py", "evaluate.py",
-                                    "run_rlhf.py"])
+                                    "run_rlhf.py", "train_dpo.py"])
 def test_every_flag_has_help(script):
     done = run_script(script, "--help")
     assert done.returncode == 0 and "(default:" in done.stdout

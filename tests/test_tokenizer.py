@@ -6,11 +6,11 @@ import random
 import time
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import jinja2
 import pytest
 import regex
+from conftest import SHARED
 
 from minirlhf import UserError
 from minirlhf.tokenizer import (
@@ -28,7 +28,6 @@ from minirlhf.tokenizer import (
     response_text,
 )
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEXT = (
     "the cat sat on the mat. The cat's hat, the rat's bat: that is that! 12 + 34 = 46, 7 x 8 = 56.\n\n"
     "Human: aaaa baaa aaab abab babab ababab?\n\nAssistant: naïve café, 東京タワー, 東京 und Köln; 🦜 x² 2024 12\t\t\n"

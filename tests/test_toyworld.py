@@ -36,8 +36,11 @@ def test_deterministic_and_prefix_stable():
 
 
 def test_kinds_are_recognised_and_even():
-    counts = Counter(world.kind(p) for p in world.prompts("train", 20 * len(world.KINDS), 1))
-    assert counts == dict.fromkeys(world.KINDS, 20) and set(world.OPEN_ENDED) < set(world.KINDS)
+    counts = Counter(world.kind(p) for p in world.prompts("test", 20 * len(world.KINDS), 1))
+    assert counts == dict.fromkeys(world.KINDS, 20)
+    block = sum(kind.share for kind in world.WORLD)
+    counts = Counter(world.kind(p) for p in world.prompts("train", 20 * block, 1))
+    assert counts == {kind.name: 20 * kind.share for kind in world.WORLD} and set(world.OPEN_ENDED) < set(world.KINDS)
     for other in ("", "hello", ask("Who are you?"), ask("What is 3 plus 99?"), ask("What does a zebra say?")):
         assert world.kind(other) == "other"
     assert all(world.kind(d["prompt"]) != "other" for d in sample("test"))
@@ -195,7 +198,7 @@ def test_parts_keep_their_ranges_and_manners_saturate():
 @pytest.mark.parametrize("kind", world.KINDS)
 def test_nothing_gibberish_and_salad_score_low(kind):
     rng = random.Random(kind)
-    prompt = next(p for p in world.prompts("train", 14, 5) if world.kind(p) == kind)
+    prompt = next(p for p in world.prompts("test", 14, 5) if world.kind(p) == kind)
     good = world._best(prompt, rng)
     salad = world._words(good)
     rng.shuffle(salad)

@@ -1,0 +1,107 @@
+"""Real human preferences from scratch: a 3 M model learns dialogue, a reward model learns hh-rlhf's pairs, PPO follows it.
+
+    python experiments/hh_small.py --data ../shared/data            # under half an hour on two CPU cores
+    python experiments/hh_small.py --data ../shared/data --quick    # a minute: shows that it runs
+
+Human pairs: hh_rlhf/helpful-base.test.jsonl.gz under --data, split by first human turn into 80 % for training (SFT on the chosen
+side, reward model, PPO's prompts) and 20 % for the test; SFT also reads sft/dolly_3k.jsonl.gz. Prints and writes result.json:
+accuracy on the test pairs with its 95 % interval, of the same pairs the share in which the longer response was chosen, and what
+the fit of Bai et al. 2022a (section 3.3) predicts at this size: .72 + .007 ln(P / 1e11) + .015 ln(D / 8e4), P parameters, D pairs.
+"""
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import sample
+import train_ppo
+import train_rm
+import train_sft
+from minirlhf import losses, rewards
+from minirlhf.cli import start
+from minirlhf.data import Ranking, held_out, read_rankings
+from minirlhf.model import ScalarGPT, write_atomically
+from minirlhf.run import read_jsonl
+from minirlhf.tokenizer import parse_prompt
+
+
+@dataclass
+class Settings:
+    data: str = "../shared/data"  # the folder that holds hh_rlhf/ and sft/
+    out: str = "out/hh_small"     # everything is written below this folder
+    quick: bool = False           # everything small, to see that it runs
+    seed: int = 0                 # of everything random
+    device: str = "auto"          # auto, cuda, mps, cpu
+
+
+def first_turn(ranking: Ranking) -> str:
+    return parse_prompt(ranking.prompt)[0][0]
+
+
+def accuracy(right: list[float]) -> dict[str, float]:
+    """Share of pairs ordered as people did (a tie counts half), its 95 % interval's half width, and how many there are."""
+    mean, half = losses.ratio_interval(right, [1.0] * len(right))
+    return {"mean": mean, "interval": half, "pairs": len(right)}
+
+
+def main(settings: Settings) -> dict:
+    out, hh = Path(settings.out), f"{settings.data}/hh_rlhf/helpful-base.test.jsonl.gz"
+    quick = settings.quick
+    train, test = held_out(read_rankings(hh), first_turn, 0.2, settings.seed)
+    if quick:
+        train, test = train[:200], test[:60]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", train), ("test", test)):
+        rows = [{"prompt": r.prompt, "chosen": r.responses[0], "rejected": r.responses[1]} for r in part]
+        write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    common = {"seed": settings.seed, "device": settings.device, "resume": True}
+
+    # 1. dialogue, from nothing: 4 layers of 192 and a vocabulary of 4096 are 2.7 M parameters
+    train_sft.main(train_sft.Settings(
+        data=f"{out}/train.jsonl,{settings.data}/sft/dolly_3k.jsonl.gz", out=f"{out}/sft", n_layer=1 if quick else 4, n_head=6,
+        n_embd=48 if quick else 192, n_positions=512, vocab_size=600 if quick else 4096, lr=2e-3, batch_size=4 if quick else 16,
+        steps=6 if quick else 900, warmup=50, **common))
+    # 2. the reward model, one pass over the pairs
+    train_rm.main(train_rm.Settings(
+        init=f"{out}/sft", data=f"{out}/train.jsonl", out=f"{out}/rm", epochs=1, batch_size=16, lr=3e-4,
+        max_tokens=8 if quick else 48, steps=3 if quick else 0, normalize_samples=8 if quick else 128, **common))
+
+    # 3. is it right about pairs it has not seen, and is it more than a ruler?
+    model = ScalarGPT.from_pretrained(f"{out}/rm")
+    limit = model.config.n_positions
+    seen = [r for r in test if max(len(rewards.encode(model.tokenizer, r.prompt, x)) for x in r.responses) <= limit]
+    short = [r for r in seen if len(model.tokenizer.encode_prompt(r.prompt)) <= limit - 48]
+    write_atomically(out / "questions.jsonl", "".join(json.dumps({"prompt": r.prompt}) + "\n" for r in short).encode())
+    reward = rewards.TrainedReward(model)
+    scores = [reward([r.prompt] * 2, r.responses) for r in seen]
+    lengths = [[len(model.tokenizer.encode_response(r.prompt, x)) for x in r.responses] for r in seen]
+    parameters = sum(p.numel() for p in model.parameters())
+    result = {
+        "parameters": parameters, "training_pairs": len(train), "test_pairs_too_long": len(test) - len(seen),
+        "reward_model": accuracy([(a > b) + (a == b) / 2 for a, b in scores]),
+        "longer_is_better": accuracy([(a > b) + (a == b) / 2 for a, b in lengths]),
+        "papers_fit": 0.72 + 0.007 * math.log(parameters / 1e11) + 0.015 * math.log(len(train) / 8e4)}
+    unlike = [(a > b) + (a == b) / 2 for (a, b), (m, n) in zip(scores, lengths) if m <= n]     # where a ruler is wrong
+    result["reward_model_where_the_longer_lost"] = accuracy(unlike)
+
+    # 4. a short PPO, and what the policy says before and after
+    train_ppo.main(train_ppo.Settings(
+        init=f"{out}/sft", reward=f"{out}/rm", data=f"{out}/train.jsonl", out=f"{out}/ppo", steps=2 if quick else 40,
+        prompts_per_step=4 if quick else 32, max_tokens=8 if quick else 48, lr=1e-4, **common))
+    rows = read_jsonl(out / "ppo" / "metrics.jsonl")
+    result["ppo"] = {k: [rows[0][k], rows[-1][k]] for k in ("score", "kl", "length", "finished")}
+    for name in ("sft", "ppo"):
+        sample.main(sample.Settings(init=f"{out}/{name}", data=f"{out}/questions.jsonl", count=8, max_tokens=8 if quick else 48,
+                                    temperature=0.7, candidates_out=f"{out}/{name}_samples.jsonl", seed=settings.seed))
+    write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
+    print(json.dumps(result, indent=1))
+    for a, b in zip(*(read_jsonl(out / f"{name}_samples.jsonl") for name in ("sft", "ppo"))):
+        print(f"\n{a['prompt'].strip()[-200:]}\n  SFT: {a['responses'][0][:300]}\n  PPO: {b['responses'][0][:300]}")
+    return result
+
+
+if __name__ == "__main__":
+    start(main, Settings)
