@@ -1,12 +1,10 @@
-"""How fast it is: beside the machine's own ceilings, and beside transformers and TRL where they are installed.
+"""How fast it is: beside the machine's own ceilings, and beside transformers and TRL where requirements-bench.txt is installed.
 
-Training numbers of ours are the scripts' own loops, from one line of the log to the next; TRL's from one on_step_end to the
-next. Ours and the peer's runs alternate in one process with the same weights, inputs and threads; a ratio is that of medians.
-The allocator keeps its pages for our runs, as our scripts tell it to, and is as it comes for the peers'.
+Ours: the scripts' own loops, from one line of the log to the next; TRL: from one on_step_end to the next. The two alternate in
+one process with the same weights, inputs and threads; a ratio is that of medians. Ours keeps the allocator's pages, as our
+scripts do; the peers have it as it comes. Writes out/bench/bench.json and growth.png.
 
-    pip install -r requirements-bench.txt    # the peers; without them only our own rows
-    python bench.py                          # about five minutes on two CPU cores; out/bench/bench.json, growth.png
-    python bench.py --preset gpt2            # on a GPU
+    python bench.py                          # about five minutes on two CPU cores; --preset gpt2 on a GPU
     python bench.py --only rloo,ppo          # rows that begin so; --race: also the time until a reward of .95 is learned
 """
 import ctypes
@@ -79,19 +77,15 @@ def low(prompts: list[str], responses: list[str] | None = None, completions: lis
     return [statistics.mean([int(w) < LOW for w in text.split()] or [0]) for text in responses or completions]
 
 
-def sync() -> None:
+def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds(function, repeats: int = 3) -> list[float]:
     """Of each call but the first."""
-    stamps = []
-    for _ in range(repeats + 1):
-        function()
-        sync()
-        stamps.append(time.perf_counter())
-    return [b - a for a, b in pairwise(stamps)]
+    return [b - a for a, b in pairwise([(function(), now())[1] for _ in range(repeats + 1)])]
 
 
 def with_memory(function):
@@ -103,12 +97,11 @@ def with_memory(function):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         return function(), (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")                  # the peak starts anew
-        before = status("VmRSS")
-    except (OSError, AttributeError, TypeError):
+    if platform.system() != "Linux":
         return function(), float("nan")
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")                      # the peak starts anew
+    before = status("VmRSS")
     return function(), (status("VmHWM") - before) / 2**10
 
 
@@ -118,8 +111,7 @@ def ours(script, **settings) -> tuple[list[float], list[dict]]:
 
     def stamped(self, *args, **metrics):
         rows.append(log(self, *args, **metrics))
-        sync()
-        stamps.append(time.perf_counter())
+        stamps.append(now())
         return rows[-1]
 
     run.Run.log = stamped
@@ -147,8 +139,7 @@ def trl(kind: str, lm: str, reward, rows: list[dict], steps: int, batch: int, **
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *args, **kwargs):
-            sync()
-            stamps.append(time.perf_counter())
+            stamps.append(now())
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             log.append(logs)
@@ -156,7 +147,10 @@ def trl(kind: str, lm: str, reward, rows: list[dict], steps: int, batch: int, **
     def net(folder=lm, cls=transformers.AutoModelForCausalLM):
         return cls.from_pretrained(folder, dtype=torch.float32)
 
-    gpu, scalar, data = torch.cuda.is_available(), transformers.AutoModelForSequenceClassification, Dataset.from_list(rows)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    gpu, scalar = torch.cuda.is_available(), transformers.AutoModelForSequenceClassification
+    data = Dataset.from_list([{k: v if k == "prompt" else f"{v} {size - 1}" for k, v in row.items()} for row in rows])   # EOS
     with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), \
             warnings.catch_warnings(action="ignore"):
         options |= {"output_dir": out, "per_device_train_batch_size": batch, "report_to": "none", "save_strategy": "no",
@@ -206,7 +200,7 @@ def main(settings: Settings) -> None:
     L, D, V = config.n_layer, config.n_embd, config.vocab_size
     trunk, head = 24 * L * D * D, 2 * V * D              # FLOP of a token forward, without attention's own
     table, common, folder = [], {"device": settings.device, "seed": settings.seed}, Path(tempfile.mkdtemp())
-    fixed, varied = make_models(folder / "f", config, settings.seed, 1e-20), make_models(folder / "v", config, settings.seed, 1 / 36)
+    fixed, varied = (make_models(folder / name, config, settings.seed, rate) for name, rate in (("f", 1e-20), ("v", 1 / 36)))
 
     def row(name: str, unit: str, units: float, work: float, mine, peer=None) -> None:
         """mine, peer: () -> (seconds each for `units` units, log); `work`: FLOP of ours for them."""
@@ -247,7 +241,8 @@ def main(settings: Settings) -> None:
 
         def peer(where=where, ids=ids, K=K, new=new):
             import transformers
-            net, x = transformers.GPT2LMHeadModel.from_pretrained(where + "/lm", dtype=dtype).to(device), torch.tensor(ids, device=device)
+            net = transformers.GPT2LMHeadModel.from_pretrained(where + "/lm", dtype=dtype).to(device)
+            x = torch.tensor(ids, device=device)
             return seconds(lambda: net.generate(x, attention_mask=torch.ones_like(x), do_sample=True, top_k=0, max_new_tokens=new,
                                                 num_return_sequences=K, pad_token_id=V - 1), 2), []
 
@@ -264,7 +259,7 @@ def main(settings: Settings) -> None:
     row("sft full", "tokens/s", 16 * T, 16 * T * 3 * (trunk + head),
         lambda: ours(train_sft, **common, init=fixed + "/lm", data=file([{"text": x} for x in full]), steps=4, batch_size=16,
                      validation=0, token_budget=16 * T),
-        lambda: trl("SFT", fixed + "/lm", None, [{"text": x + f" {V - 1}"} for x in full], 3, 16, max_length=T))
+        lambda: trl("SFT", fixed + "/lm", None, [{"text": x} for x in full], 3, 16, max_length=T))
     sizes = [(min(120, int(dice.lognormvariate(3, 0.8)) + 3), min(130, int(dice.lognormvariate(3.6, 0.9)) + 2)) for _ in range(64)]
     ragged, wanted = [{"prompt": text(p), "completion": " " + text(r)} for p, r in sizes], sum(r + 1 for _, r in sizes)
     row("sft ragged", "supervised/s", wanted, 3 * (sum(p + r for p, r in sizes) * trunk + wanted * head),
@@ -285,7 +280,7 @@ def main(settings: Settings) -> None:
                                         normalize_samples=0),
             lambda data=data, n=n, K=K: trl("Reward", fixed + "/lm", fixed + "/rm", pairs(data), 3, n * K * (K - 1) // 2))
     row("dpo", "pairs/s", 16, 16 * 2 * 3 * (128 * trunk + 64 * head),
-        lambda: ours(train_dpo, **common, init=fixed + "/lm", data=file(two), steps=4, batch_size=16, validation=0, temperature=1.0),
+        lambda: ours(train_dpo, **common, init=fixed + "/lm", data=file(two), steps=4, batch_size=16, validation=0, temperature=1),
         lambda: trl("DPO", fixed + "/lm", None, pairs(two), 3, 16, precompute_ref_log_probs=True))
 
     # 4. reinforcement learning: 64 episodes; one pass (GRPO, RLOO, 4 samples a prompt) or four (PPO)
@@ -320,19 +315,18 @@ def race(table: list[dict], where: str, online: dict, questions: list[dict], gro
     sample = rollout.sample
     rollout.sample = lambda *a, **k: replace(b := sample(*a, **k), finished=torch.ones_like(b.finished))
     online |= {"kl_coef": 0.0, "warmup": 1, "init": where + "/lm", "reward": __file__ + ":low"}
-    runs = [(f"ours {name}", lambda name=name, lr=lr, steps=steps, epochs=epochs, K=K: ours(
-        train_ppo, **online | {"lr": lr}, advantage=name, steps=steps, epochs=epochs, prompts_per_step=64 // K, samples_per_prompt=K))
-        for name, lr, steps, epochs, K in (("rloo", 1e-2, 16, 1, 4), ("grpo", 1e-2, 16, 1, 4), ("gae", 3e-3, 30, 4, 1))]
-    runs += [(f"TRL {name}", lambda name=name: trl(name, where + "/lm", low, questions, 14, 64, **group | {
-        "learning_rate": 3e-2, "beta": 0.0})) for name in ("RLOO", "GRPO") if with_peers]
-    for name, function in runs:
-        run.keep_pages(name.startswith("ours"))
-        times, log = function()
+    for name, lr, steps, epochs, K in (("rloo", 1e-2, 16, 1, 4), ("grpo", 1e-2, 16, 1, 4), ("gae", 3e-3, 30, 4, 1),
+                                       ("RLOO", 3e-2, 14, 1, 4), ("GRPO", 3e-2, 14, 1, 4)):     # TRL's in capitals
+        run.keep_pages(name.islower())
+        if name.islower():
+            times, log = ours(train_ppo, **online | {"lr": lr}, advantage=name, steps=steps, epochs=epochs, samples_per_prompt=K,
+                              prompts_per_step=64 // K)
+        elif with_peers:
+            times, log = trl(name, where + "/lm", low, questions, steps, 64, **group | {"learning_rate": lr, "beta": 0.0})
         means = [row.get("score", row.get("reward")) for row in log if "score" in row or "reward" in row]
         at = next((i for i, mean in enumerate(means) if mean >= 0.95), None)
-        spent = statistics.median(times) * (at + 1) if at is not None else float("nan")
-        table.append({"name": f"race {name}", "seconds": spent, "iteration": at, "means": means})
-        print(f"race {name:19}{spent:>10.1f} s to .95 (iteration {at}; last mean {means[-1]:.2f})", flush=True)
+        table.append({"name": f"race {name}", "means": means, "seconds": at and statistics.median(times) * (at + 1)})
+        print(f"race {name:19}{table[-1]['seconds']} s to .95 (iteration {at}; last mean {means[-1]:.2f})", flush=True)
     rollout.sample = sample
 
 
@@ -354,7 +348,7 @@ def growth(out: Path, config: Config, net: GPT, folder: Path, online: dict) -> d
         found["million parameters"][size] = with_memory(lambda where=where: ours(
             train_ppo, **online | {"init": where + "/lm", "reward": where + "/rm"}, steps=2))[1]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3))
-    for ax, (name, points), label in zip(axes, found.items(), ("us a sampled token", "us a sampled token", "MiB of a PPO iteration")):
+    for ax, (name, points), label in zip(axes, found.items(), ("us a sampled token",) * 2 + ("MiB of a PPO iteration",)):
         ax.plot([*points], [*points.values()], "o-")
         ax.set(xlabel=name, ylabel=label, ylim=(0, None), xscale="log" if name == "rows" else "linear")
     figure.tight_layout()
