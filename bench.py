@@ -179,6 +179,8 @@ def make_models(folder: Path, config: Config, seed: int, eos_rate: float) -> str
         with torch.no_grad():
             eos = net.wte.weight[-1]
             net.ln_f.bias.copy_(eos / eos.square().sum() * torch.tensor(config.vocab_size * eos_rate).log())
+            if name == "rm":
+                net.score.weight.normal_(std=0.02)
         net.save_pretrained(folder / name)
     return str(folder)
 
@@ -249,7 +251,7 @@ def main(settings: Settings) -> None:
         made = sum(len(r) for _ in range(4) for r in mine()) / 4
         row(name, "tokens/s", made, made * (trunk + head) + sum(map(len, ids)) * trunk, lambda f=mine: (seconds(f, 2), []), peer)
     lengths = (torch.full((64,), n, device=device) for n in (32, 64))
-    batch = rollout.Rollout([], [], torch.randint(V, (64, 64), device=device), *lengths, torch.ones(64, dtype=torch.bool))
+    batch = rollout.Rollout([""] * 64, [""] * 64, torch.randint(V, (64, 64), device=device), *lengths, torch.ones(64))
     row("score", "tokens/s", 64 * 64, 64 * (64 * trunk + 32 * head), lambda: (
         seconds(lambda: rollout.in_parts(rollout.logprobs, net, batch)), []))
 
