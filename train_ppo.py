@@ -183,9 +183,7 @@ def main(settings: Settings) -> None:
         scores = torch.where(batch.finished, scores, settings.unfinished_score)
 
         # 3. log-probs by the training forward, so that the first ratio is 1
-        old = rollout.in_parts(rollout.logprobs, policy, batch, settings.temperature)      # (B, R)
-        ref = rollout.in_parts(rollout.logprobs, reference, batch, settings.temperature)   # (B, R)
-        exact_kl, entropy = rollout.exact_kl_and_entropy(policy, reference, batch, settings.temperature)
+        old, ref, exact_kl, entropy = rollout.compare(policy, reference, batch, settings.temperature)    # (B, R) each
         lm = {"lm_loss": lm_loss()} if ptx_held_out and step % settings.log_every == 0 else {}
 
         # 4. reward per token: the KL penalty everywhere, the score on the last token (Ziegler 2019, equation 2)

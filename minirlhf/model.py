@@ -322,7 +322,8 @@ class GPT(Trunk):
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """hidden (..., D) -> logits (..., V), float32, over the temperature. Sampling, scoring, training: all start here."""
         with self.autocast():
-            logits = at_least_float32(F.linear(hidden, (self.wte if self.config.tie_word_embeddings else self.lm_head).weight))
+            head = self.wte if self.config.tie_word_embeddings else self.lm_head
+            logits = at_least_float32(F.linear(hidden, head.weight))
         return logits if temperature == 1 else logits / temperature
 
     def log_softmax(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:

@@ -75,7 +75,8 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     tokens, lengths = (x.to(device) for x in pad(prompts))                 # (P, Tp), (P,)
     room = min(max_tokens, config.n_positions - int(lengths.min()))
     used = tokens.shape[1]                                                 # positions of the cache that hold something
-    cache = KVCache(config, len(prompts), min(used + CACHE_BLOCK, config.n_positions), model.wte.weight)
+    like = model.wte.weight[:0].to(model.autocast_dtype or model.wte.weight.dtype)
+    cache = KVCache(config, len(prompts), min(used + CACHE_BLOCK, config.n_positions), like)
     last = model.hidden(tokens, cache, wanted=(torch.arange(len(prompts), device=device), lengths - 1))     # (P, D)
     last = last.repeat_interleave(K, dim=0)                                                         # (B, D)
     cache.repeat(K)
