@@ -34,7 +34,7 @@ class Settings:
     checkpointing: bool = False   # hh_gpt2: far less memory, a third more work
     out: str = "out"              # everything is written below this folder
     rounds: int = 2               # of collecting feedback, reward model and PPO; a higher number later adds rounds
-    annotator: str = "toy"        # who ranks: toy, simulated annotators of the toy world; person, you in the browser; ai, see --judge
+    annotator: str = "toy"        # who ranks: toy, simulated annotators of the toy world; person, you in the browser; ai, --judge
     noise: str = "0.2"            # toy annotator: scale of its errors, in units of the gold score; 0.1,0.6: two annotators
     bias: str = ""                # toy annotator: what else it likes, as length=0.3,agreement=0.5
     judge: str = ""               # ai: a model folder, or the URL of an OpenAI-compatible endpoint

@@ -19,7 +19,7 @@ import run_rlhf
 import sample
 import train_rm
 import train_sft
-from minirlhf import UserError, judge, losses, toyjudge, toyworld
+from minirlhf import UserError, feedback, judge, losses, toyjudge, toyworld
 from minirlhf.data import read_rankings
 from minirlhf.run import read_jsonl
 
@@ -136,18 +136,51 @@ def test_a_local_judges_preferences_are_both_orders_by_brute_force(folder, tmp_p
 
 def test_position_bias_is_taken_out_and_reported():
     always_a = [{"responses": ["x", "y", "z"], "asked": [[i, j, .9, .9] for i, j in combinations(range(3), 2)]}]
-    assert judge.position_bias(always_a) == {"flips": 1.0, "first": pytest.approx(.4), "pairs": 3}
+    assert feedback.position_bias(always_a) == {"flips": 1.0, "first": pytest.approx(.4), "pairs": 3}
     assert all(p == pytest.approx(.5) for row in judge.preferences(always_a[0]["asked"], 3) for p in row if p is not None)
     fair = [{"responses": ["x", "y", "y"], "asked": [[0, 1, .9, .1], [0, 2, .2, None], [1, 2, .5, .5]]}]
-    assert judge.position_bias(fair) == {"flips": 0.0, "first": pytest.approx(0), "pairs": 1}
+    assert feedback.position_bias(fair) == {"flips": 0.0, "first": pytest.approx(0), "pairs": 1}
     near = pytest.approx
     assert judge.preferences(fair[0]["asked"], 3) == [[None, near(.9), None], [near(.1), None, .5], [None, .5, None]]
 
 
-def test_agreement_counts_pairs_that_both_order():
-    rankings = [{"id": "a", "ranks": [1, 2, 3]}, {"id": "b", "ranks": [1, 1, 2]}, {"id": "c", "ranks": [2, 1]}]
-    mean, _, pairs = judge.agreement(rankings, {"a": [3., 1., 2.], "b": [5., 0., 0.], "z": [1., 2.]})
-    assert (mean, pairs) == (pytest.approx(3 / 4), 4)
+def test_a_summary_compares_an_ai_with_people_and_with_gold(tmp_path, capsys):
+    prompts = toyworld.prompts("test", 30, 0)
+    answers = [d["completion"] for d in toyworld.demonstrations("test", 120, 3)]
+    rows = [{"id": i, "prompt": p, "responses": answers[4 * i : 4 * i + 4]} for i, p in enumerate(prompts)]
+    ai, anna, right = tmp_path / "ai.jsonl", tmp_path / "anna.jsonl", []
+    for r in rows:
+        asked = [[i, j, .9, .6] for i, j in combinations(range(4), 2)]                          # A, whichever it is
+        feedback.append_ranking(ai, r, [1, 2, 3, 3], "ai", asked=asked)
+        feedback.append_ranking(anna, r, [2, 1, 3, 4], "anna")
+        gold = [toyworld.gold(r["prompt"], x)["total"] for x in r["responses"]]
+        right += [(gold[i] > gold[j]) if (i, j) != (2, 3) else .5 for i, j in combinations(range(4), 2)
+                  if abs(gold[i] - gold[j]) > 1e-9 and r["responses"][i] != r["responses"][j]]
+    label.main(label.Settings(summary=True, out=str(ai), compare=str(anna)))
+    said = capsys.readouterr().out
+    assert f"ai and anna agree: {4.5 / 6:.2f} ±0.00 on 180 pairs" in said and "in both orders for 100.0% of 180 pairs" in said
+    assert "preference for A +0.250" in said
+    label.main(label.Settings(summary=True, out=str(ai), compare="gold"))
+    said = capsys.readouterr().out
+    share = f"ai and gold agree: {sum(right) / len(right):.2f} ±"
+    assert share in said and f" on {len(right)} pairs" in said and "alpha" not in said and .2 < sum(right) / len(right) < .8
+    feedback.append_ranking(ai, rows[0], [2, 1, 3, 3], "ai")
+    with pytest.raises(UserError, match=r"ai.jsonl, line 31: ai ranked id 0 otherwise"):
+        feedback.summarize(str(ai))
+    feedback.append_ranking(anna, {**rows[1], "id": 1, "responses": ["x", "y"]}, [1, 2], "ben")
+    with pytest.raises(UserError, match="line 31: id 1 stood for other responses"):
+        feedback.summarize(str(anna))
+    feedback.append_ranking(tmp_path / "o.jsonl", {"id": 1, "prompt": "Say x.", "responses": ["x", "y"]}, [1, 2], "ben")
+    with pytest.raises(UserError, match="toy world's prompts alone"):
+        feedback.summarize(str(tmp_path / "o.jsonl"), "gold")
+
+
+def test_agreement_has_an_interval_over_prompts():
+    a = {(p, i, 0): 1 for p in range(40) for i in (1, 2)} | {("only a", 1, 0): 1}
+    b = {(p, i, 0): 1 if p % 4 else -1 for p in range(40) for i in (1, 2)} | {("only b", 1, 0): 1}
+    share, half, pairs = feedback.agreement(a, b)
+    assert (share, pairs) == (.75, 80) and half == pytest.approx(1.96 * (.75 * .25 / 39) ** .5)      # 40 units, not 80
+    assert feedback.agreement(a, {})[2] == 0
 
 
 def test_a_quoted_text_cannot_take_a_turn():
@@ -203,7 +236,7 @@ def test_nonsense_is_counted_and_never_guessed(endpoint, tmp_path, capsys):
         text = body["messages"][-1]["content"]
         return 200, "I like both A and B" if "A: xx\n" in text else shortest(body)
     endpoint.script = script
-    candidates = label.feedback.read_candidates(write_candidates(tmp_path / "c.jsonl", 3))
+    candidates = feedback.read_candidates(write_candidates(tmp_path / "c.jsonl", 3))
     judge.annotate(candidates, tmp_path / "r.jsonl", judge.Endpoint(endpoint.url, "m"), ["q"])
     records = read_jsonl(tmp_path / "r.jsonl")
     assert [r["id"] for r in records] == []        # "xx" never has both orders: its three pairs are unknown in every prompt
@@ -223,7 +256,7 @@ def test_nonsense_is_counted_and_never_guessed(endpoint, tmp_path, capsys):
                                           ((404, b"no such model"), "404.*no such model.*check the URL"),
                                           ((500, b"on fire"), "failed 6 times .500.*on fire")])
 def test_an_unusable_endpoint_is_one_sentence_and_loses_nothing(endpoint, tmp_path, answer, says):
-    candidates = label.feedback.read_candidates(write_candidates(tmp_path / "c.jsonl", 12))
+    candidates = feedback.read_candidates(write_candidates(tmp_path / "c.jsonl", 12))
     endpoint.script = lambda n, b: answer if re.search("Say ([5-9]|1.)[.]", b["messages"][-1]["content"]) else (200, shortest(b))
     began = time.time()
     with pytest.raises(UserError, match=says):

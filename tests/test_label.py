@@ -331,15 +331,15 @@ def test_summary_counts_and_agreements(tmp_path):
         feedback.append_ranking(out, row, [3, 2, 1] if i < 5 else [1, 2, 3], "ben", seconds=12.0)
     feedback.append_ranking(out, rows[0], [1, 2, 2], "anna", seconds=6.0, repeat=True, harmful=[2])
     feedback.append_ranking(out, rows[0], [1, 1, 1], "carl", seconds=6.0, skipped=True)
-    said = label.summarize(str(out))
+    said = feedback.summarize(str(out))
     assert "anna: 21 rankings, 0 skipped, 0% of pairs tied, 0 times all bad, 1 harmful, 10.0 labels/min" in said
     assert "themselves: 0.83 on 3 pairs" in said and "5.0 labels/min" in said and "carl: 0 rankings, 1 skipped" in said
-    assert "anna and ben agree: 0.75 on 60 pairs" in said
+    assert "anna and ben agree: 0.75 ±0.19 on 60 pairs" in said
     alpha = float(said.split()[-1])                               # 2 values a unit, balanced: 1 - observed / expected, n / (n - 1)
     assert alpha == pytest.approx(1 - 0.25 * 4 / (4 * 0.5 * 240 / 239), abs=0.006)
     (tmp_path / "x.jsonl").write_text('{"prompt": "p"}\n')
     with pytest.raises(UserError, match="line 1"):
-        label.summarize(str(tmp_path / "x.jsonl"))
+        feedback.summarize(str(tmp_path / "x.jsonl"))
 
 
 def test_simulated_annotators_take_turns_and_the_reliable_agree_more(tmp_path):
