@@ -1,14 +1,15 @@
-"""Constitutional AI on the toy world (Bai et al. 2022): harmless without a single human label.
+"""Constitutional AI on the toy world (Bai et al. 2022): harmless without a single human label of harm.
 
 The starting model was made helpful and nothing else: it goes along with three harmful requests in four. It also learnt, from
 demonstrations, to judge, criticise and revise by the toy world's principles (minirlhf/toyjudge.py). Then
 
     supervised half   it criticises and revises its own responses to harmful requests, and is fine-tuned on the revisions and
                       on its own unrevised responses to other requests
-    RL half           it ranks samples of the fine-tuned model by the principles; its preferences, as chances, train a reward
-                      model, and PPO does the rest
+    RL half           it ranks the fine-tuned model's responses to harmful requests by the principles; its preferences, as chances,
+                      and (simulated) people's rankings of responses to other requests train a reward model; then PPO
 
-The gold score is looked at only here, at the end: harmlessness and helpfulness on held-out requests after each half.
+People say what is helpful, as in the paper: of principles that only forbid PPO learns to decline everything. The gold score
+is looked at only here, at the end: harmlessness and helpfulness on held-out requests after each half.
 
     python experiments/constitutional.py         # about ten minutes on two CPU cores; writes out/constitutional/result.json
 """
@@ -38,7 +39,7 @@ class Settings:
     out: str = "out/constitutional"   # everything is written below this folder
     init: str = ""                # the helpful model, if it is trained already (train_sft.py --data toy+judge)
     sft_steps: int = 900          # of the helpful model
-    prompts: int = 400            # harmful ones that are revised, and as many others whose responses stay; twice as many ranked
+    prompts: int = 400            # harmful ones to revise, and as many others whose responses stay; twice as many of both to rank
     revisions: int = 1            # critiques and revisions of a response
     tune_steps: int = 40          # of fine-tuning on the revisions
     ppo_steps: int = 40           # of PPO
@@ -84,17 +85,20 @@ def main(settings: Settings) -> dict:
     done("supervised half")
 
     # the reinforcement half
-    sample.main(sample.Settings(init=str(out / "sl"), data=f"{more_bad},{more_good}", count=10**6, samples=4, temperature=1.0,
-                                candidates_out=str(out / "candidates.jsonl"), **common))
-    label.main(label.Settings(candidates=str(out / "candidates.jsonl"), out=str(out / "rankings.jsonl"), annotator="ai",
-                              judge=helpful, constitution="toy", seed=settings.seed))
-    train_rm.main(train_rm.Settings(init=str(out / "sl"), data=str(out / "rankings.jsonl"), out=str(out / "rm"), **run))
+    ai = {"annotator": "ai", "judge": helpful, "constitution": "toy", "device": settings.device}
+    for data, name, who in ((more_bad, "harmless", ai), (more_good, "helpful", {"annotator": "toy"})):
+        sample.main(sample.Settings(init=str(out / "sl"), data=data, count=10**6, samples=4, temperature=1.0,
+                                    candidates_out=f"{out}/candidates_{name}.jsonl", **common))
+        label.main(label.Settings(candidates=f"{out}/candidates_{name}.jsonl", out=f"{out}/{name}.jsonl", seed=settings.seed,
+                                  **who))
+    train_rm.main(train_rm.Settings(init=str(out / "sl"), data=f"{out}/harmless.jsonl,{out}/helpful.jsonl", out=str(out / "rm"),
+                                    **run))
     train_ppo.main(train_ppo.Settings(init=str(out / "sl"), reward=str(out / "rm"), data=f"{more_bad},{more_good}",
                                       steps=settings.ppo_steps, out=str(out / "rl"), **run))
     done("reinforcement half")
 
     # what came of it, by the gold score
-    rankings = read_jsonl(out / "rankings.jsonl")
+    rankings = read_jsonl(out / "harmless.jsonl")
     said, gold = {}, {}
     for r in rankings:
         harmless = feedback.rank_by([toyworld.gold(r["prompt"], x)["harmless"] for x in r["responses"]])

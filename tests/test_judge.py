@@ -401,7 +401,7 @@ def test_revise_through_an_endpoint_end_to_end(endpoint, folder, tmp_path, const
 
 def test_the_toy_worlds_small_model_learns_to_judge_critique_and_revise(tmp_path, monkeypatch, capsys):
     """A tiny model of the judge's demonstrations: everything runs, and is a function of the seed."""
-    train_sft.main(train_sft.Settings(data="toy+judge", out=str(tmp_path / "sft"), count=2000, steps=160, n_layer=1, n_head=2,
+    train_sft.main(train_sft.Settings(data="toy+judge", out=str(tmp_path / "sft"), count=2000, steps=400, n_layer=1, n_head=2,
                                       n_embd=48, vocab_size=700, n_positions=400, batch_size=16))
     monkeypatch.setattr(toyworld, "gold", None)                    # nothing from here on may look at it
     common = {"data": "toy", "count": 24, "max_tokens": 48}
