@@ -65,7 +65,7 @@ def fresh_model(settings: Settings, texts: list[str]) -> GPT:
                    tokenizer)
 
 
-def to_rows(model: GPT, demonstrations: list) -> list[tuple[list[int], list[bool]]]:
+def to_rows(model: GPT, demonstrations: list, needed: bool = True) -> list[tuple[list[int], list[bool]]]:
     """Segments -> (ids, supervised). Plain text longer than the context becomes several rows; over-long dialogues are skipped."""
     size, rows, dialogues = model.config.n_positions, [], []
     for segments in demonstrations:
@@ -74,7 +74,7 @@ def to_rows(model: GPT, demonstrations: list) -> list[tuple[list[int], list[bool
             rows += [(ids[i : i + size], mask[i : i + size]) for i in range(0, len(ids), size) if len(ids) - i > 1]
         else:
             dialogues.append((ids, mask))
-    return rows + (fit(dialogues, size, "demonstrations", length=lambda row: len(row[0])) if dialogues else [])
+    return rows + fit(dialogues, size, "demonstrations", length=lambda row: len(row[0]), needed=needed)
 
 
 def loss_of(model: GPT, rows: list[tuple[list[int], list[bool]]], total: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ def main(settings: Settings) -> None:
     else:
         model = fresh_model(settings, ["".join(text for text, _ in segments) for segments in demonstrations])
     train, validation = held_out(demonstrations, key=lambda segments: segments[0][0], fraction=settings.validation)
-    train, validation = to_rows(model, train), to_rows(model, validation)
+    train, validation = to_rows(model, train), to_rows(model, validation, needed=False)
     if settings.optimizer not in ("auto", "muon", "adamw"):
         raise UserError(f"--optimizer {settings.optimizer}: unknown; take auto, muon or adamw")
     if settings.show_batch:

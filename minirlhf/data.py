@@ -407,10 +407,11 @@ def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True), torch.tensor([len(row) for row in rows])
 
 
-def fit(rows: list, limit: int, what: str, length: Callable[[Any], int] = len) -> list:
-    """The rows of at most `limit` tokens; how many others there are is printed. what: "demonstrations"."""
+def fit(rows: list, limit: int, what: str, length: Callable[[Any], int] = len, needed: bool = True) -> list:
+    """The rows of at most `limit` tokens; how many others there are is printed. what: "demonstrations". UserError if none
+    is left and some are needed."""
     kept = [row for row in rows if length(row) <= limit]
-    if rows and not kept:
+    if rows and not kept and needed:
         raise UserError(f"none of the {what} fits the model's context of {limit} tokens: the shortest has "
                         f"{min(map(length, rows))}; shorten them or take a model with a longer context")
     if over := len(rows) - len(kept):

@@ -305,6 +305,12 @@ class Trunk(nn.Module):
         self.tokenizer.save_pretrained(folder)
         temporary = folder / "model.safetensors.partial"
         save_file(tensors := self.hf_tensors(), temporary, metadata={"format": "pt", "crc32": checksum(tensors)})
+        with temporary.open("r+b") as f:                # the library writes metadata in any order: equal weights, equal bytes
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            f.seek(8)
+            f.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
         temporary.replace(folder / "model.safetensors")
 
 

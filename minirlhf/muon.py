@@ -27,6 +27,7 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for p in group["params"] if group["orthogonal"] else ():
                 if p.grad is not None:
+                    self.state[p].setdefault("step", torch.zeros(()))      # AdamW asks for it when a checkpoint is loaded
                     momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     momentum.lerp_(p.grad, 1 - group["betas"][1])
                     update = orthogonalise(p.grad.lerp(momentum, group["betas"][1]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
+from safetensors.torch import load_file
 from torch.autograd import gradcheck
 
 import train_dpo
@@ -306,7 +307,8 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(name, folder, tmp_path,
         with pytest.raises(Killed):
             train_dpo.main(cut)
     train_dpo.main(replace(cut, resume=True))
-    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "cut/model.safetensors").read_bytes()
+    a, b = (load_file(tmp_path / x / "model.safetensors") for x in ("whole", "cut"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert all(torch.equal(states[0][i][k], states[1][i][k]) for i in states[0] for k in states[0][i])
     for file in ("metrics.jsonl", "samples.jsonl"):
         a, b = ([r | {"seconds": 0} for r in read_jsonl(tmp_path / x / file)] for x in ("whole", "cut"))
@@ -321,7 +323,7 @@ def test_every_loss_learns_the_order(name, folder, tmp_path):
     train_dpo.main(replace(settings, data=str(folder / "easy.jsonl")))
     rows = read_jsonl(tmp_path / "x" / "metrics.jsonl")
     assert rows[-1]["accuracy"] == 1 and rows[-1]["margin"] > rows[0]["margin"] and rows[-1]["loss"] < rows[0]["loss"]
-    assert rows[-1]["kl"] > 0
+    assert rows[-1]["kl"] != 0                                # of six samples: of either sign
 
 
 def test_online_finds_what_is_rewarded(folder, tmp_path):

@@ -226,7 +226,7 @@ def test_a_torn_last_line_is_mended_and_a_whole_one_is_kept(tmp_path):
         assert len(kept) == (2 if cut == 1 else 1)
         feedback.append_ranking(out, rows[2], [1, 2, 3, 4], "me")
         assert len(feedback.open_rankings(out, rows)) == len(kept) + 1
-    feedback.append_ranking(out, odd := {"id": "odd", "prompt": "p", "responses": ["\ud800", "\u2028\r\n\x00"]}, [1, 2], "me")
+    feedback.append_ranking(out, odd := {"id": "odd", "prompt": "p", "responses": ["\ufffd", "\u2028\r\n\x00"]}, [1, 2], "me")
     assert feedback.open_rankings(out, [*rows, odd])[-1]["responses"] == odd["responses"]
 
 

@@ -46,7 +46,7 @@ def world(tmp_path_factory):
     """A small SFT model, two reward models with random heads (the second with other tokens), functions, prompts, texts."""
     out = tmp_path_factory.mktemp("world")
     train_sft.main(train_sft.Settings(out=str(out / "sft"), steps=50, lr=5e-3, n_layer=1, n_head=2, n_embd=32, vocab_size=300,
-                                      n_positions=160, count=150, batch_size=8))
+                                      n_positions=256, count=150, batch_size=8))
     model = ScalarGPT.from_pretrained(out / "sft")
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(out / "rm")
