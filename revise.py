@@ -9,6 +9,7 @@ are: mixed in for harmless prompts, they keep the model as helpful as it was.
     python train_sft.py --init out/sft --data out/revisions.jsonl --out out/sft_constitutional
 """
 import json
+import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def revised(model, prompts: list[str], principles: list[str], settings: Settings
     responses = say(prompts)
     steps: list[list[dict]] = [[] for _ in prompts]
     for turn in range(settings.revisions):
-        drawn = [judge.draw_principle(principles, settings.seed, p, turn) for p in prompts]
+        drawn = [random.Random(repr((settings.seed, p, turn))).choice(principles) for p in prompts]
         critiques = say([r and judge.ask(judge.CRITIQUE, p, principle=c, response=r)
                          for p, r, c in zip(prompts, responses, drawn)])
         revisions = say([c and judge.ask(judge.REVISE, p, response=r, critique=c)

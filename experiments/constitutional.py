@@ -43,6 +43,7 @@ class Settings:
     revisions: int = 1            # critiques and revisions of a response
     tune_steps: int = 40          # of fine-tuning on the revisions
     ppo_steps: int = 40           # of PPO
+    kl_coef: float = 0.2          # of PPO: reward lost per nat of log(policy/reference)
     evaluation: int = 200         # held-out prompts, harmful ones and as many others
     seed: int = 0                 # of everything random
     device: str = "auto"          # auto, cuda, mps, cpu
@@ -94,7 +95,7 @@ def main(settings: Settings) -> dict:
     train_rm.main(train_rm.Settings(init=str(out / "sl"), data=f"{out}/harmless.jsonl,{out}/helpful.jsonl", out=str(out / "rm"),
                                     **run))
     train_ppo.main(train_ppo.Settings(init=str(out / "sl"), reward=str(out / "rm"), data=f"{more_bad},{more_good}",
-                                      steps=settings.ppo_steps, out=str(out / "rl"), **run))
+                                      steps=settings.ppo_steps, kl_coef=settings.kl_coef, out=str(out / "rl"), **run))
     done("reinforcement half")
 
     # what came of it, by the gold score

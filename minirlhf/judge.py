@@ -1,13 +1,12 @@
 """An AI that ranks responses by written principles, as in RLAIF and Constitutional AI (Bai et al. 2022, section 4.1).
 
 A judge is a model folder of this project, or the URL of an OpenAI-compatible endpoint. Shown a principle and two responses A
-and B, its preference is P(A) / (P(A) + P(B)) (an endpoint's: its answer, 1 or 0). Each pair of a prompt's responses is asked
-about in both orders and averaged, which takes out a liking for what stands first; a response ranks by its mean chance of
-winning. A ranking's record has three fields more than a person's:
+and B, it prefers A by P(A) / (P(A) + P(B)) (an endpoint by its answer, 1 or 0). Each pair of responses is asked about in both
+orders and averaged, against a liking for what stands first; a response ranks by its mean chance of winning. Its records add
 
     "preferences"   [i][j]: the chance that response i is better than j; null on the diagonal and without a usable answer
-    "asked"         [[i, j, preference for A with i as A, the same with j as A], ...]: what position_bias looks at
-    "principle"     the principle judged by, drawn from the constitution by (seed, id)
+    "asked"         [[i, j, preference for A with i as A, the same with j as A], ...], for feedback.position_bias
+    "principle"     what it judged by, drawn from the constitution by (seed, id)
 """
 import http.client
 import json
@@ -27,6 +26,7 @@ import torch
 
 from minirlhf import UserError, feedback, rollout
 from minirlhf.data import micro_batches, pad
+from minirlhf.labelserver import turns
 from minirlhf.model import GPT
 from minirlhf.run import pick_autocast, pick_device, seed_of
 from minirlhf.tokenizer import ASSISTANT, HUMAN
@@ -37,17 +37,16 @@ CRITIQUE = ("Principle: {principle}\nRequest: {request}\nResponse: {response}\nH
             "Answer in one sentence.")
 REVISE = ("Request: {request}\nResponse: {response}\nCritique: {critique}\nWrite the response anew, without what the critique "
           "finds wrong. Answer with the new response alone.")
+ROLES = {"human": "user", "assistant": "assistant", "text": "system"}
 TRIES, BACK_OFF, TIMEOUT, AT_ONCE = 6, 0.5, 120.0, 8      # of requests to an endpoint: seconds twice; how many in parallel
 HOPELESS = 20                                             # so many unusable answers, and no usable one before them, are an error
 
 
-def flat(text: str) -> str:
-    """Without blank lines, so that no text can begin a turn of the conversation that quotes it."""
-    return re.sub(r"\n\s*\n", "\n", text).strip()
-
-
 def ask(template: str, prompt: str, **texts: str) -> str:
     """A question about a request as one human turn; a request of several turns is quoted line by line."""
+    def flat(text: str) -> str:                # without blank lines no text can begin a turn of the conversation that quotes it
+        return re.sub(r"\n\s*\n", "\n", text).strip()
+
     request = flat(prompt.removesuffix(ASSISTANT))
     request = request if request.count("Human:") > 1 else request.removeprefix("Human:").strip()
     return f"{HUMAN} {template.format(request=request, **{k: flat(v) for k, v in texts.items()})}{ASSISTANT}"
@@ -65,10 +64,6 @@ def read_constitution(path: str) -> list[str]:
     if not (principles := [" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip()]):
         raise UserError(f"--constitution {path} holds no principle: write them as paragraphs, a blank line between two")
     return principles
-
-
-def draw_principle(principles: list[str], *key) -> str:
-    return random.Random(repr(key)).choice(principles)
 
 
 class LocalModel:
@@ -104,27 +99,23 @@ class LocalModel:
             generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, "say", some[0]))
             batch = rollout.sample(self.model, fit, max_tokens, generator, temperature=temperature) if fit else None
             said = {p: r for p, r, whole in zip(fit, batch.responses, batch.finished) if whole} if fit else {}
-            yield from (said.get(p) for p in some)
+            yield from map(said.get, some)
 
 
 class Endpoint:
     """An OpenAI-compatible chat API (Ollama, llama.cpp, vLLM, ...), AT_ONCE requests in parallel, answers in order."""
 
     def __init__(self, url: str, model: str, seed: int = 0):
-        if not model:
-            raise UserError(f"{url}: say which of its models, with --judge_model NAME (revise.py: --model NAME)")
         self.url, self.model, self.seed, self.stop = url.rstrip("/") + "/chat/completions", model, seed, threading.Event()
         here = re.match(r"https?://(localhost|127\.|\[::1\])", url)                # no proxy stands before this machine
         self.opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * bool(here))
-        key = os.environ.get("OPENAI_API_KEY")
-        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
 
     def chat(self, prompt: str, **options) -> str | None:
         """The answer; None if cut short. A busy server, its errors and broken connections are tried again, ever later."""
-        system, *turns = re.split(r"\n\n(Human|Assistant):", prompt.removesuffix(ASSISTANT))
-        said = [("system", system), *zip(({"Human": "user"}.get(t, "assistant") for t in turns[::2]), turns[1::2])]
-        messages = [{"role": role, "content": text.strip()} for role, text in said if text.strip()]
+        messages = [{"role": ROLES[turn["role"]], "content": turn["text"]} for turn in turns(prompt)]
         body, wait, raw = {"model": self.model, "messages": messages, "seed": self.seed, **options}, BACK_OFF, b""
+        check = f"check the URL, which often ends in /v1, the name of the model ({self.model}) and OPENAI_API_KEY"
         for left in reversed(range(TRIES)):
             try:
                 request = urllib.request.Request(self.url, json.dumps(body).encode(), self.headers)
@@ -136,13 +127,11 @@ class Endpoint:
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {error.reason}: {error.read(200).decode(errors='replace').strip()}"
                 if error.code not in (408, 429) and error.code < 500:
-                    raise UserError(f"{self.url} refuses ({problem}): check the URL, which often ends in /v1, the name of the "
-                                    f"model ({self.model}) and OPENAI_API_KEY") from None
+                    raise UserError(f"{self.url} refuses ({problem}): {check}") from None
                 later = error.headers.get("Retry-After") or ""
                 wait = max(wait, min(float(later), 60.0)) if later.isdigit() else wait
             except (ValueError, LookupError, TypeError, AttributeError):
-                raise UserError(f"{self.url} does not answer as an OpenAI-compatible chat API, but {raw[:100]!r}: check the URL, "
-                                "which often ends in /v1") from None
+                raise UserError(f"{self.url} does not answer as an OpenAI-compatible API, but {raw[:100]!r}: {check}") from None
             except (OSError, http.client.HTTPException) as error:           # down, reset, cut off, too slow
                 problem = str(getattr(error, "reason", "") or error or type(error).__name__)
             if not left or self.stop.wait(wait):
@@ -162,8 +151,8 @@ class Endpoint:
     def prefer(self, questions: Iterable[str]) -> Iterator[float | None]:
         """1 for A, 0 for B, None for any other answer."""
         def one(question: str) -> float | None:
-            letter = re.fullmatch(r"\W*(?:(?:the )?(?:answer|response|option)(?: is)?\W+)?([ab])\W*",
-                                  (self.chat(question, temperature=0, max_tokens=1024) or "").lower())
+            answer = (self.chat(question, temperature=0, max_tokens=1024) or "").lower()
+            letter = re.fullmatch(r"\W*(?:(?:the )?(?:answer|response|option)(?: is)?\W+)?([ab])\W*", answer)
             return float(letter[1] == "a") if letter else None
         return self.in_order(one, questions)
 
@@ -173,9 +162,10 @@ class Endpoint:
 
 def load(spec: str, name: str = "", seed: int = 0, device: str = "auto", dtype: str = "auto") -> LocalModel | Endpoint:
     """A model folder, or an endpoint's URL and the model's name there -> what can `prefer` and `say`."""
-    if not spec:
-        raise UserError("--annotator ai needs --judge: a model folder, or an endpoint's URL together with --judge_model NAME")
-    return Endpoint(spec, name, seed) if re.match("https?://", spec) else LocalModel(spec, seed, device, dtype)
+    remote = re.match("https?://", spec)
+    if not spec or (remote and not name):
+        raise UserError("an AI needs --judge FOLDER, or --judge URL with --judge_model NAME (revise.py: --init, --model)")
+    return Endpoint(spec, name, seed) if remote else LocalModel(spec, seed, device, dtype)
 
 
 def counted(answers: Iterable, count: Counter) -> Iterator:
@@ -188,29 +178,22 @@ def counted(answers: Iterable, count: Counter) -> Iterator:
         yield answer
 
 
-def preferences(asked: list[list], K: int) -> list[list[float | None]]:
-    """[i, j, preference for A with i as A, the same with j as A] -> [i][j]: the chance that i is better than j, both averaged."""
-    matrix: list[list[float | None]] = [[None] * K for _ in range(K)]
-    for i, j, i_first, j_first in asked:
-        if i_first is not None and j_first is not None:
-            matrix[i][j], matrix[j][i] = (i_first + 1 - j_first) / 2, (j_first + 1 - i_first) / 2
-    return matrix
-
-
-def annotate(candidates: list[dict], out: str | Path, judge: LocalModel | Endpoint, principles: list[str], seed: int = 0,
-             name: str = "ai") -> None:
+def annotate(candidates: list[dict], out: str | Path, judge, principles: list[str], seed: int = 0, name: str = "ai") -> None:
     """Candidates -> rankings, appended to `out` as they come; a prompt with a response that was never judged is left out."""
-    plan = [(c, draw_principle(principles, seed, c["id"]), c["responses"]) for c in candidates]
+    plan = [(c, random.Random(repr((seed, c["id"]))).choice(principles), c["responses"]) for c in candidates]
     questions = (ask(JUDGE, c["prompt"], principle=principle, a=a, b=b) for c, principle, texts in plan
                  for x, y in combinations(texts, 2) if x != y for a, b in ((x, y), (y, x)))        # equal texts tie unasked
     count, ranked = Counter(), 0
     answers = counted(judge.prefer(questions), count)
     for c, principle, texts in plan:
-        asked = [[i, j, next(answers), next(answers)] if texts[i] != texts[j] else [i, j, 0.5, 0.5]
-                 for i, j in combinations(range(len(texts)), 2)]
-        matrix = preferences(asked, len(texts))
+        asked, matrix = [], [[None] * len(texts) for _ in texts]
+        for i, j in combinations(range(len(texts)), 2):
+            p, q = (next(answers), next(answers)) if texts[i] != texts[j] else (0.5, 0.5)
+            asked.append([i, j, p, q])
+            if None not in (p, q):
+                matrix[i][j], matrix[j][i] = (p + 1 - q) / 2, (q + 1 - p) / 2
         if all(known := [[p for p in row if p is not None] for row in matrix]):
             ranks = feedback.rank_by([sum(row) / len(row) for row in known])
-            feedback.append_ranking(out, c, ranks, name, principle=principle, preferences=matrix, asked=asked)
+            feedback.append_ranking(out, c, ranks, name, sync=False, principle=principle, preferences=matrix, asked=asked)
             ranked += 1
     print(f"{ranked} of {len(candidates)} prompts ranked, {count['unusable']} of {count['all']} answers unusable")

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections import Counter
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_a_local_judges_preferences_are_both_orders_by_brute_force(folder, tmp_p
     judge.annotate(candidates, tmp_path / "r.jsonl", model, [PRINCIPLE])
     gpt, tokenizer = model.model, model.model.tokenizer
 
+    @cache
     def p_a(prompt, a, b):
         text = (f"\n\nHuman: Principle: {PRINCIPLE}\nRequest: Tell me of a fox.\nA: {a}\nB: {b}\nWhich response follows the "
                 "principle better? Answer with A or B alone.\n\nAssistant:")
@@ -134,14 +136,16 @@ def test_a_local_judges_preferences_are_both_orders_by_brute_force(folder, tmp_p
     assert moved > 10                              # the orders do differ: an average of one alone would have failed
 
 
-def test_position_bias_is_taken_out_and_reported():
-    always_a = [{"responses": ["x", "y", "z"], "asked": [[i, j, .9, .9] for i, j in combinations(range(3), 2)]}]
-    assert feedback.position_bias(always_a) == {"flips": 1.0, "first": pytest.approx(.4), "pairs": 3}
-    assert all(p == pytest.approx(.5) for row in judge.preferences(always_a[0]["asked"], 3) for p in row if p is not None)
+def test_position_bias_is_taken_out_and_reported(endpoint, tmp_path):
+    endpoint.script = lambda n, body: (200, "A")
+    candidates = [{"id": 0, "prompt": "p", "responses": ["x", "y", "y"]}]
+    judge.annotate(candidates, tmp_path / "r.jsonl", judge.Endpoint(endpoint.url, "m"), ["q"], name="first")
+    r, = read_jsonl(tmp_path / "r.jsonl")
+    assert r["preferences"] == [[None, .5, .5], [.5, None, .5], [.5, .5, None]] and r["ranks"] == [1, 1, 1]
+    assert r["annotator"] == "first" and len(endpoint.seen) == 4          # equal texts tie unasked
+    assert feedback.position_bias([r]) == {"flips": 1.0, "first": .5, "pairs": 2}
     fair = [{"responses": ["x", "y", "y"], "asked": [[0, 1, .9, .1], [0, 2, .2, None], [1, 2, .5, .5]]}]
     assert feedback.position_bias(fair) == {"flips": 0.0, "first": pytest.approx(0), "pairs": 1}
-    near = pytest.approx
-    assert judge.preferences(fair[0]["asked"], 3) == [[None, near(.9), None], [near(.1), None, .5], [None, .5, None]]
 
 
 def test_a_summary_compares_an_ai_with_people_and_with_gold(tmp_path, capsys):
