@@ -32,7 +32,7 @@ class Settings:
     out: str = "out/ppo"          # the run's folder
     count: int = 8000             # how many prompts the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
-    steps: int = 60               # PPO iterations
+    steps: int = 50               # PPO iterations
     prompts_per_step: int = 64    # prompts an iteration, each once
     samples_per_prompt: int = 1   # responses to each of them; rloo and grpo need 2 or more
     max_tokens: int = 64          # longest response

@@ -24,7 +24,7 @@ from minirlhf.run import Run, cosine_decay
 
 @dataclass
 class Settings:
-    init: str = "out/sft"         # model folder to start from
+    init: str = "out/sft"         # model folder to start from: an SFT model, or a reward model that goes on learning
     data: str = "out/round1/rankings.jsonl"   # rankings (prompt, responses, ranks) or pairs (prompt, chosen, rejected)
     out: str = "out/rm"           # the run's folder
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
@@ -39,7 +39,8 @@ class Settings:
     checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work
     compile: bool = False         # torch.compile the blocks: a minute at the start, faster steps on a GPU
     validation: float = 0.1       # share of prompts held out
-    normalize_samples: int = 256  # samples of --init on which scores get mean 0, std 1; 0: leave them
+    normalize_samples: int = 256  # samples of a policy on which scores get mean 0, std 1; 0: leave them
+    normalize_on: str = ""        # that policy; empty: --init, which is then a language model
     max_tokens: int = 64          # length of those samples
     temperature: float = 0.7      # of those samples
     log_every: int = 20           # steps between lines on the console
@@ -119,8 +120,8 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
 
 
 def normalization(run: Run, model: ScalarGPT, settings: Settings, prompts: list[str]) -> tuple[float, float]:
-    """Mean and std of the raw scores on samples of the model this one started from (Ziegler et al. 2019, section 2.1)."""
-    parent = run.place(GPT.from_pretrained(settings.init), frozen=True)
+    """Mean and std of the raw scores on samples of the policy that is to be improved (Ziegler et al. 2019, section 2.1)."""
+    parent = run.place(GPT.from_pretrained(settings.normalize_on or settings.init), frozen=True)
     room = parent.config.n_positions - settings.max_tokens
     prompts = [p for p in dict.fromkeys(prompts) if len(parent.tokenizer.encode_prompt(p)) <= room]
     batch = rollout.sample(parent, prompts[: settings.normalize_samples], settings.max_tokens, run.generator("normalize"),
@@ -135,7 +136,9 @@ def main(settings: Settings) -> None:
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
     train, validation = held_out(rankings, key=lambda r: r.prompt, fraction=settings.validation)
     prompts = [r.prompt for r in train]
-    train, validation = (to_groups(model.tokenizer, x, model.config.n_positions, settings.soft) for x in (train, validation))
+    newest = [r for r in validation if r.where.startswith(settings.data.split(",")[-1].strip())]
+    train, validation, newest = (to_groups(model.tokenizer, x, model.config.n_positions, settings.soft)
+                                 for x in (train, validation, newest))
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
             prompt, responses, ranks, _ = train[i]
@@ -152,6 +155,8 @@ def main(settings: Settings) -> None:
     optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
     run.track(optimizer, model=model)
     print(f"{len(train)} rankings, {len(validation)} held out, {steps} steps on {run.device}")
+    if "newest_before" not in run.extra and newest:        # a reward model that goes on: what was it worth on new samples?
+        run.extra["newest_before"] = validate(model, newest, settings.token_budget)["validation_accuracy"]
     run.memory()
 
     for step in run.steps(steps):
@@ -177,6 +182,10 @@ def main(settings: Settings) -> None:
     result = validate(model, validation, settings.token_budget)
     print("validation accuracy {validation_accuracy:.3f} ± {validation_interval:.3f} on {validation_pairs} comparisons"
           .format(**result))
+    if newest:
+        result |= {"newest_before": run.extra["newest_before"],
+                   "newest_after": validate(model, newest, settings.token_budget)["validation_accuracy"]}
+        print("on the newest rankings alone: {newest_before:.3f} before training, {newest_after:.3f} now".format(**result))
     if result["validation_accuracy"] - result["validation_interval"] < 0.5:
         print("warning: 0.5 lies inside the interval: this reward model has not been seen to beat a coin")
     if settings.normalize_samples:

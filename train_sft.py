@@ -26,7 +26,7 @@ class Settings:
     out: str = "out/sft"          # the run's folder
     count: int = 65000            # how many demonstrations the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the completion continues it as it is
-    steps: int = 1000             # optimiser steps
+    steps: int = 900              # optimiser steps
     batch_size: int = 64          # sequences a step
     optimizer: str = "auto"       # muon, adamw; auto: muon for a fresh model, adamw for one that goes on from --init
     lr: float = 5e-3              # peak learning rate; cosine to a tenth
