@@ -166,6 +166,8 @@ def main(settings: Settings) -> dict:
             won, result["both_orders_agree"] = judged(compare, prompts, responses, answers[baseline] if answers else responses)
         else:
             won = wins(result["scores"][by], (results or [result])[0]["scores"][by])
+            if results:
+                result["win_rate_previous"] = mean_of(wins(result["scores"][by], results[-1]["scores"][by]))
         result["win_rate"] = mean_of(won)
         for k in result.get("kinds", ()):
             result["kinds"][k]["win_rate"] = mean_of(won[[i for i, p in enumerate(prompts) if toyworld.kind(p) == k]])["mean"]

@@ -44,7 +44,7 @@ class Settings:
     samples: int = 0              # responses to each of them; 0: 6, for a person 4
     sft_steps: int = 0            # of SFT; 0: train_sft.py's default
     ppo_steps: int = 0            # of PPO in a round; 0: train_ppo.py's default
-    kl_coef: float = 0.05         # of PPO: reward lost per nat of log(policy/reference)
+    kl_coef: float = 0.2          # of PPO: reward lost per nat of log(policy/reference)
     evaluation: int = 400         # held-out prompts of the evaluation
     quick: bool = False           # everything small, to see that it runs
     seed: int = 0                 # of everything random

@@ -38,7 +38,7 @@ class Settings:
     max_tokens: int = 64          # longest response
     temperature: float = 0.7      # of the policy that is sampled and trained (log-probs use the same)
     unfinished_score: float = -1.0  # score of a response that did not end with EOS, on the normalised scale
-    kl_coef: float = 0.05         # reward lost per nat of log(policy/reference)
+    kl_coef: float = 0.2          # reward lost per nat of log(policy/reference)
     kl_target: float = 0.0        # nats per response that an adaptive kl_coef steers towards; 0: kl_coef stays fixed
     kl_horizon: int = 10000       # episodes over which the adaptive kl_coef reacts
     kl_in: str = "paper"          # where the KL counts: reward, or loss (as k3); paper: loss for grpo, reward for the others

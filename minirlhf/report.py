@@ -64,7 +64,8 @@ def collect(out: Path) -> dict:
         if metrics := columns(folder / "rm"):
             accuracy = {"mean": rm.get("validation_accuracy"), "interval": rm.get("validation_interval")}
             calibration = rm.get("calibration", [])
-            data["reward_models"][name] = {"accuracy": accuracy, "calibration": calibration, "metrics": metrics}
+            data["reward_models"][name] = {"accuracy": accuracy, "calibration": calibration, "metrics": metrics} | {
+                k: rm.get(k) for k in ("newest_before", "newest_after")}
         if metrics := columns(folder / "ppo"):
             tails = {k: [x for x in v[-max(1, len(v) // 10):] if x is not None] for k, v in metrics.items()}
             data["ppo"][name] = {"at_the_end": {k: sum(v) / len(v) for k, v in tails.items() if v}, "metrics": metrics}
@@ -217,7 +218,11 @@ def rm_section(data: dict) -> str:
     return (dots("Accuracy on held-out comparisons", "right, % (dashed: a coin)", accuracy, 50, 100)
             + dots("Agreement with gold, by whose answers", "ordered as gold does, %", agreement, 50, 100)
             + lines("Training loss", "optimiser step", "nats (dashed: a coin)", losses, coin)
-            + lines("Calibration", "predicted to be right, %", "were right, %", calibration, ((50, 100), (50, 100))))
+            + lines("Calibration", "predicted to be right, %", "were right, %", calibration, ((50, 100), (50, 100)))
+            + table(["accuracy on the newest rankings, held out", *models],
+                    [[when, *(number(m.get(k)) for m in models.values())] for when, k in (
+                        ("before this round's training: what the last round's model is worth on the new policy", "newest_before"),
+                        ("after it", "newest_after"))]))
 
 def ppo_section(data: dict) -> str:
     def panel(title, metric, unit, shade=()):
@@ -235,7 +240,8 @@ def ppo_section(data: dict) -> str:
 def gold_section(data: dict) -> str:
     results = data["demonstrations"] + data["policies"]
     names = {"words": "words per answer", "finished": "share of answers that end", "reward": "reward model's score",
-             "distinct_open_ended": "share of answers to open requests that are distinct", "kl": "KL to SFT, nats"}
+             "distinct_open_ended": "share of answers to open requests that are distinct", "kl": "KL to SFT, nats",
+             "win_rate_previous": "comparisons won against the stage before"}
     rows = [[what, *(number(r[k]["mean"] if isinstance(r.get(k), dict) else r.get(k)) for r in results)]
             for k, what in names.items()]
     return ('<div class="grid">' + dots("Gold score", "mean", {r["stage"]: {r["stage"]: r.get("gold")} for r in results})
