@@ -128,6 +128,8 @@ def headline(data: dict) -> dict:
             key[f"{score} score"] = f"{number(first[score]['mean'])} → {number(last[score]['mean'])}"
     for rm in data["reward_models"].values():
         key["reward model's accuracy"] = share(rm["accuracy"])
+    if models and "reward_accuracy" in models[0]:
+        key["reward model's accuracy"] = share(models[0]["reward_accuracy"])                # without the labels' noise
     key |= {"time": duration(data["seconds"]), "warnings": str(len(data["warnings"]))}
     return {"headline": text, "key_numbers": key}
 
