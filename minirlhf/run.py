@@ -105,6 +105,10 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def as_bytes(*texts: str) -> Tensor:
+    return torch.tensor(list("\n".join(texts).encode()), dtype=torch.uint8)
+
+
 class Run:
     def __init__(self, settings: Any, script: str):
         self.settings, self.folder = settings, Path(settings.out)
@@ -210,7 +214,7 @@ class Run:
         try:
             with safe_open(path, "pt") as f:
                 tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()           # noqa: SIM118 (no dict)
-            if meta["crc32"] != checksum(tensors):
+            if meta["crc32"] != checksum(tensors | {"": as_bytes(meta["state"], *sorted(tensors))}):
                 raise ValueError("its checksum is wrong")
             meta = json.loads(meta["state"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -236,9 +240,10 @@ class Run:
         for i, fields in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in fields.items()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        state = json.dumps({"step": step, "extra": self.extra})
+        crc = checksum(tensors | {"": as_bytes(state, *sorted(tensors))})
         with atomically(self.folder / "resume.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"state": json.dumps({"step": step, "extra": self.extra}),
-                                                    "crc32": checksum(tensors)})
+            save_file(tensors, temporary, metadata={"state": state, "crc32": crc})
             for name in LOGS:                                     # after a power cut they must not lack a step before this one
                 with suppress(FileNotFoundError), (self.folder / name).open("r+b") as f:
                     os.fsync(f.fileno())
