@@ -135,19 +135,21 @@ class Run:
         if self.settings.overwrite and not self.settings.resume:
             for name in OURS:                          # and nothing else that may lie there
                 (self.folder / name).unlink(missing_ok=True)
-        for name in OURS:                              # a save that was killed
-            (self.folder / f"{name}.partial").unlink(missing_ok=True)
         if path.exists():
             theirs = describe_result(self.folder)
+            for name in OURS:                          # of a save that was killed
+                (self.folder / f"{name}.partial").unlink(missing_ok=True)
             if not self.settings.resume:
                 raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
                                 "or choose another --out")
-            free = MAY_CHANGE_ON_RESUME | ({"lr"} if not theirs.get("finished") else set())      # one that led to NaN, say
+            free = MAY_CHANGE_ON_RESUME | ({"lr"} if not theirs.get("finished") else set())      # it may have led to NaN
             changed = sorted(k for k in mine.keys() - free if theirs.get("settings", {}).get(k) != mine[k])
             if changed:
                 raise UserError(f"{self.folder} was started with other settings ({', '.join(changed)}): resume with the "
                                 "same ones, or take --overwrite or another --out")
             self.seconds_before = theirs.get("seconds", 0.0)
+            if theirs.get("finished"):                 # killed before the last line of finish()
+                (self.folder / "resume.safetensors").unlink(missing_ok=True)
             return bool(theirs.get("finished"))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
