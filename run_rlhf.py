@@ -60,7 +60,8 @@ class Loop:
         self.state = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"stages": {}}
         mine = asdict(settings)
         theirs = self.state.get("settings", mine)
-        changed = [k for k in mine if theirs.get(k) != mine[k] and k not in ("rounds", "device", "out")]
+        free = ("rounds", "device", "out", "token_budget", "checkpointing")
+        changed = [k for k in mine if theirs.get(k) != mine[k] and k not in free]
         if changed:
             raise UserError(f"{self.folder} holds a loop with other settings ({', '.join(changed)}): "
                             "call it with the same ones to go on, or choose another --out")

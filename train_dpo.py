@@ -255,10 +255,11 @@ def main(settings: Settings) -> None:
                          - rollout.in_parts(rollout.logprobs, reference, said, settings.temperature)).sum(1)
             row["finished"] = said.finished
             run.samples(step, [{"prompt": p, "response": r} for p, r in zip(said.prompts[:8], said.responses)], show=1)
-        row = run.log(step, ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp", "score", "validation_accuracy", "kl"),
-                      **row, seconds=time.time() - began)
+        run.log(step, ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp", "score", "validation_accuracy", "kl"),
+                **row, seconds=time.time() - began)
 
-    run.finish(lora.merge(policy), peak_gib=run.peak_memory(), **{k: row[k] for k in row if k.startswith(("validation", "kl"))})
+    run.finish(lora.merge(policy), peak_gib=run.peak_memory(),
+               **{k: x for k, x in run.row.items() if k.startswith(("validation", "kl"))})
 
 
 if __name__ == "__main__":

@@ -204,8 +204,9 @@ def main(settings: Settings) -> None:
 
         # 5. a few clipped passes over the same episodes (Schulman 2017, equation 7)
         lr = settings.lr * linear_decay(step, settings.steps, settings.warmup)
-        passes = [rows for epoch in range(settings.epochs) for rows in
-                  torch.randperm(len(mask), generator=run.generator("passes", step, epoch)).tensor_split(settings.minibatches)]
+        shuffled = [torch.randperm(len(mask), device=run.device, generator=run.generator("passes", step, epoch)).cpu()
+                    for epoch in range(settings.epochs)]
+        passes = [rows for order in shuffled for rows in order.tensor_split(min(settings.minibatches, len(mask)))]
         seen, updates = {}, 0
         for rows in passes:
             tokens, stats = int(mask[rows].sum()), defaultdict(float)

@@ -152,7 +152,7 @@ def main(settings: Settings) -> None:
         run.log(step, ("loss", "lr", "tokens_per_second", *more), loss=loss, lr=lr, grad_norm=norm,
                 padding=1 - real / computed, tokens_per_second=real / (time.time() - began), **more)
 
-    run.finish(lora.merge(model), validation_loss=more.get("validation_loss"), peak_gib=run.peak_memory())
+    run.finish(lora.merge(model), validation_loss=run.row.get("validation_loss"), peak_gib=run.peak_memory())
 
 
 if __name__ == "__main__":

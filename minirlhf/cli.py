@@ -46,12 +46,20 @@ def command(script: str, settings: Any) -> str:
 
 
 def start(main, settings_class: type) -> None:
-    """Runs main(settings) as a script: a UserError or too little memory is one sentence and exit code 2, Ctrl-C exit code 130."""
+    """Runs main(settings) as a script: a UserError, no memory, no room on the disk: one sentence, exit code 2; Ctrl-C: 130."""
+    for stream in (sys.stdout, sys.stderr):                    # a console that has no sign for a sample's letter stops no run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     settings = parse(settings_class)
     try:
         main(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:                                   # a full disk, a folder that is read-only
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}: make room on that disk, or choose a place that you "
+              "may write; what was whole is whole, and the same command" + " with --resume" * hasattr(settings, "resume")
+              + " goes on", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:               # torch's own are RuntimeErrors
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory|not enough memory", str(error)):

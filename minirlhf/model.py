@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minirlhf import UserError, hub
+from minirlhf import UserError, atomically, hub, write_atomically
 from minirlhf.tokenizer import Tokenizer
 
 REPRESENTABLE = {          # fields of config.json that change the function: the values under which it is ours
@@ -303,15 +303,14 @@ class Trunk(nn.Module):
             "resid_pdrop": 0.0, "bos_token_id": eos, "eos_token_id": eos} | asdict(self.config)
         write_atomically(folder / "config.json", json.dumps(config, indent=1).encode())
         self.tokenizer.save_pretrained(folder)
-        temporary = folder / "model.safetensors.partial"
-        save_file(tensors := self.hf_tensors(), temporary, metadata={"format": "pt", "crc32": checksum(tensors)})
-        with temporary.open("r+b") as f:                # the library writes metadata in any order: equal weights, equal bytes
-            size = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(size))
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-            f.seek(8)
-            f.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
-        temporary.replace(folder / "model.safetensors")
+        with atomically(folder / "model.safetensors") as temporary:
+            save_file(tensors := self.hf_tensors(), temporary, metadata={"format": "pt", "crc32": checksum(tensors)})
+            with temporary.open("r+b") as f:            # the library writes metadata in any order: equal weights, equal bytes
+                size = int.from_bytes(f.read(8), "little")
+                header = json.loads(f.read(size))
+                header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+                f.seek(8)
+                f.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
 
 
 class GPT(Trunk):
@@ -436,10 +435,3 @@ def hf_name(name: str) -> str:
 def is_transposed(name: str) -> bool:
     """GPT-2's linear layers were stored (in, out); torch's are (out, in)."""
     return name.endswith("weight") and any(part in name for part in ("c_attn", "c_proj", "c_fc", "mlp_proj"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never half of either."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)

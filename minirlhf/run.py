@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import json
 import math
+import os
 import platform
 import signal
 import sys
@@ -23,16 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minirlhf import UserError
-from minirlhf.model import LOGITS_AT_ONCE, write_atomically
+from minirlhf import UserError, atomically, write_atomically, writing
+from minirlhf.model import LOGITS_AT_ONCE, checksum
 from minirlhf.muon import Muon
 
-OURS = ("run.json", "metrics.jsonl", "samples.jsonl", "resume.safetensors", "model.safetensors")
+LOGS = ("metrics.jsonl", "samples.jsonl")
+OURS = ("resume.safetensors", "run.json", *LOGS, "model.safetensors")     # in this order: what is left resumes nothing else
 MAY_CHANGE_ON_RESUME = {"resume", "overwrite", "device", "out", "show_batch", "log_every", "save_every", "token_budget",
                         "checkpointing", "compile"}
 
@@ -103,6 +105,10 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def as_bytes(*texts: str) -> Tensor:
+    return torch.tensor(list("\n".join(texts).encode()), dtype=torch.uint8)
+
+
 class Run:
     def __init__(self, settings: Any, script: str):
         self.settings, self.folder = settings, Path(settings.out)
@@ -118,6 +124,7 @@ class Run:
         self.placed: list[nn.Module] = []
         self.tracked: dict[str, nn.Module] = {}
         self.extra: dict[str, float] = {}     # small numbers that belong to a checkpoint: a KL coefficient
+        self.row: dict = {}                   # what was logged last
         self.finished = self._open_folder()
 
     # ------------------------------------------------------------------------------------------ folder and settings
@@ -130,14 +137,19 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
         if path.exists():
             theirs = describe_result(self.folder)
+            for name in OURS:                          # of a save that was killed
+                (self.folder / f"{name}.partial").unlink(missing_ok=True)
             if not self.settings.resume:
                 raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
                                 "or choose another --out")
-            changed = sorted(k for k in mine.keys() - MAY_CHANGE_ON_RESUME if theirs.get("settings", {}).get(k) != mine[k])
+            free = MAY_CHANGE_ON_RESUME | ({"lr"} if not theirs.get("finished") else set())      # it may have led to NaN
+            changed = sorted(k for k in mine.keys() - free if theirs.get("settings", {}).get(k) != mine[k])
             if changed:
                 raise UserError(f"{self.folder} was started with other settings ({', '.join(changed)}): resume with the "
                                 "same ones, or take --overwrite or another --out")
             self.seconds_before = theirs.get("seconds", 0.0)
+            if theirs.get("finished"):                 # killed before the last line of finish()
+                (self.folder / "resume.safetensors").unlink(missing_ok=True)
             return bool(theirs.get("finished"))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -198,23 +210,30 @@ class Run:
         self.optimizer, self.tracked = optimizer, models
         path = self.folder / "resume.safetensors"
         if not (self.settings.resume and path.exists()):
-            for name in ("metrics.jsonl", "samples.jsonl"):      # lines of a run that died before its first checkpoint
+            for name in LOGS:                                    # lines of a run that died before its first checkpoint
                 (self.folder / name).unlink(missing_ok=True)
             return
-        with safe_open(path, "pt", device=str(self.device)) as f:
-            meta = json.loads(f.metadata()["state"])
-            for name, model in models.items():
-                model.load_state_dict({k: f.get_tensor(f"{name}.{k}") for k in model.state_dict()})
-            state = {}
-            for key in f.keys():                                  # noqa: SIM118 (safe_open is no dict)
-                if key.startswith("optimizer."):
-                    _, i, field = key.split(".", 2)
-                    state.setdefault(int(i), {})[field] = f.get_tensor(key)
+        try:
+            with safe_open(path, "pt") as f:
+                tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()           # noqa: SIM118 (no dict)
+            if meta["crc32"] != checksum(tensors | {"": as_bytes(meta["state"], *sorted(tensors))}):
+                raise ValueError("its checksum is wrong")
+            meta = json.loads(meta["state"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): put back a copy, or delete it to begin again at step 0") from None
+        for name, model in models.items():
+            model.load_state_dict({k: tensors[f"{name}.{k}"] for k in model.state_dict()})
+        state = {}
+        for key in tensors:
+            if key.startswith("optimizer."):
+                _, i, field = key.split(".", 2)
+                state.setdefault(int(i), {})[field] = tensors[key].clone()       # else it is the file, which must be replaced
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.first_step, self.extra = meta["step"], meta["extra"]
-        for name in ("metrics.jsonl", "samples.jsonl"):           # what the dead run logged after its last checkpoint goes
+        for name in LOGS:                                   # what the dead run logged after its last checkpoint goes
             kept = [r for r in read_jsonl(self.folder / name) if r["step"] < self.first_step]
             write_atomically(self.folder / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        self.row = (read_jsonl(self.folder / LOGS[0]) or [{}])[-1]
         print(f"resuming {self.folder} at step {self.first_step}")
 
     def checkpoint(self, step: int) -> None:
@@ -222,10 +241,14 @@ class Run:
         tensors = {f"{name}.{k}": v for name, model in self.tracked.items() for k, v in model.state_dict().items()}
         for i, fields in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in fields.items()}
-        temporary = self.folder / "resume.safetensors.partial"
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary,
-                  metadata={"state": json.dumps({"step": step, "extra": self.extra})})
-        temporary.replace(self.folder / "resume.safetensors")
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        state = json.dumps({"step": step, "extra": self.extra})
+        crc = checksum(tensors | {"": as_bytes(state, *sorted(tensors))})
+        with atomically(self.folder / "resume.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"state": state, "crc32": crc})
+            for name in LOGS:                                     # after a power cut they must not lack a step before this one
+                with suppress(FileNotFoundError), (self.folder / name).open("r+b") as f:
+                    os.fsync(f.fileno())
         self._write_run_json(finished=False)
 
     @contextmanager
@@ -258,7 +281,8 @@ class Run:
                 if self.stop_signal is not None:
                     self.checkpoint(done)
                     bar.close()
-                    print(f"stopped at step {done}; the same command with --resume goes on from here")
+                    alone = Path(sys.argv[0]).name == self.script             # run_rlhf.py resumes unasked
+                    print(f"stopped at step {done}; the same command{' with --resume' * alone} goes on from here", flush=True)
                     raise KeyboardInterrupt
                 if done % self.settings.save_every == 0 and done < total:
                     self.checkpoint(done)
@@ -306,8 +330,8 @@ class Run:
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
         """A line of metrics.jsonl (tensors become their means); every log_every steps, one on the console with an ETA."""
         row = {"step": step} | {k: float(v.float().mean()) if isinstance(v, Tensor) else v for k, v in metrics.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+        self._append("metrics.jsonl", json.dumps(row) + "\n")
+        self.row = row
         if step % self.settings.log_every == 0 or step == self.total - 1:
             gone = time.time() - self.started
             eta = gone / (step + 1 - self.first_step) * (self.total - step - 1)
@@ -316,10 +340,13 @@ class Run:
             tqdm.write(f"step {step:>5}/{self.total}  {numbers}  left {eta // 60:.0f}:{eta % 60:02.0f}")
         return row
 
+    def _append(self, name: str, lines: str) -> None:
+        with writing(self.folder / name), (self.folder / name).open("a", encoding="utf-8") as f:
+            f.write(lines)
+
     def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
         """Responses to samples.jsonl; the first `show` to the console."""
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
+        self._append("samples.jsonl", "".join(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows))
         for row in rows[:show]:
             score = f"{row['score']:+.2f} " if "score" in row else ""
             tqdm.write(f"    {score}{row['prompt'].strip()[-100:]!r} -> {row['response'][:140]!r}")

@@ -10,7 +10,6 @@ A *prompt* is the plain text up to where the assistant speaks; a *response* is b
 
 import heapq
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from minirlhf import UserError
+from minirlhf import UserError, write_atomically
 
 Segment = tuple[str, bool]  # (text, by_assistant)
 
@@ -134,9 +133,7 @@ class Tokenizer:
                  "tokenizer_config.json": json.dumps(config, indent=2)}
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            part = Path(folder) / f"{name}.part"
-            part.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(part, Path(folder) / name)
+            write_atomically(Path(folder) / name, text.encode())
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
