@@ -125,7 +125,7 @@ class Lab:
         minutes = sum(self.arms.values()) / 60
         verdict = {True: "They agree", False: "They do not agree", None: "This does not decide it"}[agrees] + (why and f": {why}")
         size = self.pick("--quick", "default", "--full")
-        summary = f"Expected: {expected}\nFound: {found}\n{verdict}.\n\n({size}, {len(self.seeds)} seed(s), {minutes:.1f} minutes)\n"
+        summary = f"Expected: {expected}\nFound: {found}\n{verdict}.\n\n({size}, {len(self.seeds)} seed(s), {minutes:.1f} min)\n"
         write_atomically(self.folder / "summary.md", summary.encode())
         report = {"experiment": self.name, "size": size, "seeds": len(self.seeds), "minutes": round(minutes, 2), "sft": self.id,
                   "agrees": agrees, **more, "rows": rows}
