@@ -38,10 +38,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluate
 import label
 import sample
+import train_rm
 import train_sft
 from minirlhf import UserError, cli
 from minirlhf.model import write_atomically
-from minirlhf.run import read_jsonl
+from minirlhf.run import describe_result, read_jsonl
 
 COLOURS = ("#5b82c0", "#1f9e89", "#e07b39", "#b5539c", "#8a6fd1", "#b3902f", "#4f9fc8", "#8b93a1")
 STYLE = {"font.size": 8.5, "axes.grid": True, "grid.color": "#e3e5e8", "grid.linewidth": 0.6, "axes.axisbelow": True,
@@ -143,13 +144,20 @@ def start(main) -> None:
 # ---------------------------------------------------------------------------------------------------- arms that many use
 
 def rankings(L: Lab, folder: str, *, count: int, samples: int = 2, noise: float = 0.2, bias: str = "", seed: int = 0,
-             init: str = "") -> dict:
+             init: str = "", split: str = "train") -> dict:
     """`count` prompts with `samples` responses of the SFT model (or init), ranked by a simulated annotator: {"data": file}."""
     sample.main(sample.Settings(init=init or L.sft, data="toy", count=count, samples=samples, temperature=0.7, seed=seed,
-                                candidates_out=f"{folder}/candidates.jsonl", device=L.device))
+                                split=split, candidates_out=f"{folder}/candidates.jsonl", device=L.device))
     label.main(label.Settings(candidates=f"{folder}/candidates.jsonl", out=f"{folder}/rankings.jsonl", annotator="toy",
                               noise=str(noise), bias=bias, seed=seed))
     return {"data": f"{folder}/rankings.jsonl"}
+
+
+def reward_model(L: Lab, folder: str, *, data: str, seed: int = 0, **settings) -> dict:
+    """train_rm.py on `data`: {"rm": its folder, "validation_accuracy", "validation_interval", "validation_loss", ...}."""
+    train_rm.main(train_rm.Settings(**{"init": L.sft, "data": data, "out": f"{folder}/rm", "seed": seed, "device": L.device,
+                                       "resume": True} | settings))
+    return {"rm": f"{folder}/rm"} | {k: v for k, v in describe_result(f"{folder}/rm").items() if k.startswith("validation")}
 
 
 def judge(L: Lab, folder: str, policy: str, reward: str = "", count: int = 200, samples: int = 4, seed: int = 1000) -> dict:
