@@ -1,8 +1,8 @@
 """Best of n: proxy and gold against the KL it costs (Gao 2022, figure 1a; Stiennon 2020, figure 5).
 
 The proxy rises about linearly in sqrt(KL). log n - (n-1)/n is the KL only while no two responses are the same; otherwise it is an
-upper bound. Measured here exactly on the N responses drawn to a prompt, taken as the reference's distribution: of a response with the
-share p of them, and F of them scored below it, best-of-n gives (F + p)^n - F^n. Null control: selection by a coin instead of the proxy.
+upper bound. Measured here exactly on the N responses drawn to a prompt, taken as the reference's distribution: a response with the
+share p of them, F of them scored below it, comes out best of n with (F + p)^n - F^n. Null control: chosen by a coin, not the proxy.
 
     python experiments/best_of_n_kl.py
 """
@@ -49,8 +49,8 @@ def arm(L, folder, *, labels, prompts, samples, ns, coin, seed):
     points = []
     for n in ns:
         kls = [0.0 if coin else measured_kl(g, p, n) for g, p in zip(groups, proxy.tolist())]    # a coin changes no distribution
-        points.append({"n": n, "bound": losses.best_of_n_kl_bound(n), "kl": sum(kls) / len(kls), "kl_highest": max(kls),
-                       "proxy": float(losses.best_of_n(proxy, proxy, n).mean()), "gold": float(losses.best_of_n(proxy, gold, n).mean())})
+        points.append({"n": n, "bound": losses.best_of_n_kl_bound(n), "kl": sum(kls) / len(kls), "kl_highest": max(kls)} | {
+            name: float(losses.best_of_n(proxy, x, n).mean()) for name, x in (("proxy", proxy), ("gold", gold))})
     distinct = sum(len(set(g)) for g in groups) / len(groups) / samples
     return {"points": points, "distinct": distinct}
 
@@ -77,9 +77,10 @@ def main(L):
     rise, null = ([next(p["gold"] for p in part if p["seed"] == s and p["n"] == ns[-1])
                    - next(p["gold"] for p in part if p["seed"] == s and p["n"] == 1) for s in L.seeds] for part in (mine, coin))
     L.finish(fig, rows, "the proxy is about linear in sqrt(KL), and the formula is an upper bound on the measured KL.",
-             f"a line through the proxy in sqrt of the formula has R2 = {lab.said(fits)}; no prompt's KL exceeds the formula (largest "
-             f"difference {excess:.4f} nats), at n = {ns[-1]} the mean is {lab.said(share)} of it, as {100 * rows[0]['distinct']:.0f} % of the "
-             f"responses to a prompt are distinct; gold rises by {lab.said(rise)}, chosen by a coin by {lab.said(null)}.",
+             f"a line through the proxy in sqrt of the formula has R2 = {lab.said(fits)}; the largest difference of a prompt's "
+             f"KL from the formula is {excess:+.4f} nats, at n = {ns[-1]} the mean KL is {lab.said(share)} of it, as "
+             f"{rows[0]['distinct']:.0%} of the responses to a prompt are distinct; up to there gold rises by {lab.said(rise)}, "
+             f"chosen by a coin by {lab.said(null)}.",
              agrees=min(fits) > 0.9 and excess < 1e-6)
 
 

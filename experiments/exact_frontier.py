@@ -48,7 +48,7 @@ def arm(L, folder, *, method, beta, episodes, prompts, seed):
         methods.write_feedback(s, gold_scores)
     module, settings = methods.arm(s, name, RATES[name])
     module.main(settings)
-    found = lab.judge(L, folder, settings.out, count=prompts, samples=8)
+    found = lab.judge(L, folder, policy=settings.out, count=prompts, samples=8)
     return {"reward": found["gold"]["mean"], "interval": found["gold"]["interval"], "kl": found["kl"]["mean"]}
 
 
@@ -75,7 +75,7 @@ def main(L):
               for m in (*RATES, "coin")}
     said = ", ".join(f"{m} {sum(x) / len(x):.0%}" for m, x in shares.items() if x)
     L.finish(fig, rows, "no method lies above the sampled optimum by more than noise, and most come near it.",
-             f"of {len(rows)} policies {len(inside)} lie in the range of KL where the optimum can be trusted (up to {kl[-1]:.2f} nats); "
+             f"of {len(rows)} policies {len(inside)} lie where the optimum can be trusted (up to {kl[-1]:.2f} nats of KL); "
              + (f"the one most above it is {worst['method']} by {worst['above']:+.2f} ± {worst['interval']:.2f}; " if worst else "")
              + f"of the optimum's gain at their own KL they have {said or 'nothing'}; the coin changed the reward by "
              + lab.said([r["reward"] - start for r in rows if r["method"] == "coin"]) + ".",

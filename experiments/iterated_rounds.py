@@ -1,8 +1,8 @@
 """The same labels and the same RL steps, in one round or in several (Bai 2022a, section 4.5; Gao 2022, section 4.3).
 
 With several rounds the later comparisons are of the improved policy's responses, where the reward model would otherwise guess: gold
-should peak later and higher. The first reward model's accuracy should be lower on newer policies' responses (HH: 74, 70, 67 %). Null
-control: as many rounds whose labels are all of the SFT model's responses; it has everything but the newer data.
+should peak later and higher. The first reward model's accuracy should be lower on newer policies' responses (HH: 74, 70, 67 %).
+Null control: as many rounds whose labels are all of the SFT model's responses; it has everything but the newer data.
 
     python experiments/iterated_rounds.py
 """
@@ -15,28 +15,30 @@ import train_ppo
 
 def arm(L, folder, *, rounds, fresh, labels, steps, kl_coef, prompts, seed):
     """Gold and KL along the way, and after the last round; the first reward model's accuracy on every round's responses."""
-    policy, files, path, accuracy = L.sft, [], {"gold": [], "kl": [], "proxy": []}, []
+    policy, files, path, accuracy, first = L.sft, [], {"gold": [], "kl": [], "proxy": []}, [], ""
     for r in range(rounds):
         files.append(L.arm(lab.rankings, count=labels // rounds, samples=4, noise=0.5, seed=1000 * seed + r + 1,
                            init=policy if fresh else "")["data"])
         rm = L.arm(lab.reward_model, data=",".join(files), seed=seed)["rm"]
-        first = rm if r == 0 else first
-        if r == 0:
-            accuracy.append(lab.judge(L, folder, L.sft, first, count=prompts)["reward_accuracy"]["mean"])
+        if not first:
+            first = rm
+            accuracy.append(L.arm(lab.judge, policy=L.sft, reward=first, count=prompts)["reward_accuracy"]["mean"])
         train_ppo.main(train_ppo.Settings(
-            init=policy, reference=L.sft, reward=rm, watch="toy", out=f"{folder}/ppo{r + 1}", steps=steps // rounds, seed=seed + 100 * r,
-            kl_coef=kl_coef, advantage="rloo", samples_per_prompt=4, prompts_per_step=16, device=L.device, resume=True))
+            init=policy, reference=L.sft, reward=rm, watch="toy", out=f"{folder}/ppo{r + 1}", steps=steps // rounds,
+            kl_coef=kl_coef, advantage="rloo", samples_per_prompt=4, prompts_per_step=16, seed=seed + 100 * r, device=L.device,
+            resume=True))
         policy = f"{folder}/ppo{r + 1}"
         now = lab.path(policy, ("watch_toy", "kl", "score"), 5)
         path = {k: path[k] + now[c] for k, c in (("gold", "watch_toy"), ("kl", "kl"), ("proxy", "score"))}
-        found = lab.judge(L, folder, policy, first, count=prompts)
+        found = lab.judge(L, folder, policy=policy, reward=first, count=prompts)
         accuracy.append(found["reward_accuracy"]["mean"])
     return {"path": path, "accuracy": accuracy, "gold": found["gold"]["mean"], "interval": found["gold"]["interval"],
             "kl": found["kl"]["mean"], "words": found["words"]["mean"]}
 
 
 def main(L):
-    size = L.pick({"labels": 120, "steps": 40, "prompts": 100, "kl_coef": 0.0}, {"labels": 240, "steps": 120, "prompts": 200, "kl_coef": 0.0},
+    size = L.pick({"labels": 120, "steps": 40, "prompts": 100, "kl_coef": 0.0},
+                  {"labels": 240, "steps": 120, "prompts": 200, "kl_coef": 0.0},
                   {"labels": 2400, "steps": 600, "prompts": 400, "kl_coef": 0.02})
     kinds = L.pick([(1, True), (4, True), (4, False)], [(1, True), (2, True), (4, True), (4, False)],
                    [(1, True), (2, True), (3, True), (4, True), (4, False)])
@@ -59,11 +61,12 @@ def main(L):
     drop = [a[-1] - a[0] for a in of((4, True), "accuracy")]
     half = lab.over_seeds(gain)[1]
     margin = half if half == half else rows[0]["interval"]
-    L.finish(fig, rows, "more rounds with the same labels reach more gold, because of the newer data, on which the first reward model is worse.",
-             f"gold after one round {lab.said(one)}, after four {lab.said(several)} (difference {lab.said(gain)}), after four with labels of "
-             f"the SFT model's responses only {lab.said(stale)} (difference {lab.said(versus)}); the first reward model's agreement with gold "
-             f"changed by {lab.said(drop)} from the SFT model's responses to the last round's.",
-             agrees=None if abs(lab.over_seeds(gain)[0]) < margin else lab.over_seeds(gain)[0] > 0 and lab.over_seeds(versus)[0] > 0)
+    mean = lab.over_seeds(gain)[0]
+    L.finish(fig, rows, "more rounds with as many labels reach more gold, thanks to newer data, which the first reward model ranks worse.",
+             f"gold after one round {lab.said(one)}, after four {lab.said(several)} (difference {lab.said(gain)}), after four "
+             f"with labels of the SFT model's responses only {lab.said(stale)} (difference {lab.said(versus)}); the first reward "
+             f"model's agreement with gold changed by {lab.said(drop)} from the SFT model's responses to the last round's.",
+             agrees=None if abs(mean) < margin else mean > 0 and lab.over_seeds(versus)[0] > 0)
 
 
 if __name__ == "__main__":

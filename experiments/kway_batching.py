@@ -75,9 +75,10 @@ def main(L):
     gaps = {form: lab.said(of(form, "gap")) for form in forms}
     mean, half = lab.over_seeds(worse)
     L.finish(fig, rows, "shuffled pairs overfit within one epoch, groups do not, and groups cost a fraction of the computation.",
-             f"after one epoch the held-out loss of shuffled pairs (batches of 8) is {lab.said(worse, 3)} nats above that of groups, the gap "
-             f"between training and held-out accuracy {gaps['pairs']} against {gaps['groups']}; with batches of as many comparisons as "
-             f"the groups have the gap is {gaps[forms[2]]}, with pairs of different prompts {gaps[forms[3]]}; an epoch of pairs computes "
+             f"after one epoch the held-out loss of shuffled pairs (batches of 8) is {lab.said(worse, 3)} nats above that of "
+             f"groups, the gap between training and held-out accuracy {gaps['pairs']} against {gaps['groups']}; with batches of "
+             f"as many comparisons as the groups have the gap is {gaps[forms[2]]}, with pairs of different prompts "
+             f"{gaps[forms[3]]}; an epoch of pairs computes "
              f"{of('pairs', 'tokens')[0] / of('groups', 'tokens')[0]:.1f} times the tokens.",
              agrees=mean - (half if half == half else 0) > 0)
 

@@ -42,7 +42,7 @@ import train_rm
 import train_sft
 from minirlhf import UserError, cli
 from minirlhf.model import write_atomically
-from minirlhf.run import describe_result, read_jsonl
+from minirlhf.run import describe_result, pick_device, read_jsonl
 
 COLOURS = ("#5b82c0", "#1f9e89", "#e07b39", "#b5539c", "#8a6fd1", "#b3902f", "#4f9fc8", "#8b93a1")
 STYLE = {"font.size": 8.5, "axes.grid": True, "grid.color": "#e3e5e8", "grid.linewidth": 0.6, "axes.axisbelow": True,
@@ -70,7 +70,7 @@ class Lab:
         if settings.quick and settings.full:
             raise UserError("--quick and --full are opposites: take one")
         self.settings, self.name, self.folder = settings, name, Path(settings.out) / name
-        self.device, self.data, self.arms, self.began = settings.device, settings.data, {}, time.time()
+        self.device, self.data, self.arms = str(pick_device(settings.device)), settings.data, {}
         self.seeds = range(settings.seeds or self.pick(1, 3, 5))
         self.sft = settings.sft or f"{settings.out}/sft"
         if not settings.sft:
@@ -160,8 +160,8 @@ def reward_model(L: Lab, folder: str, *, data: str, seed: int = 0, **settings) -
     return {"rm": f"{folder}/rm"} | {k: v for k, v in describe_result(f"{folder}/rm").items() if k.startswith("validation")}
 
 
-def judge(L: Lab, folder: str, policy: str, reward: str = "", count: int = 200, samples: int = 4, seed: int = 1000) -> dict:
-    """evaluate.py on held-out toy prompts, against the SFT model: gold, win_rate, kl, words ... of `policy`."""
+def judge(L: Lab, folder: str, *, policy: str, reward: str = "", count: int = 200, samples: int = 4, seed: int = 1000) -> dict:
+    """evaluate.py on held-out toy prompts, against the SFT model: gold, win_rate, kl, words ... of `policy`; an arm, or called."""
     report = evaluate.main(evaluate.Settings(policies=policy, baseline=L.sft, reward=reward, count=count, samples=samples,
                                              seed=seed, out=f"{folder}/evaluation.json", device=L.device))
     result = next(r for r in report["results"] if r["policy"] == policy)

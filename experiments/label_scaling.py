@@ -4,7 +4,7 @@ Near chance at first, then about linear in the logarithm of the comparisons, nev
 four passes over N comparisons are not one pass over 4 N. Null control: the same training on labels that are coin flips.
 
     python experiments/label_scaling.py
-    python experiments/label_scaling.py --data helpful-base.test.jsonl.gz --sft out/hh_small/sft --out out/hh_experiments    # real pairs
+    python experiments/label_scaling.py --data helpful-base.test.jsonl.gz --sft out/hh_small/sft --out out/hh_lab     # real pairs
 """
 import json
 import math
@@ -91,12 +91,13 @@ def main(L):
     gap = [next(a["validation_accuracy"] for a in once if a["labels"] == 4 * b["labels"] and a["seed"] == b["seed"])
            - b["validation_accuracy"] for b in four]
     first, last = ([r["validation_accuracy"] for r in once if r["labels"] == n] for n in (sizes[0], sizes[-1]))
-    found = (f"{100 * per_doubling:.1f} ± {100 * half:.1f} points per doubling from {sizes[1]} comparisons on, from {lab.said(first)} at "
-             f"{sizes[0]} to {lab.said(last)} at {sizes[-1]}; one pass over 4 N beats four over N by {100 * sum(gap) / len(gap):.1f} "
-             f"points (mean over N); coin-flip labels give {lab.said([r['validation_accuracy'] for r in coins])}"
+    found = (f"{100 * per_doubling:.1f} ± {100 * half:.1f} points per doubling from {sizes[1]} comparisons on, from "
+             f"{lab.said(first)} at {sizes[0]} to {lab.said(last)} at {sizes[-1]}; one pass over 4 N beats four over N by "
+             f"{100 * sum(gap) / len(gap):.1f} points (mean over N); coin-flip labels give "
+             + lab.said([r["validation_accuracy"] for r in coins])
              + ("." if L.data else f"; {100 * sum(ceiling) / len(ceiling):.0f} % of the training labels are right."))
-    L.finish(fig, rows, "near chance with few comparisons, then about linear in their logarithm (papers: about 1 point per doubling "
-             "on human data); four epochs on N fall short of one on 4 N.", found,
+    L.finish(fig, rows, "near chance with few comparisons, then about linear in their logarithm (papers: about 1 point per "
+             "doubling on human data); four epochs on N fall short of one on 4 N.", found,
              agrees=per_doubling - (0 if math.isnan(half) else half) > 0 and sum(gap) > 0, labels_right=ceiling,
              points_per_doubling=[per_doubling, half])
 

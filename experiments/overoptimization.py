@@ -82,11 +82,11 @@ def main(L):
         return [r[key] for r in rows if r["labels"] == labels and r["kl_coef"] == 0]
     rise = [g["proxy"][-1] for g in of(few, "gains")]
     fall, low = of(few, "fall"), lab.over_seeds(of(few, "fall"))
-    L.finish(fig, rows, "the proxy keeps rising while gold rises and then falls, later with more labels, and never with gold as proxy.",
-             f"with {few} comparisons the proxy rose by {lab.said(rise)}, gold fell by {lab.said(fall)} from its peak at sqrt(KL) = "
-             f"{lab.said(of(few, 'peak_at'))}; with {many} by {lab.said(of(many, 'fall'))} from {lab.said(of(many, 'peak_at'))}; gold as "
-             f"its own proxy by {lab.said(of(0, 'fall'))}; fitted d (a - b log d): b = {lab.said([f[1] for f in of(few, 'fit')])}, "
-             f"{lab.said([f[1] for f in of(many, 'fit')])} and {lab.said([f[1] for f in of(0, 'fit')])}.",
+    L.finish(fig, rows, "the proxy keeps rising while gold rises and falls, later with more labels, and never with gold as proxy.",
+             f"with {few} comparisons the proxy rose by {lab.said(rise)} and gold fell by {lab.said(fall)} from its peak at "
+             f"sqrt(KL) = {lab.said(of(few, 'peak_at'))}; with {many} by {lab.said(of(many, 'fall'))} from "
+             f"{lab.said(of(many, 'peak_at'))}; with gold as its own proxy by {lab.said(of(0, 'fall'))}; fitted d (a - b log d) "
+             "has b = " + ", ".join(lab.said([f[1] for f in of(n, "fit")]) for n in (few, many, 0)) + ".",
              agrees=min(rise) > 0 and low[0] - (low[1] if low[1] == low[1] else 0) > max(of(0, "fall")) + 0.1)
 
 
