@@ -68,7 +68,7 @@ def main(L):
     half = start["gold"]["interval"]
     words = ", ".join(f"{m} {lab.said(gains[m])} (beta {best[m][1]:g})" for m in METHODS)
     means = [lab.over_seeds(gains[m])[0] for m in METHODS]
-    L.finish(fig, rows, "all methods gain gold from the labels, none from coin flips, and DPO's chosen responses may grow less likely.",
+    L.finish(fig, rows, "all methods gain gold, from coin flips none does, and DPO's chosen responses may grow less likely.",
              f"gold gained at each one's best beta: {words}; the log-prob of chosen responses moved by {lab.said(fallen)} nats "
              f"under DPO; the interval of SFT's gold over prompts is ± {half:.2f}.", agrees=min(means[:4]) > half > means[4])
 

@@ -62,7 +62,7 @@ def main(L):
     half = lab.over_seeds(gain)[1]
     margin = half if half == half else rows[0]["interval"]
     mean = lab.over_seeds(gain)[0]
-    L.finish(fig, rows, "more rounds with as many labels reach more gold, thanks to newer data, which the first reward model ranks worse.",
+    L.finish(fig, rows, "more rounds with as many labels reach more gold, thanks to newer data, harder for the first reward model.",
              f"gold after one round {lab.said(one)}, after four {lab.said(several)} (difference {lab.said(gain)}), after four "
              f"with labels of the SFT model's responses only {lab.said(stale)} (difference {lab.said(versus)}); the first reward "
              f"model's agreement with gold changed by {lab.said(drop)} from the SFT model's responses to the last round's.",

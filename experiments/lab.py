@@ -64,7 +64,7 @@ class Settings:
 
 
 class Lab:
-    """One experiment's folder. L.sft: the SFT model; L.seeds: to iterate over; L.data, L.device: the settings'."""
+    """One experiment's folder. L.sft: the SFT model; L.seeds: to iterate over; L.data: --data; L.device: cuda, mps or cpu."""
 
     def __init__(self, settings: Settings, name: str):
         if settings.quick and settings.full:
