@@ -28,6 +28,7 @@ class Settings:
     reference: str = ""           # model that the KL is measured against; empty: --init
     reward: str = "out/rm"        # a reward model's folder, file.py:function, or toy (gold itself); a,b an ensemble; a*0.7+b a sum
     ensemble: str = "mean"        # of rewards divided by commas: mean, min, or uwo (mean - variance / 2; uwo=0.1 for a tenth)
+    watch: str = ""               # rewards that are logged only, as watch_NAME, comma-separated: toy, other reward models
     data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field, comma-separated
     out: str = "out/ppo"          # the run's folder
     count: int = 8000             # how many prompts the toy world writes
@@ -156,6 +157,7 @@ def main(settings: Settings) -> None:
         lora.add(run.place(model), settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
     reference = lora.base(policy) if shared else run.place(reference, frozen=True)
     reward_fn = rewards.load(settings.reward, run.place, settings.ensemble)
+    watched = {f"watch_{name}": rewards.load(name, run.place) for name in settings.watch.split(",") if name}
     optimizer = run.adamw([*trained.values()], settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
     run.track(optimizer, **trained)
@@ -181,10 +183,12 @@ def main(settings: Settings) -> None:
         # 2. score whole texts; a response that never finished gets the fixed penalty
         scores = torch.tensor(reward_fn(batch.prompts, batch.responses), device=run.device)     # (B,)
         scores = torch.where(batch.finished, scores, settings.unfinished_score)
+        more = {name: torch.tensor(f(batch.prompts, batch.responses)) for name, f in watched.items()}     # (B,) each
 
         # 3. log-probs by the training forward, so that the first ratio is 1
         old, ref, exact_kl, entropy = rollout.compare(policy, reference, batch, settings.temperature)    # (B, R) each
-        lm = {"lm_loss": lm_loss()} if ptx_held_out and step % settings.log_every == 0 else {}
+        if ptx_held_out and step % settings.log_every == 0:
+            more["lm_loss"] = lm_loss()
 
         # 4. reward per token: the KL penalty everywhere, the score on the last token (Ziegler 2019, equation 2)
         kl, _, k3 = losses.kl_estimates(old, ref)                                          # (B, R), nats
@@ -254,13 +258,13 @@ def main(settings: Settings) -> None:
         # 6. look at it
         kl_sum, lengths = kl.sum(1), (batch.lengths - batch.prompt_lengths).float()        # (B,)
         row = run.log(
-            step, ("score", "kl", "length", "entropy", "clip_fraction", "explained_variance", *lm),
+            step, ("score", "kl", "length", "entropy", "clip_fraction", "explained_variance", *more),
             score=scores, score_std=float(scores.std(correction=0)), reward=scores - kl_coef * kl_sum, kl=kl_sum, kl_coef=kl_coef,
             kl_exact=exact_kl.sum(1), kl_k3=k3.sum(1), entropy=losses.masked_mean(entropy, mask), length=lengths,
             finished=batch.finished, **({"explained_variance": losses.explained_variance(values, returns, mask)} if value else {}),
             distinct=len(set(batch.responses)) / len(batch.responses), length_correlation=losses.correlation(scores, lengths),
             within_prompt_std=scores.view(-1, settings.samples_per_prompt).std(1, correction=0), updates=updates, lr=lr, **seen,
-            **lm, seconds_rollout=clock[1] - clock[0], seconds_scoring=clock[2] - clock[1], seconds_update=clock[3] - clock[2],
+            **more, seconds_rollout=clock[1] - clock[0], seconds_scoring=clock[2] - clock[1], seconds_update=clock[3] - clock[2],
             tokens_per_second=float(lengths.sum()) / (clock[3] - clock[0]), peak_gib=run.peak_memory())
         if step % settings.log_every == 0:
             for sentence in in_plain_words(row, settings):

@@ -1,0 +1,83 @@
+"""The laboratory: arms are computed once, intervals are Student's, best-of-n's KL is right on distributions that are known."""
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import lab
+from best_of_n_kl import measured_kl
+
+from minirlhf import losses
+
+
+@pytest.fixture
+def bench(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "model.safetensors").write_bytes(b"weights")
+    return lab.Lab(lab.Settings(quick=True, seeds=2, sft=str(tmp_path / "sft"), out=str(tmp_path), device="cpu"), "trial")
+
+
+def test_an_arm_is_computed_once_and_again_for_other_values_or_another_model(bench, tmp_path):
+    calls = []
+
+    def arm(L, folder, *, x, seed):
+        calls.append((x, seed))
+        return {"y": x + seed}
+
+    keys = [{"x": x, "seed": s} for s in bench.seeds for x in (1, 2)]
+    assert [r["y"] for r in bench.run(arm, keys)] == [1, 2, 2, 3]
+    assert bench.run(arm, keys)[3] == keys[3] | {"y": 3, "folder": bench.run(arm, keys)[3]["folder"]}
+    assert len(calls) == 4
+    (tmp_path / "sft" / "model.safetensors").write_bytes(b"others")
+    lab.Lab(bench.settings, "trial").arm(arm, x=1, seed=0)
+    assert len(calls) == 5
+
+
+def test_an_arm_that_fails_leaves_no_result(bench):
+    def arm(L, folder, *, fails):
+        if fails.pop():
+            raise RuntimeError("the power went")
+        return {"done": True}
+
+    fails = [False, True]
+    with pytest.raises(RuntimeError):
+        bench.arm(arm, fails=fails)
+    assert not list(bench.folder.glob("arms/*/arm.json"))
+
+
+def test_the_three_files(bench):
+    fig, ax = bench.figure("Trial", "x", "y")
+
+    def square(L, folder, *, x, seed):
+        return {"y": x * x + seed}
+
+    rows = bench.run(square, [{"x": x, "seed": s} for s in bench.seeds for x in (1, 2, 3)])
+    lab.curve(ax, rows, "x", "y", "square")
+    bench.finish(fig, rows, expected="a parabola.", found="one.", agrees=False, why="it was drawn twice")
+    assert (bench.folder / "figure.png").stat().st_size > 5000
+    assert "do not agree: it was drawn twice" in (bench.folder / "summary.md").read_text(encoding="utf-8")
+    assert [r["y"] for r in json.loads((bench.folder / "results.json").read_text(encoding="utf-8"))["rows"]] == [1, 4, 9, 2, 5, 10]
+
+
+def test_intervals_and_slopes():
+    assert lab.over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.30 / math.sqrt(3)))
+    assert math.isnan(lab.over_seeds([1.0])[1])
+    b, half = lab.slope([0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 5.0, 7.0])
+    assert b == pytest.approx(2) and half == pytest.approx(0, abs=1e-6)
+
+
+def test_measured_kl_of_best_of_n():
+    ten = [str(i) for i in range(10)]
+    assert measured_kl(ten, list(range(10)), 64) == pytest.approx(2.29, abs=0.005)          # the formula says 3.175
+    assert measured_kl(ten, [0.0] * 10, 64) == pytest.approx(0, abs=1e-12)                  # nothing to choose by
+    many = [str(i) for i in range(4096)]
+    assert measured_kl(many, list(range(4096)), 8) == pytest.approx(losses.best_of_n_kl_bound(8), abs=2e-3)
+    repeats, scores = ten[:5] * 4 + ten[5:], [float(x) for x in [*range(5)] * 4 + [*range(5, 10)]]
+    probabilities = torch.tensor([scores.count(float(i)) / 25 for i in range(10)], dtype=torch.double)
+    cumulated = torch.cat([torch.zeros(1), probabilities.cumsum(0)])
+    best = cumulated[1:] ** 6 - cumulated[:-1] ** 6
+    assert measured_kl(repeats, scores, 6) == pytest.approx(float((best * (best / probabilities).log()).sum()), abs=1e-9)
