@@ -32,15 +32,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluate
 import label
 import sample
+import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, cli
+from minirlhf import UserError, cli, rewards, toyworld
 from minirlhf.model import write_atomically
 from minirlhf.run import describe_result, pick_device, read_jsonl
 
@@ -166,6 +168,63 @@ def judge(L: Lab, folder: str, *, policy: str, reward: str = "", count: int = 20
                                              seed=seed, out=f"{folder}/evaluation.json", device=L.device))
     result = next(r for r in report["results"] if r["policy"] == policy)
     return {k: v for k, v in result.items() if k not in ("kinds", "parts", "policy")}
+
+def means(**per_prompt) -> dict:
+    """(P,) or (P, S) tensors -> {name: mean over prompts, name_interval: half width of its 95 % interval}."""
+    found = {name: evaluate.mean_of(x) for name, x in per_prompt.items()}
+    return {name: r["mean"] for name, r in found.items()} | {f"{name}_interval": r["interval"] for name, r in found.items()}
+
+
+def estimate(rows: list[dict], name: str, minus: list[dict] = ()) -> tuple[float, float]:
+    """Mean over seeds and its interval's half width, of `name` as `means` gives it; with one seed the interval is over prompts.
+    minus: rows of the same seeds in the same order, whose value is subtracted."""
+    if len(rows) > 1:
+        return over_seeds([r[name] - m[name] for r, m in zip(rows, minus)] if minus else [r[name] for r in rows])
+    return rows[0][name] - sum(m[name] for m in minus), math.hypot(*(r[f"{name}_interval"] for r in [*rows, *minus]))
+
+
+def wanted(split: str, count: int, seed: int, keep) -> list[str]:
+    """`count` different prompts of the toy world that keep(prompt) is true of, or as many as 40 times as many draws hold."""
+    return [p for p in dict.fromkeys(toyworld.prompts(split, 40 * count, seed)) if keep(p)][:count]
+
+
+def write_lines(file: str, records: list[dict]) -> str:
+    """JSON lines; the file's name back."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(file), "".join(json.dumps(r) + "\n" for r in records).encode())
+    return file
+
+
+def answers(L: Lab, folder: str, policy: str, prompts: list[str], samples: int, seed: int = 1000, temperature: float = 0.7):
+    """(B prompts, B responses, shape): a policy's responses to prompts, samples of a prompt side by side; kept in `folder`."""
+    data, out = write_lines(f"{folder}/prompts.jsonl", [{"prompt": p} for p in prompts]), f"{folder}/answers.jsonl"
+    sample.main(sample.Settings(init=policy, data=data, count=len(prompts), samples=samples, temperature=temperature, seed=seed,
+                                candidates_out=out, device=L.device))
+    rows = read_jsonl(out)
+    return [r["prompt"] for r in rows for _ in r["responses"]], [x for r in rows for x in r["responses"]], (len(rows), samples)
+
+
+def table(function, prompts: list[str], responses: list[str], shape: tuple[int, int]) -> torch.Tensor:
+    """A reward function's scores of `answers`: (P, S)."""
+    return torch.tensor(function(prompts, responses), dtype=torch.float64).view(shape)
+
+
+def feature(name: str):
+    """A feature of the toy world (toyworld.features) as a reward function."""
+    return lambda prompts, responses: [toyworld.features(p, r)[name] for p, r in zip(prompts, responses)]
+
+
+def reward_of(L: Lab, spec: str, ensemble: str = "mean"):
+    """rewards.load on the experiment's device."""
+    return rewards.load(spec, lambda model, frozen: model.to(pick_device(L.device)), ensemble)
+
+
+def improve(L: Lab, folder: str, *, reward: str, steps: int, seed: int = 0, **settings) -> str:
+    """A short run of RL against `reward`: RLOO, 16 prompts with four samples a step. The policy's folder."""
+    train_ppo.main(train_ppo.Settings(**{
+        "init": L.sft, "reward": reward, "out": f"{folder}/policy", "steps": steps, "seed": seed, "device": L.device,
+        "resume": True, "advantage": "rloo", "samples_per_prompt": 4, "prompts_per_step": 16} | settings))
+    return f"{folder}/policy"
 
 
 # ---------------------------------------------------------------------------------------------------- statistics, curves
