@@ -213,7 +213,7 @@ def main(settings: Settings) -> None:
         passes = [rows for order in shuffled for rows in order.tensor_split(min(settings.minibatches, len(mask)))]
         seen, updates = {}, 0
         for rows in passes:
-            tokens, stats = int(mask[rows].sum()), defaultdict(float)
+            tokens, stats = max(1, int(mask[rows].sum())), defaultdict(float)
             total = losses.length_normaliser(length_norm, mask[rows], settings.max_tokens)          # 0-d or (rows, 1)
             for part in micro_batches(batch.lengths[rows].tolist(), settings.token_budget):
                 index, part_total = rows[part], total[part] if total.dim() else total

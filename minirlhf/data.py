@@ -260,8 +260,8 @@ def _ranking(record: dict, where: str, template: str) -> Ranking:
         responses = [_response(named, name, where, prompt) for name in named]
         if not 1 < len(named) == len(ranks):
             raise UserError(f"{where}: {len(named)} 'responses', {len(ranks)} 'ranks'; give 2 or more, all ranked")
-        if wrong := [rank for rank in ranks if type(rank) is not int]:
-            raise UserError(f"{where}: field 'ranks' holds {wrong[0]!r}; a rank is a whole number, 1 for the best")
+        if wrong := [rank for rank in ranks if type(rank) is not int or abs(rank) > 10**9]:
+            raise UserError(f"{where}: field 'ranks' holds {wrong[0]!r:.40}; a rank is a whole number, 1 for the best")
         preferences = _preferences(record, len(ranks), where) if record.get("preferences") is not None else None
         if record.get("repeat") is True:  # a prompt is one element of a batch, however often it was ranked
             raise _Skip("'repeat' (they measure an annotator's agreement with themselves)")

@@ -163,6 +163,7 @@ RANKING = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2]}
     (read_rankings, RANKING | {"responses": ["a"], "ranks": [1]}, ["1 'responses'", "2 or more"]),
     (read_rankings, RANKING | {"ranks": [1, "2"]}, ["'ranks' holds '2'", "whole number"]),
     (read_rankings, RANKING | {"ranks": [1, True]}, ["'ranks' holds True"]),
+    (read_rankings, RANKING | {"responses": ["a", "a"], "ranks": [1, 10**400]}, ["'ranks' holds 10000"]),
     (read_rankings, RANKING | {"ranks": [1, float("nan")]}, ["'ranks' holds nan"]),
     (read_rankings, RANKING | {"ranks": 1}, ["'ranks' must be a list"]),
     (read_rankings, RANKING | {"responses": ["a", 2]}, ["'responses[1]' must be a text"]),

@@ -401,16 +401,17 @@ def changed(folder: Path, out: Path, change, cls=GPT) -> str:
     return str(out)
 
 
-def never_ends(model: GPT) -> None:
+def ends(model: GPT, push: float) -> None:
+    """EOS's logit + push, wherever."""
     direction = torch.nn.functional.normalize(torch.randn(model.config.n_embd, generator=torch.Generator().manual_seed(0)), dim=0)
     model.ln_f.bias += 30 * direction
-    model.wte.weight[model.tokenizer.eos_id] -= 3 * direction
+    model.wte.weight[model.tokenizer.eos_id] += push / 30 * direction
 
 
 def far_away(model: GPT) -> None:
     for p in model.h.parameters():
         p += torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-    model.wte.weight *= 40
+    model.wte.weight *= 200
 
 
 REWARDS = """import math
@@ -429,9 +430,10 @@ GROUPS = [{"advantage": "gae"}, {"advantage": "gae", "whiten_rewards": True}, {"
 def test_numbers(case, kind, made, tmp_path):
     """Finite weights and losses, or a sentence that stops the run; nothing in between."""
     (tmp_path / "my.py").write_text(REWARDS)
-    reward, sft = f"{tmp_path / 'my.py'}:{case if case in REWARDS else 'tiny'}", made / "sft"
+    reward = f"{tmp_path / 'my.py'}:{case if case in REWARDS else 'tiny'}"
+    sft = changed(made / "sft", tmp_path / "soon", lambda m: ends(m, 5.0))
     more = {"one token": {"max_tokens": 1}, "no token": {"max_tokens": 0}, "one episode": {"prompts_per_step": 1, "minibatches": 4},
-            "never ends": {"init": changed(sft, tmp_path / "init", never_ends)},
+            "never ends": {"init": changed(sft, tmp_path / "never", lambda m: ends(m, -90.0))},
             "far": {"reference": changed(sft, tmp_path / "far", far_away)},
             "fp16": {"init": changed(sft, tmp_path / "half", lambda m: m.half())}}.get(case, {})
     settings = replace(train_ppo.Settings(
@@ -447,7 +449,7 @@ def test_numbers(case, kind, made, tmp_path):
     assert len(rows) == 3 and all(x.isfinite().all() and x.dtype == torch.float32 for x in after.values())
     assert all(math.isfinite(x) for row in rows for name, x in row.items() if name != "kl_k3"), rows      # k3 may overflow: e^KL
     moved = any(not torch.equal(after[k], before[k].float()) for k in after)
-    assert moved or case in ("no token", "same", "one token", "one episode")           # no token or no difference: nothing to learn
+    assert moved or case in ("no token", "same", "one token", "one episode", "never ends")           # no token or no difference: nothing to learn
     if case == "never ends":
         assert all(row["finished"] == 0 and row["length"] == 8 for row in rows)
     if case == "far":
@@ -505,10 +507,10 @@ def test_nothing_that_only_posix_has(path):
             binary = any(isinstance(x, ast.Constant) and x.value in ("rb", "wb", "ab", "r+b", "ab+")
                          for a in node.args for x in ast.walk(a))
             if name in ("read_text", "write_text") or (name == "open" and not binary):
-                assert "encoding" in said or ast.unparse(node.func).startswith(("urllib.", "webbrowser.")), where
+                assert "encoding" in said or ast.unparse(node.func).startswith(("urllib.", "webbrowser.", "self.opener.")), where
             assert "shell" not in said and name not in ("symlink_to", "chmod", "rename"), where
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            assert not node.value.startswith(("/tmp", "/dev/", "/proc/", "/home/", "C:", "\\\\")), where
+            assert not node.value.startswith(("/tmp", "/dev/", "/proc/", "/home/", "C:")), where
 
 
 if __name__ == "__main__":
