@@ -39,7 +39,8 @@ from minirlhf.run import Run, read_jsonl
 
 ROOT = Path(__file__).parents[1]
 SLOW = bool(os.environ.get("MINIRLHF_SLOW"))
-KILLS = 20 if SLOW else 3
+KILLS = 20 if SLOW else 2
+SCRIPTS = ["train_sft", "train_rm", "train_ppo", "train_dpo"]
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
@@ -84,6 +85,7 @@ def live(job: dict) -> int:
             import resource
             more = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if name == "memory" else 0
             resource.setrlimit(getattr(resource, limit), (more + job[name], more + job[name]))
+    sys.stdout.reconfigure(line_buffering=True)
     sys.argv = job["argv"]
     script = sys.modules[Path(sys.argv[0]).stem]
     if script is run_rlhf:                             # a loop of seconds
@@ -129,7 +131,7 @@ def serve() -> None:
 
 class Lives:
     def __init__(self, folder: Path):
-        self.console = folder / "console.txt"
+        self.console, self.wholes = folder / "console.txt", {}
         own = ["unshare", "-rm"] if shutil.which("unshare") else []          # mounts of our own, for full and read-only disks
         self.can_mount = bool(own) and subprocess.run([*own, "true"], capture_output=True).returncode == 0
         self.server = subprocess.Popen([*own * self.can_mount, sys.executable, __file__], cwd=ROOT, text=True,
@@ -215,22 +217,28 @@ def result(out: Path) -> dict:
     return found
 
 
+def whole(script: str, lives: Lives, made: Path) -> tuple[dict, float, int]:
+    """What an undisturbed run leaves, the seconds it took, its moments; lived once."""
+    if script not in lives.wholes:
+        began = time.monotonic()
+        code, said = lives(words(script, made, made / f"whole_{script}"))
+        assert code == 0, said
+        lives.wholes[script] = result(made / f"whole_{script}"), time.monotonic() - began, int(said.split()[-2])
+    return lives.wholes[script]
+
+
 def same(a: dict, b: dict) -> None:
     assert a.keys() == b.keys() and not any(name.endswith((".partial", "resume.safetensors")) for name in a)
     assert [name for name in a if a[name] != b[name]] == []
 
 
 @forks
-@pytest.mark.parametrize("script", ["train_sft", "train_rm", "train_ppo", "train_dpo", "label", "run_rlhf"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "label", "run_rlhf"])
 def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(script, lives, made, tmp_path):
-    dice, whole, cut = random.Random(script), tmp_path / "whole", tmp_path / "cut"
-    began = time.monotonic()
-    code, said = lives(words(script, made, whole))
-    seconds, moments = time.monotonic() - began, int(said.split()[-2])
-    assert code == 0 and moments > 20, said
+    dice, cut, (good, seconds, moments) = random.Random(script), tmp_path / "cut", whole(script, lives, made)
     argv, kills, at = words(script, made, cut), [], []
     while len(kills) < KILLS:                              # ever new lives, of which each may get about so far
-        if len(kills) % 3 == 2:
+        if len(kills) % 3 == 1:
             code, said = lives(again(argv), seconds=dice.uniform(0.02, seconds * 0.7))
         else:
             code, said = lives(again(argv), die=dice.randint(1, moments // 3), half=dice.random())
@@ -238,11 +246,11 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(script, lives, made, 
         kills.append(code)
         at.append(said.rpartition("resuming ")[2].split("\n")[0][-3:] if "resuming" in said else "")
         if code == 0:                                      # it got through: from the beginning
-            same(result(whole), result(cut))
+            same(good, result(cut))
             shutil.rmtree(cut)
     code, said = lives(again(argv))
     assert code == 0, said
-    same(result(whole), result(cut))
+    same(good, result(cut))
     assert kills.count(-signal.SIGKILL) >= KILLS // 2
     print(f"{script}: {kills.count(-signal.SIGKILL)} kills, {kills.count(0)} came too late; resumed at {at}")
     if script.startswith("train"):
@@ -250,8 +258,8 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(script, lives, made, 
 
 
 @forks
-@pytest.mark.parametrize("script", ["train_sft", "train_rm", "train_ppo", "train_dpo"])
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("script", "by"), [(script, (signal.SIGINT, signal.SIGTERM)[(i + j) % 2])
+                                            for i, script in enumerate(SCRIPTS) for j in range(1 + SLOW)])
 def test_a_signal_saves_and_stops_also_at_the_last_step(script, by, lives, made, tmp_path):
     argv = words(script, made, tmp_path / "cut")
     for lines, step in ((3, 3), (5, 8)):                   # of 8
@@ -260,8 +268,7 @@ def test_a_signal_saves_and_stops_also_at_the_last_step(script, by, lives, made,
         assert (tmp_path / "cut" / "resume.safetensors").exists()
     code, said = lives(again(argv))
     assert code == 0 and "resuming" in said, said
-    assert lives(words(script, made, tmp_path / "whole"))[0] == 0
-    same(result(tmp_path / "whole"), result(tmp_path / "cut"))
+    same(whole(script, lives, made)[0], result(tmp_path / "cut"))
 
 
 # ---------------------------------------------------------------------------------------------- what an injected fault leaves
@@ -274,12 +281,11 @@ def stopped_at_4(lives: Lives, argv: list[str]) -> tuple[Path, bytes]:
     return path, path.read_bytes()
 
 
-def goes_on(lives: Lives, script: str, made: Path, tmp_path: Path, *flags: str) -> None:
+def goes_on(lives: Lives, script: str, made: Path, tmp_path: Path) -> None:
     """The damaged run ends as one to which nothing happened."""
     code, said = lives(again(words(script, made, tmp_path / "cut")))
     assert code == 0 and "at step 4" in said, said
-    assert lives(words(script, made, tmp_path / "whole"))[0] == 0
-    same(result(tmp_path / "whole"), result(tmp_path / "cut"))
+    same(whole(script, lives, made)[0], result(tmp_path / "cut"))
 
 
 def one_sentence(said: str, *parts: str) -> None:
@@ -319,8 +325,7 @@ def test_a_full_and_a_read_only_disk(lives, made, tmp_path):
     code, said = lives(again(argv), before=f"mount -o remount,rw,size=40m {disk}",
                        after=f"{copy}end; umount {disk}; cp -r {tmp_path}/end/. {disk}")
     assert code == 0 and "at step 4" in said, said
-    assert lives(words("train_sft", made, tmp_path / "whole"))[0] == 0
-    same(result(tmp_path / "whole"), result(tmp_path / "cut"))
+    same(whole("train_sft", lives, made)[0], result(tmp_path / "cut"))
 
 
 @forks
@@ -337,7 +342,7 @@ def test_out_of_memory(lives, made, tmp_path):
 
 
 @forks
-@pytest.mark.parametrize("script", ["train_sft", "train_rm", "train_ppo", "train_dpo"])
+@pytest.mark.parametrize("script", SCRIPTS if SLOW else ["train_ppo", "train_dpo"])
 def test_nan_stops_before_the_step_and_a_lower_rate_goes_on(script, lives, made, tmp_path):
     argv = words(script, made, tmp_path / "cut")
     code, said = lives(argv, nan=5)
@@ -383,12 +388,12 @@ def test_a_console_without_the_letters_of_a_sample(monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------------------------- determinism, numbers, long runs
 
 @forks
-@pytest.mark.parametrize("script", ["train_sft", "train_ppo", "run_rlhf"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "run_rlhf"] if SLOW else ["train_ppo"])
 def test_one_seed_is_one_run(script, lives, made, tmp_path):
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+    for name, seed in (("b", "0"), ("c", "4")):
         code, said = lives([*words(script, made, tmp_path / name), "--seed", seed])
         assert code == 0, said
-    a, b, c = (result(tmp_path / name) for name in "abc")
+    a, b, c = whole(script, lives, made)[0], *(result(tmp_path / name) for name in "bc")
     same(a, b)
     assert {k for k in a if k.endswith("model.safetensors") and a[k] == c[k]} == set()
 
@@ -424,7 +429,7 @@ GROUPS = [{"advantage": "gae"}, {"advantage": "gae", "whiten_rewards": True}, {"
           {"advantage": "rloo", "samples_per_prompt": 2}]
 
 
-@pytest.mark.parametrize("kind", GROUPS, ids=lambda kind: "-".join(map(str, kind.values())))
+@pytest.mark.parametrize("kind", GROUPS if SLOW else GROUPS[::2], ids=lambda kind: "-".join(map(str, kind.values())))
 @pytest.mark.parametrize("case", ["huge", "same", "tiny", "beyond", "one token", "no token", "one episode", "never ends", "far",
                                   "fp16"])
 def test_numbers(case, kind, made, tmp_path):
