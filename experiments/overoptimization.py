@@ -19,7 +19,7 @@ from minirlhf.run import read_jsonl
 
 
 def halves(L, folder, *, labels, seed):
-    """Two reward models, each from its own half of 2 * labels comparisons."""
+    """Two reward models, each from its own half of 2 * labels comparisons; how often the first agrees with gold at first."""
     rows = read_jsonl(L.arm(lab.rankings, count=2 * labels, noise=0.5, seed=seed + 1)["data"])
     found = []
     for i in (0, 1):
@@ -28,7 +28,8 @@ def halves(L, folder, *, labels, seed):
         write_atomically(file, "".join(json.dumps(r) + "\n" for r in lines).encode())
         epochs = max(2.0, 320 / len(lines))                             # 40 steps at least, so that few labels are learnt at all
         found.append(L.arm(lab.reward_model, data=str(file), seed=seed + i, epochs=epochs))
-    return {"rm": [f["rm"] for f in found], "accuracy": [f["validation_accuracy"] for f in found]}
+    right = L.arm(lab.judge, policy=L.sft, reward=found[0]["rm"], count=150)["reward_accuracy"]["mean"]
+    return {"rm": [f["rm"] for f in found], "accuracy": right}
 
 
 def arm(L, folder, *, labels, kl_coef, steps, lr, seed):
@@ -40,7 +41,8 @@ def arm(L, folder, *, labels, kl_coef, steps, lr, seed):
     names = {"proxy": "score", "other": f"watch_{other}", "gold": "watch_toy", "kl": "kl", "kl_exact": "kl_exact", "kl_k3": "kl_k3",
              "length": "length", "entropy": "entropy", "distinct": "distinct", "finished": "finished"}
     found = lab.path(f"{folder}/ppo", tuple(names.values()), window=5)
-    return {name: found[column] for name, column in names.items()}
+    return {name: found[column] for name, column in names.items()} | {
+        "accuracy": L.arm(halves, labels=labels, seed=seed)["accuracy"] if labels else 1.0}
 
 
 def fit(d, gain):
@@ -51,7 +53,7 @@ def fit(d, gain):
 
 
 def main(L):
-    few, many = L.pick((30, 600), (30, 600), (100, 5000))
+    few, many = L.pick((100, 1000), (100, 1000), (100, 10000))
     steps, lr = L.pick(50, 150, 600), 2e-3
     coefs = L.pick((0.0,), (0.0, 0.05, 0.2), (0.0, 0.02, 0.05, 0.2))
     arms = [{"labels": n, "kl_coef": c} for n in (few, many) for c in coefs if n == few or c == 0] + [{"labels": 0, "kl_coef": 0.0}]
@@ -83,10 +85,10 @@ def main(L):
     rise = [g["proxy"][-1] for g in of(few, "gains")]
     fall, low = of(few, "fall"), lab.over_seeds(of(few, "fall"))
     L.finish(fig, rows, "the proxy keeps rising while gold rises and falls, later with more labels, and never with gold as proxy.",
-             f"with {few} comparisons the proxy rose by {lab.said(rise)} and gold fell by {lab.said(fall)} from its peak at "
-             f"sqrt(KL) = {lab.said(of(few, 'peak_at'))}; with {many} by {lab.said(of(many, 'fall'))} from "
-             f"{lab.said(of(many, 'peak_at'))}; with gold as its own proxy by {lab.said(of(0, 'fall'))}; fitted d (a - b log d) "
-             "has b = " + ", ".join(lab.said([f[1] for f in of(n, "fit")]) for n in (few, many, 0)) + ".",
+             f"with {few} comparisons (agreement with gold {lab.said(of(few, 'accuracy'))}) the proxy rose by {lab.said(rise)} "
+             f"and gold fell by {lab.said(fall)} from its peak at sqrt(KL) = {lab.said(of(few, 'peak_at'))}; with {many} "
+             f"(agreement {lab.said(of(many, 'accuracy'))}) by {lab.said(of(many, 'fall'))} from "
+             f"{lab.said(of(many, 'peak_at'))}; with gold as its own proxy by {lab.said(of(0, 'fall'))}; fitted d (a - b log d) has b = " + ", ".join(lab.said([f[1] for f in of(n, "fit")]) for n in (few, many, 0)) + ".",
              agrees=min(rise) > 0 and low[0] - (low[1] if low[1] == low[1] else 0) > max(of(0, "fall")) + 0.1)
 
 
