@@ -88,7 +88,8 @@ def main(L):
              f"with {few} comparisons (agreement with gold {lab.said(of(few, 'accuracy'))}) the proxy rose by {lab.said(rise)} "
              f"and gold fell by {lab.said(fall)} from its peak at sqrt(KL) = {lab.said(of(few, 'peak_at'))}; with {many} "
              f"(agreement {lab.said(of(many, 'accuracy'))}) by {lab.said(of(many, 'fall'))} from "
-             f"{lab.said(of(many, 'peak_at'))}; with gold as its own proxy by {lab.said(of(0, 'fall'))}; fitted d (a - b log d) has b = " + ", ".join(lab.said([f[1] for f in of(n, "fit")]) for n in (few, many, 0)) + ".",
+             f"{lab.said(of(many, 'peak_at'))}; with gold as its own proxy by {lab.said(of(0, 'fall'))}; "
+             "fitted d (a - b log d) has b = " + ", ".join(lab.said([f[1] for f in of(n, "fit")]) for n in (few, many, 0)) + ".",
              agrees=min(rise) > 0 and low[0] - (low[1] if low[1] == low[1] else 0) > max(of(0, "fall")) + 0.1)
 
 
