@@ -88,7 +88,8 @@ def main(L):
              f"{lab.said(of(few, 'peak_at'))} and then fell by {lab.said(of(few, 'fall'))}; with {many} (agreement "
              f"{lab.said(of(many, 'accuracy'))}) it rose by {lab.said(of(many, 'rise'))} until {lab.said(of(many, 'peak_at'))} "
              f"and fell by {lab.said(of(many, 'fall'))}; with gold as its own proxy it rose by {lab.said(of(0, 'rise'))} and "
-             f"fell by {lab.said(of(0, 'fall'))}; fitted d (a - b log d) has b = " + ", ".join(lab.said([f[2] for f in of(n, "fit")]) for n in (few, many, 0)) + ".",
+             f"fell by {lab.said(of(0, 'fall'))}; fitted d (a - b log d) has b = "
+             + ", ".join(lab.said([f[2] for f in of(n, "fit")]) for n in (few, many, 0)) + ".",
              agrees=min(of(few, "proxy_rise")) > 0 and fall - (half if half == half else 0) > max(of(0, "fall")) + 0.1)
 
 
