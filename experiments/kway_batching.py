@@ -56,7 +56,7 @@ def arm(L, folder, *, form, prompts, epochs, test, seed):
 
 def main(L):
     forms = ("groups", "pairs", "pairs, 8 prompts' worth", "independent pairs")
-    prompts, test, epochs = L.pick((60, 150, (1, 3)), (150, 300, (1, 2, 4)), (400, 600, (1, 2, 4, 8)))
+    prompts, test, epochs = L.pick((40, 100, (1, 3)), (150, 300, (1, 2, 4)), (400, 600, (1, 2, 4, 8)))
     rows = L.run(arm, [{"form": form, "prompts": prompts, "epochs": e, "test": test, "seed": s} for s in L.seeds for form in forms
                        for e in epochs if form != "independent pairs" or e == 1])
     fig, (ax, right) = L.figure(f"{prompts} rankings of {K} responses", "epochs", "held-out loss, nats per comparison", columns=2)

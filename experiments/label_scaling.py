@@ -66,7 +66,7 @@ SMALL = {"n_embd": 48, "n_layer": 1, "n_head": 4, "steps": 300}
 
 
 def main(L):
-    sizes = L.pick([20, 80, 320, 1280], [20, 80, 320, 1280, 5120], [20, 80, 320, 1280, 5120, 20480])
+    sizes = L.pick([10, 40, 160, 640], [20, 80, 320, 1280, 5120], [20, 80, 320, 1280, 5120, 20480])
     common = {"coin": False, "pool": sizes[-1]}
     keys = [common | {"size": "large", "labels": n, "epochs": e, "seed": s} for s in L.seeds for n in sizes for e in (1, 4)
             if e == 1 or n < sizes[-1]]
