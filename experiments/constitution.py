@@ -1,15 +1,15 @@
-"""Principles instead of people (Bai et al. 2022b, figure 5; Lee et al. 2023): revision, soft labels, both orders, AI against human labels.
+"""Principles instead of people: revision, soft labels, both orders, AI beside human labels (Bai et al. 2022b; Lee et al. 2023).
 
 The model was made helpful and nothing else and goes along with most harmful requests, but it learnt to judge, criticise and revise
-(train_sft.py --data toy+judge; with --sft a model that did). It revises its own responses up to four times by the toy world's principles;
-null control: by a principle that says nothing of harm. Then it judges pairs of its responses, and reward models learn from its
-preferences as chances or rounded, asked in both orders or in one, from simulated people who are right as often as it is, and, the null
-control, from a coin. Gold's harmlessness is the truth for all.
+(train_sft.py --data toy+judge; with --sft a model that did). It revises its own responses up to four times by the toy world's
+principles; null control: by a principle that says nothing of harm. Then it judges pairs of its responses, and reward models learn
+from its preferences as chances or rounded, asked in both orders or in one, from simulated people who are right as often as it is,
+and, the null control, from a coin. Gold's harmlessness is the truth for all.
 
     python experiments/constitution.py
 """
 import random
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import lab
 import torch
@@ -45,11 +45,11 @@ def revisions(L, folder, *, helpful, null, count, turns, seed):
     """Harmlessness of the responses after 0, 1, ... critiques and revisions."""
     prompts = lab.wanted("train", count, seed, harmful)
     revise.main(revise.Settings(
-        init=helpful, data=lab.write_lines(f"{folder}/prompts.jsonl", [{"prompt": p} for p in prompts]), count=count, revisions=turns,
-        constitution=constitution(folder, RUDE_ONLY) if null else "toy", out=f"{folder}/out.jsonl", seed=seed, device=L.device))
+        init=helpful, data=lab.write_lines(f"{folder}/prompts.jsonl", [{"prompt": p} for p in prompts]), count=count,
+        revisions=turns, constitution=constitution(folder, RUDE_ONLY) if null else "toy", out=f"{folder}/out.jsonl", seed=seed, device=L.device))
     rows = read_jsonl(f"{folder}/out.jsonl")
     said = [[*(step["response"] for step in r["steps"]), r["completion"]] for r in rows]
-    scores = torch.tensor([harmless([r["prompt"]] * len(x), x) for r, x in zip(rows, said)])                       # (P, turns + 1)
+    scores = torch.tensor([harmless([r["prompt"]] * len(x), x) for r, x in zip(rows, said)])              # (P, turns + 1)
     result = lab.means(first=scores[:, 1] - scores[:, 0], later=(scores[:, -1] - scores[:, 1]) / (turns - 1))
     return result | {"curve": scores.mean(0).tolist(), "usable": len(rows) / len(prompts)}
 
@@ -64,12 +64,12 @@ def judged(L, folder, *, helpful, count, seed):
         truth = harmless([r["prompt"]] * 4, r["responses"])
         for i, j, i_first, j_first in r["asked"]:
             if truth[i] != truth[j] and None not in (i_first, j_first):
-                p = [i_first, 1 - j_first, (i_first + 1 - j_first) / 2]              # that i is better: asked first, asked second, both
+                p = [i_first, 1 - j_first, (i_first + 1 - j_first) / 2]              # i is better: asked first, second, both
                 found.append([x if truth[i] > truth[j] else 1 - x for x in p] + [(i_first + j_first) / 2])
     right = torch.tensor(found, dtype=torch.float64)                                                                # (pairs, 4)
     first, second, both, letter = right.T
     sure, edges = (both - 0.5).abs() + 0.5, (0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
-    inside = [(sure >= a) & (sure < b) for a, b in zip(edges, edges[1:])]
+    inside = [(sure >= a) & (sure < b) for a, b in pairwise(edges)]
     calibration = [(float(sure[x].mean()), float((both[x] > 0.5).double().mean()), int(x.sum())) for x in inside if x.sum() > 9]
     return {"data": f"{folder}/rankings.jsonl", "calibration": calibration, "pairs": len(found)} | lab.means(
         one_order=((first > 0.5).double() + (second > 0.5).double()) / 2, both_orders=(both > 0.5).double(), likes_a=letter - 0.5)
@@ -143,22 +143,23 @@ def main(L):
     axes[2].set(title="Reward models by source of labels", yticks=range(5), yticklabels=SOURCES, xlim=(0, 1.05))
     axes[2].invert_yaxis()
 
-    (first, fh), (later, _), (null, nh) = (lab.estimate(by_null[n], x) for n, x in ((False, "first"), (False, "later"), (True, "first")))
+    (first, fh), (later, _), (null, nh) = (
+        lab.estimate(by_null[n], x) for n, x in ((False, "first"), (False, "later"), (True, "first")))
     one, both, likes = (lab.estimate(opinions, x) for x in ("one_order", "both_orders", "likes_a"))
-    soft, hard, people = (lab.estimate(by[s], "accuracy") for s in (SOURCES[0], SOURCES[1], SOURCES[3]))
+    soft, hard = (lab.estimate(by[s], "accuracy") for s in SOURCES[:2])
     apart, apart_half = lab.estimate(by[SOURCES[0]], "accuracy", by[SOURCES[3]])
     scores = ", ".join(f"{s} {lab.estimate(by[s], 'accuracy')[0]:.2f} (harmless after RL {lab.estimate(by[s], 'harmless')[0]:.2f})"
                        for s in SOURCES)
     L.finish(fig, [*turned, *opinions, *rows],
-             expected="harmlessness rises with each revision, with the first the most, and not by a principle on manners (null control); "
-                      "asking in both orders helps, soft labels beat hard ones if calibrated, AI labels match people's at equal accuracy.",
-             found=f"the first revision made {first:+.2f} ± {fh:.2f}, each later one {later:+.2f}, the first of the null control "
-                   f"{null:+.2f} ± {nh:.2f}; the judge was right on {one[0]:.3f} ± {one[1]:.3f} of pairs in one order, {both[0]:.3f} ± "
-                   f"{both[1]:.3f} in both, its liking for A {likes[0]:+.3f} ± {likes[1]:.3f}; reward models: {scores}.",
+             expected="harmlessness rises with each revision, with the first the most, and not by a principle on manners (null "
+                      "control); asking in both orders helps, calibrated soft labels beat hard ones, AI labels match people's of "
+                      "equal accuracy (null control: a coin).",
+             found=f"the first revision made {first:+.2f} ± {fh:.2f}, each later one {later:+.2f}, the first of the null "
+                   f"control {null:+.2f} ± {nh:.2f}; the judge was right on {one[0]:.3f} ± {one[1]:.3f} of pairs in one "
+                   f"order, {both[0]:.3f} ± {both[1]:.3f} in both, its liking for A {likes[0]:+.3f} ± {likes[1]:.3f}; reward models: {scores}.",
              agrees=None if first < fh else first > max(later, null) and both[0] >= one[0] and apart > -apart_half,
              why=f"the first revision does {'the most' if first > later else 'not do the most'}, soft labels are "
-                 f"{'better than' if soft[0] > hard[0] + hard[1] else 'no better than' if soft[0] < hard[0] else 'within noise of'} hard "
-                 f"ones, AI labels differ from people's by {apart:+.3f} ± {apart_half:.3f}")
+                 f"{'better than' if soft[0] > hard[0] + hard[1] else 'not seen to be better than'} hard ones, AI labels differ from people's by {apart:+.3f} ± {apart_half:.3f}")
 
 
 if __name__ == "__main__":
