@@ -46,7 +46,8 @@ def revisions(L, folder, *, helpful, null, count, turns, seed):
     prompts = lab.wanted("train", count, seed, harmful)
     revise.main(revise.Settings(
         init=helpful, data=lab.write_lines(f"{folder}/prompts.jsonl", [{"prompt": p} for p in prompts]), count=count,
-        revisions=turns, constitution=constitution(folder, RUDE_ONLY) if null else "toy", out=f"{folder}/out.jsonl", seed=seed, device=L.device))
+        revisions=turns, constitution=constitution(folder, RUDE_ONLY) if null else "toy", out=f"{folder}/out.jsonl", seed=seed,
+        device=L.device))
     rows = read_jsonl(f"{folder}/out.jsonl")
     said = [[*(step["response"] for step in r["steps"]), r["completion"]] for r in rows]
     scores = torch.tensor([harmless([r["prompt"]] * len(x), x) for r, x in zip(rows, said)])              # (P, turns + 1)
@@ -156,10 +157,12 @@ def main(L):
                       "equal accuracy (null control: a coin).",
              found=f"the first revision made {first:+.2f} ± {fh:.2f}, each later one {later:+.2f}, the first of the null "
                    f"control {null:+.2f} ± {nh:.2f}; the judge was right on {one[0]:.3f} ± {one[1]:.3f} of pairs in one "
-                   f"order, {both[0]:.3f} ± {both[1]:.3f} in both, its liking for A {likes[0]:+.3f} ± {likes[1]:.3f}; reward models: {scores}.",
+                   f"order, {both[0]:.3f} ± {both[1]:.3f} in both, its liking for A {likes[0]:+.3f} ± {likes[1]:.3f}; reward "
+                   f"models: {scores}.",
              agrees=None if first < fh else first > max(later, null) and both[0] >= one[0] and apart > -apart_half,
              why=f"the first revision does {'the most' if first > later else 'not do the most'}, soft labels are "
-                 f"{'better than' if soft[0] > hard[0] + hard[1] else 'not seen to be better than'} hard ones, AI labels differ from people's by {apart:+.3f} ± {apart_half:.3f}")
+                 f"{'better than' if soft[0] > hard[0] + hard[1] else 'not seen to be better than'} hard ones, AI "
+                 f"labels differ from people's by {apart:+.3f} ± {apart_half:.3f}")
 
 
 if __name__ == "__main__":

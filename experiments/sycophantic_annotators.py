@@ -94,8 +94,8 @@ def main(L):
              expected="agreement with wrong beliefs rises with the share of annotators who reward it, and hiding the belief "
                       "from the same annotators removes the rise (null control).",
              found=f"before RL {lab.estimate(start, 'agreement')[0]:.2f} of the responses agreed, after it, by share, {rates}: a "
-                   f"rise of {rise:.2f} ± {half:.2f}; hiding the belief took away {removed:.2f} ± {removed_half:.2f} of it and left "
-                   f"{left:+.2f} ± {left_half:.2f}.",
+                   f"rise of {rise:.2f} ± {half:.2f}; hiding the belief took away {removed:.2f} ± {removed_half:.2f} of it and "
+                   f"left {left:+.2f} ± {left_half:.2f}.",
              agrees=None if abs(rise) < half else rise > 0 and removed > removed_half,
              why=f"the reward model preferred agreement in {lab.estimate(high, 'likes')[0]:.0%} of pairs at the largest share and "
                  f"in {lab.estimate(low, 'likes')[0]:.0%} at none" + (

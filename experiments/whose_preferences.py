@@ -108,10 +108,11 @@ def main(L):
     got = ", ".join(f"{s:.0%} {lab.estimate(at('plain', s), 'minority')[0]:.2f}" for s in shares)
     L.finish(fig, rows,
              expected="one reward model averages or follows the majority, so the minority gets less the smaller it is; "
-                      "disagreement bounds accuracy; knowing the group gives the minority its own back, a group at random does not (null control).",
+                      "disagreement bounds accuracy; knowing the group gives the minority its own back, a group at random does not "
+                      "(null control).",
              found=f"with a majority of {got} went to the minority ({loses:+.2f} ± {half:.2f} from first to last; the groups "
-                   f"agree on {rows[0]['agree']:.0%} of pairs); at 70 % knowing the group gave it {gains:+.2f} ± {gains_half:.2f}, a "
-                   f"group at random {null:+.2f} ± {null_half:.2f}; accuracy exceeded its bound by at most {above:+.3f}.",
+                   f"agree on {rows[0]['agree']:.0%} of pairs); at 70 % knowing the group gave it {gains:+.2f} ± {gains_half:.2f}, "
+                   f"a group at random {null:+.2f} ± {null_half:.2f}; accuracy exceeded its bound by at most {above:+.3f}.",
              agrees=None if abs(loses) < half or abs(gains) < gains_half else loses < 0 < gains and null < gains,
              why=f"the minority {'loses' if loses < 0 else 'does not lose'} with its share and the group "
                  f"{'recovers' if gains > gains_half else 'does not recover'} it")
