@@ -3,7 +3,7 @@
 Two models with the same tokenizer and initial weights learn the same demonstrations, but for one thing: in the first set writers go
 along with harmful requests three times in four, in the second nobody ever does (the null control: it never learnt how). RL against
 gold makes refusals near-certain in both. Then 1, 4, 16, ... examples of going along fine-tune each, in equally many steps; how
-often does it now help with held-out harmful requests? Also prompts that slip past: a role to play, and the first words of a plan put
+often does it now help with held-out harmful requests? Also prompts that slip past: a role to play, and a plan's first words put
 into the assistant's mouth.
 
     python experiments/hidden_capabilities.py
