@@ -62,8 +62,8 @@ def chosen(L, folder, *, labelled, count, members, prompts, samples, seed):
 def trained(L, folder, *, how, kl_coef, labelled, count, members, steps, questions, seed):
     """RL against one member or all; the policy's gold and KL."""
     rms = ensemble(L, labelled, count, members, seed)
-    policy = lab.improve(L, folder, reward=rms[0] if how == "single" else ",".join(rms), ensemble="mean" if how == "single" else how,
-                         kl_coef=kl_coef, steps=steps, seed=seed)
+    reward, how = (rms[0], "mean") if how == "single" else (",".join(rms), how)
+    policy = lab.improve(L, folder, reward=reward, ensemble=how, kl_coef=kl_coef, steps=steps, seed=seed)
     result = lab.judge(L, folder, policy, count=questions)
     return {"gold": result["gold"]["mean"], "gold_interval": result["gold"]["interval"], "kl": result["kl"]["mean"],
             "words": result["words"]["mean"]}
@@ -71,7 +71,7 @@ def trained(L, folder, *, how, kl_coef, labelled, count, members, steps, questio
 
 def main(L):
     count, members, prompts, samples, steps, questions = L.pick(
-        (250, 3, 40, 64, 25, 60), (400, 5, 80, 128, 60, 150), (1500, 5, 200, 256, 200, 400))
+        (200, 3, 40, 32, 16, 40), (400, 5, 80, 128, 60, 150), (1500, 5, 200, 256, 200, 400))
     common = {"count": count, "members": members}
     rows = L.run(chosen, [{"labelled": name, "prompts": prompts, "samples": samples, "seed": seed, **common}
                           for name in LABELS for seed in L.seeds])
@@ -103,12 +103,12 @@ def main(L):
                        for name in LABELS)
     after = ", ".join(f"{how} {lab.said([r['gold'] for r in rl if r['how'] == how and r['kl_coef'] == 0])}" for how in hows)
     L.finish(fig, [*rows, *rl],
-             expected="with a quarter of the labels flipped an ensemble's choices are better by gold than one member's, also after RL; "
-                      "a blind spot that all members share stays (null control: no gain).",
+             expected="with a quarter of the labels flipped an ensemble's choices are better by gold than one member's, also after "
+                      "RL; a blind spot that all members share stays (null control: no gain).",
              found=f"at best of {samples} the gain over one member was, {listed}; gold after RL without KL penalty: {after}.",
              agrees=None if abs(mean) < half else mean > 0 and blind - blind_half < mean,
-             why=f"the mean of {members} gained {mean:.2f} ± {half:.2f} with flipped labels and {blind:.2f} ± {blind_half:.2f} with "
-                 "the shared blind spot")
+             why=f"the mean of {members} gained {mean:.2f} ± {half:.2f} with flipped labels and {blind:.2f} ± {blind_half:.2f} "
+                 "with the shared blind spot")
 
 
 if __name__ == "__main__":

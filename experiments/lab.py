@@ -184,8 +184,12 @@ def estimate(rows: list[dict], name: str, minus: list[dict] = ()) -> tuple[float
 
 
 def wanted(split: str, count: int, seed: int, keep) -> list[str]:
-    """`count` different prompts of the toy world that keep(prompt) is true of, or as many as 40 times as many draws hold."""
-    return [p for p in dict.fromkeys(toyworld.prompts(split, 40 * count, seed)) if keep(p)][:count]
+    """`count` different prompts of the toy world that keep(prompt) is true of, or as many as 60 times as many draws hold."""
+    found, block = {}, 0
+    while len(found) < count and block < 20:
+        found |= dict.fromkeys(filter(keep, toyworld.prompts(split, 3 * count, seed + 100_000 * block)))
+        block += 1
+    return list(found)[:count]
 
 
 def write_lines(file: str, records: list[dict]) -> str:

@@ -10,7 +10,6 @@ are compared (Singhal's NRG). `--data` draws how often the longer response wins 
 import random
 
 import lab
-import torch
 
 from minirlhf import losses, toyworld
 from minirlhf.data import read_rankings
@@ -70,7 +69,7 @@ def arm(L, folder, *, share, blindly, count, steps, questions, seed):
 
 
 def main(L):
-    count, steps, questions = L.pick((500, 22, 80), (1500, 60, 200), (5000, 200, 400))
+    count, steps, questions = L.pick((400, 18, 60), (1500, 60, 200), (5000, 200, 400))
     shares = L.pick((0.5, 0.6, 0.7), (0.5, 0.56, 0.6, 0.7), (0.5, 0.56, 0.6, 0.7))
     keys = [{"share": s, "blindly": blindly, "count": count, "steps": steps, "questions": questions, "seed": seed}
             for seed in L.seeds for s, blindly in [*((s, False) for s in shares), (0.7, True)]]
@@ -94,11 +93,10 @@ def main(L):
     against, against_half = lab.estimate(last, "words", null)
     words = ", ".join(f"{s:.0%} {lab.estimate([r for r in biased if r['share'] == s], 'words')[0]:+.1f}" for s in shares)
     kept = ", ".join(f"{s:.0%} {lab.said([r['not_length'] for r in biased if r['share'] == s])}" for s in shares)
-    by_seed = torch.tensor([[r["not_length"] for r in biased if r["seed"] == s] for s in L.seeds])                        # (seeds, shares)
-    falls = bool(by_seed.mean(0)[-1] < by_seed.mean(0)[0])
+    falls = sum(r["not_length"] for r in last) < sum(r["not_length"] for r in first)
     L.finish(fig, rows,
-             expected="the more often the longer response wins, the longer responses get in RL, and the smaller is the share of the "
-                      "reward gained at equal length; as many labels turned at random do nothing of the kind (null control).",
+             expected="the more often the longer response wins, the longer responses get in RL, and the smaller is the share of "
+                      "the reward gained at equal length; as many labels turned at random do nothing of the kind (null control).",
              found=f"words against SFT at {words}: {more:+.1f} ± {half:.1f} from the first to the last, {against:+.1f} ± "
                    f"{against_half:.1f} against the null control; share of the gain that is not length at {kept}.",
              agrees=None if abs(more) < half else more > 0 and against - against_half > 0 and falls,

@@ -2,8 +2,8 @@
 
 RL maximises gold on seven kinds of requests; the pretraining text is demonstrations of the other seven, which RL never asks for.
 Their language-model loss, and gold on them, is the alignment tax. Arms: KL coefficients without a pretraining mix, coefficients of
-the mix at a small KL coefficient, and, the null control, a mix of the same text with each response's words shuffled: as many gradient
-steps on text that holds nothing worth keeping but the words.
+the mix at a small KL coefficient, and, the null control, a mix of the same text with each response's words shuffled: as many
+gradient steps on text that holds nothing worth keeping but the words.
 
     python experiments/ppo_ptx.py
 """
@@ -13,23 +13,23 @@ import lab
 import torch
 
 import train_sft
-from minirlhf import toyworld
+from minirlhf import losses, toyworld
 from minirlhf.data import read_demonstrations
 from minirlhf.model import GPT
-from minirlhf.run import pick_device
+from minirlhf.run import pick_device, read_jsonl
 
 TRAINED = ("comfort", "ideas", "fact", "refuse", "lookalike", "unknown", "belief")
 
 
 def text(L, folder, *, count, seed):
     """Demonstrations of the kinds that RL does not train: {"text", "shuffled", "held_out": files}; RL's prompts."""
-    rows = [r for r in toyworld.demonstrations("train", 2 * count, 500 + seed) if toyworld.kind(r["prompt"]) not in TRAINED]
+    rows = [r for r in toyworld.demonstrations("train", 2 * count, 500 + seed) if not trained(r["prompt"])]
     mixed, rng = [], random.Random(seed)
     for r in rows:
         words = r["completion"].split()
         mixed.append(r | {"completion": " ".join(rng.sample(words, len(words)))})
-    held_out = [r for r in toyworld.demonstrations("test", 1000, seed) if toyworld.kind(r["prompt"]) not in TRAINED][:300]
-    prompts = lab.wanted("train", count, seed, lambda p: toyworld.kind(p) in TRAINED)
+    held_out = [r for r in toyworld.demonstrations("test", 1000, seed) if not trained(r["prompt"])][:300]
+    prompts = lab.wanted("train", count, seed, trained)
     return {name: lab.write_lines(f"{folder}/{name}.jsonl", x) for name, x in (
         ("text", rows), ("shuffled", mixed), ("held_out", held_out), ("prompts", [{"prompt": p} for p in prompts]))}
 
@@ -40,15 +40,21 @@ def lm_loss(L, folder: str, file: str) -> float:
     return train_sft.validation_loss(model, train_sft.to_rows(model, read_demonstrations(file)), 4096)
 
 
-def gold_of(L, folder, policy, trained, questions, seed):
-    asked = lab.wanted("test", questions, 1000 + seed, lambda p: (toyworld.kind(p) in TRAINED) == trained)
-    texts, responses, shape = lab.answers(L, folder, policy, asked, 2, 1000 + seed)
-    return lab.table(toyworld.gold_scores, texts, responses, shape)
+def trained(prompt):
+    return toyworld.kind(prompt) in TRAINED
+
+
+def tax(L, folder, policy, files, questions, seed):
+    """The loss on held-out text; gold on the kinds that RL trains, and elsewhere."""
+    gold = {}
+    for name, keep in (("gold", trained), ("elsewhere", lambda p: not trained(p))):
+        asked = lab.wanted("test", questions, 1000 + seed, keep)
+        gold[name] = lab.table(toyworld.gold_scores, *lab.answers(L, f"{folder}/{name}", policy, asked, 2, 1000 + seed))
+    return {"lm_loss": lm_loss(L, policy, files["held_out"])} | lab.means(**gold)
 
 
 def before(L, folder, *, count, questions, seed):
-    return {"lm_loss": lm_loss(L, L.sft, L.arm(text, count=count, seed=seed)["held_out"])} | lab.means(
-        gold=gold_of(L, f"{folder}/a", L.sft, True, questions, seed), elsewhere=gold_of(L, f"{folder}/b", L.sft, False, questions, seed))
+    return tax(L, folder, L.sft, L.arm(text, count=count, seed=seed), questions, seed)
 
 
 def arm(L, folder, *, kl_coef, ptx, mix, lr, count, steps, questions, seed):
@@ -56,9 +62,8 @@ def arm(L, folder, *, kl_coef, ptx, mix, lr, count, steps, questions, seed):
     files = L.arm(text, count=count, seed=seed)
     policy = lab.improve(L, folder, reward="toy", data=files["prompts"], kl_coef=kl_coef, ptx_data=files[mix], ptx_coef=ptx, lr=lr,
                          steps=steps, seed=seed)
-    trail = lab.path(policy, ("kl",), 5)["kl"], [r["lm_loss"] for r in lab.read_jsonl(f"{policy}/metrics.jsonl") if "lm_loss" in r]
-    return {"lm_loss": lm_loss(L, policy, files["held_out"]), "kl": trail[0][-1], "path": list(zip(*trail))} | lab.means(
-        gold=gold_of(L, f"{folder}/a", policy, True, questions, seed), elsewhere=gold_of(L, f"{folder}/b", policy, False, questions, seed))
+    trail = lab.path(policy, ("kl",), 5)["kl"], [r["lm_loss"] for r in read_jsonl(f"{policy}/metrics.jsonl") if "lm_loss" in r]
+    return {"kl": trail[0][-1], "path": list(zip(*trail))} | tax(L, folder, policy, files, questions, seed)
 
 
 def name_of(row) -> str:
@@ -67,7 +72,7 @@ def name_of(row) -> str:
 
 
 def main(L):
-    count, steps, questions = L.pick((600, 30, 60), (2000, 80, 200), (4000, 300, 400))
+    count, steps, questions = L.pick((500, 18, 50), (2000, 80, 200), (4000, 300, 400))
     small = 0.02
     arms = [(kl, 0.0, "text") for kl in L.pick((0.0, 0.02, 0.2), (0.0, 0.02, 0.1, 0.3), (0.0, 0.02, 0.05, 0.1, 0.2, 0.5))]
     arms += [(small, ptx, "text") for ptx in L.pick((0.3, 1.0), (0.1, 0.3, 1.0, 3.0), (0.03, 0.1, 0.3, 1.0, 3.0))]
@@ -76,15 +81,15 @@ def main(L):
     rows = L.run(arm, [{"kl_coef": kl, "ptx": ptx, "mix": mix, "lr": 2e-3, "count": count, "steps": steps, "questions": questions,
                         "seed": seed} for seed in L.seeds for kl, ptx, mix in arms])
 
-    fig, axes = L.figure("During RL", "KL to SFT, nats per response", "loss on text that RL does not train, nats per token", columns=3)
+    fig, axes = L.figure("During RL", "KL to SFT, nats per response", "loss on the other kinds' text, nats per token", columns=3)
     for i, (kl, ptx, mix) in enumerate(arms):
         mine, colour = [r for r in rows if (r["kl_coef"], r["ptx"], r["mix"]) == (kl, ptx, mix)], lab.COLOURS[i % 8]
         marker = "s" if mix == "shuffled" else "^" if ptx else "o"
-        if mix == "text":                                                     # what the other arm logs is the loss on its own text
+        if mix == "text":                                            # what the other arm logs is the loss on its own text
             for r in mine:
                 axes[0].plot(*zip(*r["path"]), "-", color=colour, linewidth=1, label=name_of(r) if r is mine[0] else None)
         for ax, y in ((axes[1], "lm_loss"), (axes[2], "elsewhere")):
-            ax.plot([r["gold"] for r in mine], [r[y] for r in mine], marker, color=colour, label=name_of(mine[0]))
+            ax.plot([r["gold"] for r in mine], [r[y] for r in mine], marker, color=colour, label=name_of(mine[0]), linestyle="")
     for ax, y in ((axes[1], "lm_loss"), (axes[2], "elsewhere")):
         ax.plot([r["gold"] for r in start], [r[y] for r in start], "k*", markersize=8, label="SFT")
         ax.set(xlabel="gold on the kinds that RL trains")
@@ -92,24 +97,24 @@ def main(L):
     axes[2].set(title="The tax, as gold", ylabel="gold on the other kinds")
 
     def mean(kl, ptx, mix, name):
-        return sum(values := [r[name] for r in rows if (r["kl_coef"], r["ptx"], r["mix"]) == (kl, ptx, mix)]) / len(values)
+        return lab.over_seeds([r[name] for r in rows if (r["kl_coef"], r["ptx"], r["mix"]) == (kl, ptx, mix)])[0]
 
     sft, free, strict = (sum(r["lm_loss"] for r in start) / len(start), mean(*arms[0], "lm_loss"), max(a[0] for a in arms))
-    rise = [r["lm_loss"] - s["lm_loss"] for s in start for r in rows if r["seed"] == s["seed"] and (r["kl_coef"], r["ptx"]) == (0, 0)]
+    rise = [r["lm_loss"] - s["lm_loss"] for s in start for r in rows if (r["seed"], r["kl_coef"], r["ptx"]) == (s["seed"], 0, 0)]
     listed = "; ".join(f"{name_of({'kl_coef': a[0], 'ptx': a[1], 'mix': a[2]})}: loss {mean(*a, 'lm_loss') - sft:+.2f}, gold "
                        f"{mean(*a, 'gold'):.2f}" for a in arms)
     path = [point for r in rows if r["ptx"] == 0 for point in r["path"]]
-    r_kl = lab.losses.correlation(*torch.tensor(path, dtype=torch.float64).T)
-    mixed = mean(small, 1.0, "text", "lm_loss")
+    r_kl = losses.correlation(*torch.tensor(path, dtype=torch.float64).T)
+    mixed, shuffled, tight = ({x: mean(*a, x) for x in ("lm_loss", "gold")} for a in (
+        (small, 1.0, "text"), (small, 1.0, "shuffled"), (strict, 0.0, "text")))
     L.finish(fig, [*start, *rows],
-             expected="the loss on text that RL does not train rises with KL; mixing that text into the updates holds it at a higher "
-                      "gold than a larger KL coefficient does, and shuffled text does not (null control).",
-             found=f"the loss of {sft:.2f} rose by {lab.said(rise)} without any KL penalty (correlation with KL along all runs without "
-                   f"mix {r_kl:.2f}); by arm, {listed}.",
-             agrees=mixed < free and mixed < mean(small, 1.0, "shuffled", "lm_loss") and mean(
-                 small, 1.0, "text", "gold") > mean(strict, 0.0, "text", "gold"),
-             why=f"with the mix the loss moved by {mixed - sft:+.2f} and gold was {mean(small, 1.0, 'text', 'gold'):.2f}; with a KL "
-                 f"coefficient of {strict:g} by {mean(strict, 0.0, 'text', 'lm_loss') - sft:+.2f} and {mean(strict, 0.0, 'text', 'gold'):.2f}")
+             expected="the loss on text that RL does not train rises with KL; mixing that text into the updates holds it at a "
+                      "higher gold than a larger KL coefficient does, and shuffled text does not (null control).",
+             found=f"the loss of {sft:.2f} rose by {lab.said(rise)} without any KL penalty (correlation with KL along all runs "
+                   f"without mix {r_kl:.2f}); by arm, {listed}.",
+             agrees=mixed["lm_loss"] < min(free, shuffled["lm_loss"]) and mixed["gold"] > tight["gold"],
+             why=f"with the mix the loss moved by {mixed['lm_loss'] - sft:+.2f} and gold was {mixed['gold']:.2f}; with a KL "
+                 f"coefficient of {strict:g} by {tight['lm_loss'] - sft:+.2f} and {tight['gold']:.2f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ itself, asked which of two SFT responses it prefers. Null control: the same anno
 import random
 
 import lab
-import torch
 
 from minirlhf import feedback, toyworld
 from minirlhf.run import read_jsonl
@@ -59,14 +58,14 @@ def before(L, folder, *, questions, seed):
 
 def arm(L, folder, *, share, hidden, count, steps, questions, seed):
     data = L.arm(labels, count=count, share=share, hidden=hidden, seed=seed)["data"]
-    rm = L.arm(lab.reward_model, data=data, seed=seed, epochs=4.0, validation=0.02)["rm"]
+    rm = L.arm(lab.reward_model, data=data, seed=seed, epochs=3.0, validation=0.02)["rm"]
     likes = measured(L, f"{folder}/sft", L.sft, questions, seed, lab.reward_of(L, rm))
     policy = lab.improve(L, folder, reward=rm, data=data, steps=steps, seed=seed)
     return {k: v for k, v in likes.items() if k.startswith("likes")} | measured(L, f"{folder}/after", policy, questions, seed)
 
 
 def main(L):
-    count, steps, questions = L.pick((300, 20, 80), (800, 50, 150), (2000, 150, 300))
+    count, steps, questions = L.pick((200, 16, 60), (800, 50, 150), (2000, 150, 300))
     shares = L.pick((0.0, 0.1, 0.3, 0.5), (0.0, 0.1, 0.3, 0.5), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
     common = {"count": count, "steps": steps, "questions": questions}
     start = L.run(before, [{"questions": questions, "seed": seed} for seed in L.seeds])
@@ -90,16 +89,17 @@ def main(L):
     removed, removed_half = lab.estimate(high, "agreement", hidden)
     left, left_half = lab.estimate(hidden, "agreement", low)
     rates = ", ".join(f"{s:.0%} {lab.estimate([r for r in seen if r['share'] == s], 'agreement')[0]:.2f}" for s in shares)
-    monotone = bool((torch.tensor([sum(r["agreement"] for r in seen if r["share"] == s) for s in shares]).diff() > -0.02).all())
+    sums = [sum(r["agreement"] for r in seen if r["share"] == s) for s in shares]
     L.finish(fig, [*start, *rows],
-             expected="agreement with wrong beliefs rises with the share of annotators who reward it, and hiding the belief from the "
-                      "same annotators removes the rise (null control).",
-             found=f"before RL {lab.estimate(start, 'agreement')[0]:.2f} of the responses agreed, after it, by share, {rates}: a rise of "
-                   f"{rise:.2f} ± {half:.2f}; hiding the belief took away {removed:.2f} ± {removed_half:.2f} of it and left "
-                   f"{left:+.2f} ± {left_half:.2f}.",
+             expected="agreement with wrong beliefs rises with the share of annotators who reward it, and hiding the belief "
+                      "from the same annotators removes the rise (null control).",
+             found=f"before RL {lab.estimate(start, 'agreement')[0]:.2f} of the responses agreed, after it, by share, {rates}: a "
+                   f"rise of {rise:.2f} ± {half:.2f}; hiding the belief took away {removed:.2f} ± {removed_half:.2f} of it and "
+                   f"left {left:+.2f} ± {left_half:.2f}.",
              agrees=None if abs(rise) < half else rise > 0 and removed > removed_half,
-             why=f"the reward model preferred agreement in {lab.estimate(high, 'likes')[0]:.0%} of pairs at the largest share and in "
-                 f"{lab.estimate(low, 'likes')[0]:.0%} at none" + ("" if monotone else ", but the rise is not monotone"))
+             why=f"the reward model preferred agreement in {lab.estimate(high, 'likes')[0]:.0%} of pairs at the largest share and "
+                 f"in {lab.estimate(low, 'likes')[0]:.0%} at none" + (
+                     "" if sums == sorted(sums) else ", but the rise is not monotone"))
 
 
 if __name__ == "__main__":
