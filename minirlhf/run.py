@@ -230,7 +230,7 @@ class Run:
                 state.setdefault(int(i), {})[field] = tensors[key].clone()       # else it is the file, which must be replaced
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.first_step, self.extra = meta["step"], meta["extra"]
-        for name in LOGS:                                   # what the dead run logged after its last checkpoint goes
+        for name in (x for x in LOGS if (self.folder / x).exists()):     # what the dead run logged after its last checkpoint goes
             kept = [r for r in read_jsonl(self.folder / name) if r["step"] < self.first_step]
             write_atomically(self.folder / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self.row = (read_jsonl(self.folder / LOGS[0]) or [{}])[-1]
