@@ -49,8 +49,9 @@ def arm(L, folder, *, labels, prompts, samples, ns, coin, seed):
     points = []
     for n in ns:
         kls = [0.0 if coin else measured_kl(g, p, n) for g, p in zip(groups, proxy.tolist())]    # a coin changes no distribution
-        points.append({"n": n, "bound": losses.best_of_n_kl_bound(n), "kl": sum(kls) / len(kls), "kl_highest": max(kls)} | {
-            name: float(losses.best_of_n(proxy, x, n).mean()) for name, x in (("proxy", proxy), ("gold", gold))})
+        points.append({"n": n, "bound": losses.best_of_n_kl_bound(n), "kl": sum(kls) / len(kls), "kl_highest": max(kls),
+                       "kl_lowest": min(kls), "proxy": float(losses.best_of_n(proxy, proxy, n).mean()),
+                       "gold": float(losses.best_of_n(proxy, gold, n).mean())})
     distinct = sum(len(set(g)) for g in groups) / len(groups) / samples
     return {"points": points, "distinct": distinct}
 
@@ -70,6 +71,7 @@ def main(L):
     right.set(title="What it costs", xlabel="n", ylabel="nats", xscale="log")
     lab.curve(right, mine, "n", "bound", "log n - (n-1)/n")
     lab.curve(right, mine, "n", "kl", "measured, mean over prompts")
+    lab.curve(right, mine, "n", "kl_lowest", "measured, prompt with the lowest")
     fits = [losses.correlation(*(torch.tensor([p[k] for p in mine if p["seed"] == s]) for k in ("root_bound", "proxy"))) ** 2
             for s in L.seeds]
     excess = max(p["kl_highest"] - p["bound"] for p in mine)

@@ -50,7 +50,7 @@ COLOURS = ("#5b82c0", "#1f9e89", "#e07b39", "#b5539c", "#8a6fd1", "#b3902f", "#4
 STYLE = {"font.size": 8.5, "axes.grid": True, "grid.color": "#e3e5e8", "grid.linewidth": 0.6, "axes.axisbelow": True,
          "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5, "axes.titlelocation": "left",
          "axes.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 7.5, "lines.markersize": 4,
-         "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "text.parse_math": False}
+         "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}
 T95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31)        # Student's t by degrees of freedom
 
 
@@ -112,19 +112,18 @@ class Lab:
 
     def figure(self, title: str, x: str = "", y: str = "", columns: int = 1):
         """(Figure, its axes): one, or a list with columns > 1, whose labels are the caller's to set."""
-        with matplotlib.rc_context(STYLE):
-            fig = Figure(figsize=(5.2 if columns == 1 else 3.9 * columns, 3.5), layout="constrained")
-            axes = [fig.add_subplot(1, columns, i + 1) for i in range(columns)]
+        matplotlib.rcParams.update(STYLE)
+        fig = Figure(figsize=(5.2 if columns == 1 else 3.9 * columns, 3.5), layout="constrained")
+        axes = [fig.add_subplot(1, columns, i + 1) for i in range(columns)]
         axes[0].set(title=title, xlabel=x, ylabel=y)
         return fig, axes[0] if columns == 1 else axes
 
     def finish(self, fig: Figure, rows, expected: str, found: str, agrees: bool | None, why: str = "", **more) -> None:
         """figure.png, results.json, summary.md. agrees None: undecided, e.g. an interval that holds both answers."""
-        with matplotlib.rc_context(STYLE):
-            for ax in fig.axes:
-                if len(ax.get_legend_handles_labels()[1]) > 1:
-                    ax.legend()
-            fig.savefig(self.folder / "figure.png", dpi=110)
+        for ax in fig.axes:
+            if len(ax.get_legend_handles_labels()[1]) > 1:
+                ax.legend()
+        fig.savefig(self.folder / "figure.png", dpi=110)
         minutes = sum(self.arms.values()) / 60
         verdict = {True: "They agree", False: "They do not agree", None: "This does not decide it"}[agrees] + (why and f": {why}")
         size = self.pick("--quick", "default", "--full")
