@@ -160,11 +160,11 @@ def main(L):
                    f"order, {both[0]:.3f} ± {both[1]:.3f} in both, its liking for A {likes[0]:+.3f} ± {likes[1]:.3f}; reward "
                    f"models: {scores}.",
              agrees=None if first < fh else first > later and null < nh and both[0] >= one[0] and apart > -apart_half,
-             why=f"the first revision does {'the most' if first > later else 'not do the most'}, {null / first:.0%} of it also by a "
-                 "principle on manners, which is what being revised at all does; soft labels are "
+             why=f"the first revision does {'the most' if first > later else 'not do the most'}, {null / first:.0%} of it also "
+                 "by a principle on manners, which is what being revised at all does; soft labels are "
                  f"{'better than' if soft[0] > hard[0] + hard[1] else 'not seen to be better than'} hard ones"
-                 f"{' (both at the ceiling)' * (min(soft[0], hard[0]) > 0.98)}, AI labels differ from people's by {apart:+.3f} ± "
-                 f"{apart_half:.3f}")
+                 f"{' (both at the ceiling)' * (min(soft[0], hard[0]) > 0.98)}, AI labels differ from people's by {apart:+.3f} "
+                 f"± {apart_half:.3f}")
 
 
 if __name__ == "__main__":
