@@ -1,5 +1,4 @@
 """minirlhf: the whole of RLHF on one GPU, or on a laptop without one."""
-import errno
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,29 +11,21 @@ class UserError(Exception):
 
 
 @contextmanager
-def writing(path: Path):
-    """What cannot be written in here is an OSError that names the file: a full disk's does not, safetensors' own is none."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise OSError(getattr(error, "errno", errno.EIO), getattr(error, "strerror", None) or str(error), str(path)) from error
-
-
-@contextmanager
 def atomically(path: Path):
     """Gives the name of a file to write, which then becomes `path`: a reader sees the old file or the new one, never half of
     either, also after a power cut. Where that fails nothing is left behind."""
     temporary = path.with_name(path.name + ".partial")
-    with writing(path):
-        try:
-            yield temporary
-            with temporary.open("r+b") as f:
-                os.fsync(f.fileno())                  # before the renaming: the name may reach the disk before the content
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    try:
+        yield temporary
+        with temporary.open("r+b") as f:
+            os.fsync(f.fileno())                      # before the renaming: the name may reach the disk before the content
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError):      # a full disk's names no file, safetensors' own is no OSError
+            raise OSError(getattr(error, "errno", None), getattr(error, "strerror", None) or str(error), str(path)) from error
+        raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:

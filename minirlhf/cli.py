@@ -57,9 +57,9 @@ def start(main, settings_class: type) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:                                   # a full disk, a folder that is read-only
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}: make room on that disk, or choose a place that you "
-              "may write; what was whole is whole, and the same command" + " with --resume" * hasattr(settings, "resume")
-              + " goes on", file=sys.stderr)
+        where = error.filename or getattr(settings, "out", "a file")
+        print(f"error: {where}: {error.strerror or error}: make room on that disk, or choose a place that you may write; what was "
+              "whole is whole, and the same command" + " with --resume" * hasattr(settings, "resume") + " goes on", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:               # torch's own are RuntimeErrors
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory|not enough memory", str(error)):

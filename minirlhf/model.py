@@ -66,9 +66,9 @@ def read_config(path: Path, overrides: dict) -> Config:
     return config
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """CRC-32 of contiguous tensors on the CPU, in the order of their names: a flipped bit is seen, though not malice."""
-    crc = 0
+def checksum(tensors: dict[str, Tensor], text: str = "") -> str:
+    """CRC-32 of a text and contiguous tensors on the CPU, in the order of their names: a flipped bit is seen, though not malice."""
+    crc = zlib.crc32(text.encode())
     for _, x in sorted(tensors.items()):
         crc = zlib.crc32(x.reshape(-1).view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minirlhf import UserError, atomically, write_atomically, writing
+from minirlhf import UserError, atomically, write_atomically
 from minirlhf.model import LOGITS_AT_ONCE, checksum
 from minirlhf.muon import Muon
 
@@ -103,10 +103,6 @@ def read_jsonl(path: str | Path) -> list[dict]:
     path = Path(path)
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []     # a torn last line is left out
     return [json.loads(line) for line in lines]
-
-
-def as_bytes(*texts: str) -> Tensor:
-    return torch.tensor(list("\n".join(texts).encode()), dtype=torch.uint8)
 
 
 class Run:
@@ -216,7 +212,7 @@ class Run:
         try:
             with safe_open(path, "pt") as f:
                 tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()           # noqa: SIM118 (no dict)
-            if meta["crc32"] != checksum(tensors | {"": as_bytes(meta["state"], *sorted(tensors))}):
+            if meta["crc32"] != checksum(tensors, meta["state"] + str(sorted(tensors))):
                 raise ValueError("its checksum is wrong")
             meta = json.loads(meta["state"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -243,9 +239,8 @@ class Run:
             tensors |= {f"optimizer.{i}.{k}": v for k, v in fields.items()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         state = json.dumps({"step": step, "extra": self.extra})
-        crc = checksum(tensors | {"": as_bytes(state, *sorted(tensors))})
         with atomically(self.folder / "resume.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"state": state, "crc32": crc})
+            save_file(tensors, temporary, metadata={"state": state, "crc32": checksum(tensors, state + str(sorted(tensors)))})
             for name in LOGS:                                     # after a power cut they must not lack a step before this one
                 with suppress(FileNotFoundError), (self.folder / name).open("r+b") as f:
                     os.fsync(f.fileno())
@@ -330,7 +325,8 @@ class Run:
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
         """A line of metrics.jsonl (tensors become their means); every log_every steps, one on the console with an ETA."""
         row = {"step": step} | {k: float(v.float().mean()) if isinstance(v, Tensor) else v for k, v in metrics.items()}
-        self._append("metrics.jsonl", json.dumps(row) + "\n")
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
         self.row = row
         if step % self.settings.log_every == 0 or step == self.total - 1:
             gone = time.time() - self.started
@@ -340,13 +336,10 @@ class Run:
             tqdm.write(f"step {step:>5}/{self.total}  {numbers}  left {eta // 60:.0f}:{eta % 60:02.0f}")
         return row
 
-    def _append(self, name: str, lines: str) -> None:
-        with writing(self.folder / name), (self.folder / name).open("a", encoding="utf-8") as f:
-            f.write(lines)
-
     def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
         """Responses to samples.jsonl; the first `show` to the console."""
-        self._append("samples.jsonl", "".join(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows))
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as f:
+            f.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
         for row in rows[:show]:
             score = f"{row['score']:+.2f} " if "score" in row else ""
             tqdm.write(f"    {score}{row['prompt'].strip()[-100:]!r} -> {row['response'][:140]!r}")

@@ -301,7 +301,7 @@ def test_a_file_that_cannot_grow(name, share, lives, made, tmp_path):
     path, before = stopped_at_4(lives, argv)
     code, said = lives(again(argv), file=int((path.parent / name).stat().st_size * share))
     assert code == 2
-    one_sentence(said, str(tmp_path / "cut" / name), "too large", "make room", "--resume goes on")
+    one_sentence(said, str(tmp_path / "cut"), "too large", "make room", "--resume goes on")
     assert path.read_bytes() == before and not list(path.parent.glob("*.partial"))
     goes_on(lives, "train_ppo", made, tmp_path)
 
