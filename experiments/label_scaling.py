@@ -98,7 +98,7 @@ def main(L):
              + ("." if L.data else f"; {100 * sum(ceiling) / len(ceiling):.0f} % of the training labels are right."))
     L.finish(fig, rows, "near chance with few comparisons, then about linear in their logarithm (papers: about 1 point per "
              "doubling on human data); four epochs on N fall short of one on 4 N.", found,
-             agrees=per_doubling - (0 if math.isnan(half) else half) > 0 and sum(gap) > 0, labels_right=ceiling,
+             agrees=None if abs(per_doubling) < half else per_doubling > 0 and sum(gap) > 0, labels_right=ceiling,
              points_per_doubling=[per_doubling, half])
 
 
