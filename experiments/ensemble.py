@@ -1,4 +1,4 @@
-"""Do several reward models withstand over-optimisation better than one (Coste et al. 2023, figures 3 and 5)?
+"""Do several reward models withstand over-optimisation better than one (Coste et al. 2023)?
 
 Reward models that differ in their seed alone (the order of the data) learn from one set of pairs: labels without error, labels of
 which a quarter is flipped, and, the null control, labels of annotators who all like long responses: what every member believes

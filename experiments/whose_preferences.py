@@ -78,7 +78,7 @@ def arm(L, folder, *, share, kind, count, prompts, samples, seed):
 
 
 def main(L):
-    count, prompts, samples = L.pick((300, 50, 16), (1500, 150, 32), (5000, 400, 64))
+    count, prompts, samples = L.pick((1000, 50, 16), (2000, 150, 32), (5000, 400, 64))
     shares = L.pick((0.5, 0.7, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9))
     rows = L.run(arm, [{"share": s, "kind": kind, "count": count, "prompts": prompts, "samples": samples, "seed": seed}
                        for seed in L.seeds for s in shares for kind in KINDS if kind != "group at random" or s == 0.7])
