@@ -30,7 +30,7 @@ import train_dpo
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import rollout, run
+from minirlhf import UserError, rollout, run
 from minirlhf.cli import start
 from minirlhf.model import GPT, Config, ScalarGPT
 from minirlhf.tokenizer import Tokenizer
@@ -187,6 +187,8 @@ def make_models(folder: Path, config: Config, seed: int, eos_rate: float) -> str
 
 def main(settings: Settings) -> None:
     # 1. the machine
+    if settings.preset not in SHAPES:
+        raise UserError(f"--preset {settings.preset}: unknown; take {', '.join(SHAPES)}")
     config, dice, device = SHAPES[settings.preset], random.Random(settings.seed), run.pick_device(settings.device)
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     minirlhf.model.Tokenizer = Words
