@@ -386,13 +386,13 @@ def batch_indices(n: int, step: int, batch_size: int, seed: int) -> list[int]:
 
 def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
     """Indices of all rows, sorted by length and cut so that rows * longest <= token_budget, or one row alone: where
-    padding is least, if a micro-batch is taken to cost as much as budget / 16 tokens of it."""
+    padding is least, if a micro-batch is taken to cost as much as budget / 64 tokens of it."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     costs, starts = [0], []  # of the first j rows; where the last of their micro-batches begins
     for end, i in enumerate(order, 1):
         first = max(0, end - max(1, token_budget // max(1, lengths[i])))
         cost, start = min((costs[s] + (end - s) * lengths[i], s) for s in range(first, end))
-        costs.append(cost + token_budget // 16)
+        costs.append(cost + token_budget // 64)
         starts.append(start)
     batches = []
     while order:

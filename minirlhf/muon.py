@@ -9,9 +9,13 @@ def orthogonalise(G: Tensor, steps: int = 5) -> Tensor:
     X = G / (G.norm() + 1e-7)
     tall = X.shape[0] > X.shape[1]
     X = X.T if tall else X
-    for _ in range(steps):
-        A = X @ X.T
-        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    A, Q = X @ X.T, None                      # each step is X <- B X with B a polynomial of A = X X': all of them commute,
+    for left in reversed(range(steps)):       # so the small A is iterated and X is multiplied once, at the end
+        B = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)
+        B.diagonal().add_(3.4445)
+        Q = B if Q is None else B @ Q
+        A = B @ A @ B if left else A
+    X = Q @ X
     return X.T if tall else X
 
 
