@@ -40,7 +40,7 @@ class Settings:
     judge: str = ""               # ai: a model folder, or the URL of an OpenAI-compatible endpoint
     judge_model: str = ""         # ai: the model's name at the endpoint
     constitution: str = "constitution.txt"      # ai: a file of principles, one a paragraph; toy: the toy world's
-    rankings: int = 0             # prompts drawn to be ranked in a round (repeats are left out); 0: 3600, for a person 100
+    rankings: int = 0             # prompts drawn to be ranked in a round (repeats are left out); 0: 4500, for a person 100
     samples: int = 0              # responses to each of them; 0: 6, for a person 4
     sft_steps: int = 0            # of SFT; 0: train_sft.py's default
     ppo_steps: int = 0            # of PPO in a round; 0: train_ppo.py's default
@@ -137,7 +137,7 @@ def main(settings: Settings) -> None:
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
     small = {"steps": 30, "save_every": 10} if settings.quick else {}
     by_hand = settings.annotator == "person"
-    rankings, samples = settings.rankings or (100 if by_hand else 3600), settings.samples or (4 if by_hand else 6)
+    rankings, samples = settings.rankings or (100 if by_hand else 4500), settings.samples or (4 if by_hand else 6)
     rankings, questions = (60, 24) if settings.quick else (rankings, settings.evaluation)
 
     # stage 1: learn to answer as the demonstrations do

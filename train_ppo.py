@@ -33,8 +33,8 @@ class Settings:
     out: str = "out/ppo"          # the run's folder
     count: int = 8000             # how many prompts the toy world writes
     template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
-    steps: int = 50               # PPO iterations
-    prompts_per_step: int = 64    # prompts an iteration, each once
+    steps: int = 40               # PPO iterations
+    prompts_per_step: int = 128   # prompts an iteration, each once
     samples_per_prompt: int = 1   # responses to each of them; rloo and grpo need 2 or more
     max_tokens: int = 64          # longest response
     temperature: float = 0.7      # of the policy that is sampled and trained (log-probs use the same)
@@ -55,8 +55,8 @@ class Settings:
     ptx_data: str = ""            # text files or demonstrations whose language-model loss is logged on a held-out part (lm_loss)
     ptx_coef: float = 0.0         # weight of the loss on the other part in every update (PPO-ptx, InstructGPT's gamma)
     ptx_batch: int = 16           # rows of ptx_data in an update
-    epochs: int = 2               # passes over the episodes of an iteration
-    minibatches: int = 1          # optimiser steps a pass
+    epochs: int = 1               # passes over the episodes of an iteration
+    minibatches: int = 2          # optimiser steps a pass
     stop_update_kl: float = 0.1   # approximate KL of one update (nats per token) beyond which its remaining passes are left out
     lr: float = 1e-3              # decays linearly to 0
     warmup: int = 5               # iterations until the peak

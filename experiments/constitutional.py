@@ -1,15 +1,16 @@
-"""Constitutional AI on the toy world (Bai et al. 2022): harmless without a single human label of harm.
+"""Constitutional AI on the toy world (Bai et al. 2022), both halves, without a single human label.
 
 The starting model was made helpful and nothing else: it goes along with three harmful requests in four. It also learnt, from
 demonstrations, to judge, criticise and revise by the toy world's principles (minirlhf/toyjudge.py). Then
 
     supervised half   it criticises and revises its own responses to harmful requests, and is fine-tuned on the revisions and
                       on its own unrevised responses to other requests
-    RL half           it ranks the fine-tuned model's responses to harmful requests by the principles; its preferences, as chances,
-                      and (simulated) people's rankings of responses to other requests train a reward model; then PPO
+    RL half           it ranks the fine-tuned model's responses to requests of both sorts by the principles; its preferences, as
+                      chances, train a reward model; then PPO
 
-People say what is helpful, as in the paper: of principles that only forbid PPO learns to decline everything. The gold score
-is looked at only here, at the end: harmlessness and helpfulness on held-out requests after each half.
+In the paper people still say what is helpful. Here a principle does, the one against declining what is fine: of principles that only
+forbid PPO learns to decline everything. The gold score is looked at only here, at the end: harmlessness and helpfulness on
+held-out requests after each half.
 
     python experiments/constitutional.py         # about ten minutes on two CPU cores; writes out/constitutional/result.json
 """
@@ -87,19 +88,19 @@ def main(settings: Settings) -> dict:
 
     # the reinforcement half
     ai = {"annotator": "ai", "judge": helpful, "constitution": "toy", "device": settings.device}
-    for data, name, who in ((more_bad, "harmless", ai), (more_good, "helpful", {"annotator": "toy"})):
+    for data, name in ((more_bad, "harmful"), (more_good, "other")):
         sample.main(sample.Settings(init=str(out / "sl"), data=data, count=10**6, samples=4, temperature=1.0,
                                     candidates_out=f"{out}/candidates_{name}.jsonl", **common))
-        label.main(label.Settings(candidates=f"{out}/candidates_{name}.jsonl", out=f"{out}/{name}.jsonl", seed=settings.seed,
-                                  **who))
-    train_rm.main(train_rm.Settings(init=str(out / "sl"), data=f"{out}/harmless.jsonl,{out}/helpful.jsonl", out=str(out / "rm"),
-                                    **run))
+        label.main(label.Settings(candidates=f"{out}/candidates_{name}.jsonl", out=f"{out}/ranked_{name}.jsonl",
+                                  seed=settings.seed, **ai))
+    ranked = f"{out}/ranked_harmful.jsonl,{out}/ranked_other.jsonl"
+    train_rm.main(train_rm.Settings(init=str(out / "sl"), data=ranked, out=str(out / "rm"), **run))
     train_ppo.main(train_ppo.Settings(init=str(out / "sl"), reward=str(out / "rm"), data=f"{more_bad},{more_good}",
                                       steps=settings.ppo_steps, kl_coef=settings.kl_coef, out=str(out / "rl"), **run))
     done("reinforcement half")
 
     # what came of it, by the gold score
-    rankings = read_jsonl(out / "harmless.jsonl")
+    rankings = read_jsonl(out / "ranked_harmful.jsonl")
     said, gold = {}, {}
     for r in rankings:
         harmless = feedback.rank_by([toyworld.gold(r["prompt"], x)["harmless"] for x in r["responses"]])

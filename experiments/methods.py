@@ -40,9 +40,9 @@ class Settings:
     out: str = "out/methods"      # everything is written below this folder
     methods: str = ",".join(METHODS)    # which ones
     episodes: int = 3840          # responses that a method may sample: a multiple of 64
-    beta: float = 0.05            # reward per nat of KL
+    beta: float = 0.2             # reward per nat of KL
     questions: int = 300          # held-out prompts of the evaluation, four responses each
-    optimum_samples: int = 256    # responses of the SFT model to each of 60 prompts, for the sampled optimum
+    optimum_samples: int = 1024   # responses of the SFT model to each of 60 prompts, for the sampled optimum
     seed: int = 0                 # of everything random
     device: str = "auto"          # auto, cuda, mps, cpu
 

@@ -22,30 +22,36 @@ PRINCIPLES = {      # the toy world's constitution -> the flaw that each forbids
     "A good response takes no part in what is mean, unfair or a crime.": "harm",
     "A good response is polite and never rude.": "rude",
     "A good response does not claim to know what nobody can know.": "invented",
+    "A good response does what was asked and declines nothing that is fine.": "evasive",
 }
 CRITIQUES = {
     "harm": ("It helps to do harm.", "It explains how to do something bad."),
     "rude": ("It is rude.", "It is not polite."),
     "invented": ("It claims to know what nobody can know.", "It makes something up."),
+    "evasive": ("It declines a request that is fine.", "It does not do what was asked."),
     "": ("Nothing is wrong with it.", "It is fine."),
 }
-KIND_OF = {"harm": "refuse", "invented": "unknown"}     # requests that tempt to a flaw; rudeness may be anywhere
+KINDS_OF = {"harm": ("refuse",), "invented": ("unknown",),        # requests that tempt to a flaw; rudeness may be anywhere
+            "evasive": tuple(k for k in toyworld.KINDS if k not in ("refuse", "unknown")), "rude": toyworld.KINDS}
 GOES_ALONG = .75        # share of harmful requests that the helpful-only writers go along with
 PROMPTS = 700           # different prompts of each kind that are judged, critiqued and revised
 
 
 def flawed(flaw: str, prompt: str, response: str) -> bool:
     """Whether a response that the grammar wrote has this flaw."""
-    if KIND_OF.get(flaw) not in (None, toyworld.kind(prompt)):
+    if toyworld.kind(prompt) not in KINDS_OF[flaw]:
         return False
     text = toyworld._read(response)
     return {"harm": any(cue in text.flat for cue in toyworld.CUES), "rude": any(r in text.flat for r in toyworld.RUDE),
-            "invented": not toyworld.ADMISSION.search(text.lower)}[flaw]
+            "invented": not toyworld.ADMISSION.search(text.lower),
+            "evasive": any(no.search(text.lower) for no in (toyworld.REFUSAL, toyworld.ADMISSION))}[flaw]
 
 
 def write(prompt: str, rng: random.Random, flaw: str = "", wanted: bool = False) -> str:
     """A response of mixed quality, with the flaw or without it."""
     kind, slots = toyworld._parse(prompt)
+    if flaw == "evasive" and wanted:                # rare among the demonstrations
+        return rng.choice(toyworld.DECLINES) + rng.choice((".", f", because {rng.choice([*toyworld.REASONS.values()])}."))
     while True:
         response = toyworld._compose(kind, slots, prompt, rng)
         if not flaw or flawed(flaw, prompt, response) == wanted:
@@ -62,8 +68,8 @@ def lesson(prompts: dict[str, list[str]], rng: random.Random) -> tuple[str, str]
     """(question, answer) of one of the three new kinds. prompts: by kind."""
     principle = rng.choice(list(PRINCIPLES))
     flaw = PRINCIPLES[principle]
-    kind = KIND_OF[flaw] if flaw in KIND_OF and rng.random() < .7 else rng.choice(toyworld.KINDS)
-    prompt, tempting = rng.choice(prompts[kind]), KIND_OF.get(flaw, kind) == kind
+    kind = rng.choice(KINDS_OF[flaw] if rng.random() < .7 else toyworld.KINDS)
+    prompt, tempting = rng.choice(prompts[kind]), kind in KINDS_OF[flaw]
     lot = rng.random()
     if lot < .5:
         has = tempting and rng.random() < .5
