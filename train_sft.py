@@ -3,7 +3,7 @@
 Loss on the assistant's tokens and their EOS only. Pretraining is the same thing: plain text, every token supervised.
 Ouyang et al. 2022, section 3.5. With no --init it starts from nothing: a fresh GPT and a tokenizer trained on the data.
 
-    python train_sft.py                              # the toy world, about two minutes on two CPU cores
+    python train_sft.py                              # the toy world, about three minutes on two CPU cores
     python train_sft.py --init out/sft --data my_demonstrations.jsonl --out out/my_sft
 """
 import time

@@ -12,7 +12,7 @@
         sizes = L.pick([50, 200], [50, 200, 800], [50, 200, 800, 3200])                     # --quick, default, --full
         rows = L.run(arm, [{"labels": n, "seed": seed} for seed in L.seeds for n in sizes])   # key and result in each row
         fig, ax = L.figure("Accuracy against labels", "comparisons", "accuracy")
-        lab.curve(ax, rows, "labels", "accuracy", "1.2 M parameters")                        # mean and interval over seeds
+        lab.curve(ax, rows, "labels", "accuracy", "1 M parameters")                        # mean and interval over seeds
         L.finish(fig, rows, expected="...", found="...", agrees=True)
 
     if __name__ == "__main__":
