@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from minirlhf import UserError
 from minirlhf.model import write_atomically
+from minirlhf.probes import number, share
 from minirlhf.run import read_jsonl
 
 INK, LINE = "#010203", "#040506"          # in figures: stand for the page's text colour and for its thin lines
@@ -132,15 +133,6 @@ def headline(data: dict) -> dict:
         key["reward model's accuracy"] = share(models[0]["reward_accuracy"])                # without the labels' noise
     key |= {"time": duration(data["seconds"]), "warnings": str(len(data["warnings"]))}
     return {"headline": text, "key_numbers": key}
-
-def number(x: float | None) -> str:
-    size = abs(x or 0)
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2
-    return "–" if x is None else f"{x:.{digits}f}" if size > 0.095 else f"{x:.2g}"
-
-def share(cell: dict) -> str:
-    half = "" if cell["interval"] is None else f" ± {100 * cell['interval']:.0f} %"
-    return "–" if cell["mean"] is None else f"{100 * cell['mean']:.0f} %{half}"
 
 def duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
