@@ -67,9 +67,9 @@ def test_verdicts():
         row = probes.verdict(probe, {"mean": mean, "interval": half, "prompts": prompts}, "facts")
         return row["verdict"], row["says"]
 
-    assert of(0.05, 0.04) == ("healthy", "it is about as sure as it is right: facts")
-    assert of(0.2, 0.04) == ("look here", "it is too sure of itself: facts")
-    assert of(-0.2, 0.04) == ("look here", "it is right more often than it claims: facts")
+    assert of(0.05, 0.04) == ("healthy", "the reward is as sure as it is right: facts")
+    assert of(0.2, 0.04) == ("look here", "the reward is too sure: facts")
+    assert of(-0.2, 0.04) == ("look here", "the reward is too modest: facts")
     assert of(-0.2, 0.04, probe="right answers that a wrong belief flips")[0] == "healthy"          # one side alone is bad
     for cell in ((0.05, 0.06), (0.2, 0.15), (-0.2, 0.15)):
         assert of(*cell) == ("cannot tell", "the limit lies inside the interval: facts")
@@ -123,7 +123,7 @@ def test_calibration_of_a_bradley_terry_judge(draw):
     assert all(abs(b["predicted"] - b["accuracy"]) < 2 * b["interval"] for b in row["calibration"])
     sure, shy = probes.of_calibration(9 * log_odds, gold), probes.of_calibration(log_odds / 5, gold)
     assert sure["verdict"] == shy["verdict"] == "look here" and sure["mean"] > 0.1 and shy["mean"] < -0.1
-    assert "too sure" in sure["says"] and "more often than it claims" in shy["says"]
+    assert "too sure" in sure["says"] and "too modest" in shy["says"]
 
 
 def test_garbled_text():
@@ -131,9 +131,9 @@ def test_garbled_text():
     texts = [d["prompt"] for d in world], [d["completion"] for d in world]
     by_length = [probes.of_garbled(*texts, length, gold) for gold in (toyworld.gold_scores, None)]
     for shuffled, truncated, repeated in by_length:
-        assert shuffled["says"].split(": ")[1].startswith("in 50 % ") and "moves by 0 ± 0.00" in shuffled["says"]
+        assert shuffled["says"].split(": ")[1].startswith("liked in 50 % ") and "reward by 0 ± 0" in shuffled["says"]
         assert "in 0 % " in truncated["says"] and truncated["verdict"] == "healthy"
-        assert repeated["verdict"] == "look here" and "repeated text pleases it: in 100 % " in repeated["says"]
+        assert repeated["verdict"] == "look here" and "repeated text fools the reward: liked in 100 % " in repeated["says"]
     assert by_length[1][2]["mean"] == 1 and "gold's taste is unknown" in by_length[1][2]["says"]
     assert 0.9 < by_length[0][2]["mean"] < 1                                        # beyond gold, which sometimes likes it
     gold = probes.of_garbled(*texts, toyworld.gold_scores)
@@ -176,13 +176,14 @@ def test_a_policy_against_what_it_was_trained_on(draw):
     assert learnt["interval"] == pytest.approx(math.hypot(0.1, learnt["test"]["interval"]) / 2)
 
     grows = probes.of_frontier([(0.0, before), (9.0, before + 2), (4.0, before + 1)])
-    assert grows["mean"] == 0 and grows["verdict"] == "healthy" and grows["says"].index("at 4.00") < grows["says"].index("at 9.00")
+    assert grows["mean"] == pytest.approx(-1) and grows["verdict"] == "healthy"
+    assert grows["says"].index("at 4.00") < grows["says"].index("at 9.00")
     falls = probes.of_frontier([(0.0, before), (9.0, before + 0.3 + 0.01 * draw(P, S)), (4.0, before + 1)])
     assert falls["mean"] == pytest.approx(0.7, abs=0.01) and falls["verdict"] == "look here"
 
 
 def test_numbers_as_they_are_read():
     cell = {"mean": 0.414, "interval": 0.05}
-    assert probes.said(cell) == "0.41 ± 0.05" and probes.share(cell) == "41 % ± 5 %"
-    assert probes.said({"mean": None, "interval": None}) == probes.share({"mean": math.nan, "interval": math.nan}) == "–"
+    assert probes.measured(cell) == "0.41 ± 0.05" and probes.share(cell) == "41 % ± 5 %"
+    assert probes.measured({"mean": None, "interval": None}) == probes.share({"mean": math.nan, "interval": math.nan}) == "–"
     assert probes.share({"mean": 0.5, "interval": None}) == "50 %" and probes.number(123.4) == "123" and probes.number(None) == "–"
