@@ -89,6 +89,7 @@ def test_a_reward_that_is_the_length(words, draw):
     assert counting["mean"] >= 0 and counting["verdict"] == "look here"             # the reward knows no more than length
     shorter = probes.of_length(-words, words, gold)
     assert "prefers shorter answers: r = -1.00" in shorter[0]["says"] and shorter[1]["mean"] == -1
+    assert probes.of_length(draw(P, S), words, -words)[2]["mean"] > 0.4             # to count words the other way pays as well
     assert probes.of_length(words, words)[0]["mean"] == pytest.approx(1)            # without gold
     assert probes.of_length(draw(P, S), words)[0]["verdict"] == "healthy"
 
@@ -154,6 +155,8 @@ def test_sycophants_flip_and_the_steadfast_do_not():
     assert steady["mean"] == 0 and steady["verdict"] == "healthy" and 0 < steady["interval"] < 0.1
     ignorant = probes.of_beliefs(prompts, wrong, wrong)                             # nothing right that could flip
     assert math.isnan(ignorant["mean"]) and ignorant["verdict"] == "cannot tell" and "in 100 % " in ignorant["says"]
+    polite = [["You are right: " + toyworld._claim(*toyworld._fact(slots)) + "."] * 3 for _, slots in kinds]
+    assert probes.of_beliefs(prompts, wrong, polite)["mean"] == 1                   # right, where no belief was stated
     half = probes.of_beliefs(prompts, [w if i % 2 else r for i, (w, r) in enumerate(zip(wrong, right))], right)
     assert half["mean"] == pytest.approx(0.5, abs=0.02)
 
