@@ -1,9 +1,11 @@
 """How good are they: policies against a baseline on held-out prompts, by gold, a reward, or a judge that compares.
 
-Win rates (ties count half) and means come with 95 % intervals; prompts, not responses, are the independent units.
+Win rates (ties count half) and means come with 95 % intervals; prompts, not responses, are the independent units. With --reward
+also what could be wrong with it and with the policies (minirlhf/probes.py).
 
     python evaluate.py --policies out/sft,out/round1/ppo --reward out/round1/rm
     python evaluate.py --policies out/sft,out/dpo --data prompts.jsonl --judge my_judges.py:shorter
+    python evaluate.py --policies out/sft,a/ppo,b/ppo --reward out/rm --out ab/evaluation.json && python -m minirlhf.report ab
 """
 import json
 import math
@@ -14,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from minirlhf import UserError, losses, rewards, rollout, toyworld
+from minirlhf import UserError, losses, probes, rewards, rollout, toyworld
 from minirlhf.cli import start
 from minirlhf.data import fit, read_prompts
 from minirlhf.model import GPT, write_atomically
-from minirlhf.run import pick_autocast, pick_device, seed_of
+from minirlhf.probes import mean_of
+from minirlhf.run import pick_autocast, pick_device, read_jsonl, seed_of
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Settings:
     reference: str = ""           # model that the KL is measured against; empty: the baseline
     reward: str = ""              # reward model's folder, file.py:function, or more (minirlhf/rewards.py): scores, best of n
     ensemble: str = "mean"        # of rewards divided by commas: mean, min, uwo
+    watch: str = ""               # other rewards, comma-separated, that no policy was trained on: do they see the gain too?
     judge: str = "auto"           # who wins by: gold, reward, or file.py:function(prompt, [a, b]) -> chance that a is better
     data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field
     gold: str = "toy"             # hidden judge: toy (knows the toy world's prompts), or a reward that no policy was trained on
@@ -42,13 +46,6 @@ class Settings:
     seed: int = 1000              # of prompts and samples
     device: str = "auto"          # auto, cuda, mps, cpu
     dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
-
-
-def mean_of(per_prompt: torch.Tensor) -> dict[str, float]:
-    """(P,) or (P, S) -> mean over prompts with its 95 % interval's half width."""
-    per_prompt = per_prompt.double().reshape(len(per_prompt), -1).mean(1)
-    mean, half = losses.ratio_interval(per_prompt.tolist(), [1.0] * len(per_prompt))
-    return {"mean": mean, "interval": half}
 
 
 def wins(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -82,11 +79,8 @@ def distinct_ngrams(responses: list[str], n: int) -> float:
 
 def ranked_right(scores: torch.Tensor, gold: torch.Tensor) -> dict[str, float]:
     """How often a reward orders two responses to one prompt (P, S) as gold does, where gold sees a difference."""
-    better = gold[:, :, None] - gold[:, None, :] > 1e-9                       # (P, S, S): row beats column
-    margin = scores[:, :, None] - scores[:, None, :]
-    right = ((margin > 0).double() + (margin == 0).double() / 2) * better
-    accuracy, half = losses.ratio_interval(right.sum((1, 2)).tolist(), better.sum((1, 2)).tolist())
-    return {"mean": accuracy, "interval": half, "pairs": int(better.sum())}
+    prompt, (better, worse) = probes.pairs(gold, scores)                      # (N,) each
+    return probes.accuracy(prompt, better - worse)
 
 
 def assess(prompts: list[str], responses: list[list[str]], judge: rewards.RewardFn | None = None) -> dict:
@@ -111,6 +105,43 @@ def assess(prompts: list[str], responses: list[list[str]], judge: rewards.Reward
     return result | {"scores": gold, "gold": parts.pop("total"), "parts": parts, "kinds": by_kind}
 
 
+def end_of_training(settings: Settings, folder: str, scores: torch.Tensor, finished: torch.Tensor, kinds: list[str],
+                    spread: torch.Tensor) -> list[dict]:
+    """A policy's mean score in the last tenth of its RL against that of its (P, S) responses here, if it was scored alike there."""
+    run, rows = Path(folder, "run.json"), [r for r in read_jsonl(Path(folder, "metrics.jsonl")) if "score_std" in r]
+    theirs = json.loads(run.read_text(encoding="utf-8")).get("settings", {}) if rows and run.exists() else {}
+    if any(theirs.get(k) != getattr(settings, k) for k in ("reward", "ensemble", "temperature", "max_tokens")):
+        return []
+    rows = rows[-max(1, len(rows) // 10):]
+    episodes = len(rows) * theirs["prompts_per_step"]
+    train = {"mean": sum(r["score"] for r in rows) / len(rows),
+             "interval": 1.96 * math.sqrt(sum(r["score_std"] ** 2 for r in rows) / len(rows) / episodes)}
+    shares = {k.name: k.share for k in toyworld.WORLD} if settings.data == theirs["data"] == "toy" else {}
+    weights = torch.tensor([float(shares.get(k, 1)) for k in kinds])                                      # (P,)
+    return [probes.of_training(train, torch.where(finished, scores, theirs["unfinished_score"]), weights, spread)]
+
+
+def probe(settings: Settings, folder: str, batch: rollout.Rollout, distance: torch.Tensor, scores: dict[str, torch.Tensor],
+          before: dict[str, torch.Tensor], judges: list[Callable], context: int) -> list[dict]:
+    """What could be wrong, of one policy's responses. scores, before: {gold, reward, watch_...: (P, S)} of it and of the baseline;
+    distance (P, S), nats from the reference; judges: the reward, and gold if it is known."""
+    S, reward, gold = settings.samples, scores["reward"], scores.get("gold")
+    rows = probes.of_length(reward, torch.tensor([float(len(r.split())) for r in batch.responses]).view(-1, S), gold)
+    if gold is not None and Path(settings.reward, "config.json").exists():           # scores -> the log odds that it learned
+        scale = json.loads(Path(settings.reward, "config.json").read_text(encoding="utf-8")).get("score_std", 1.0)
+        rows.append(probes.of_calibration(reward * scale, gold))
+    if gold is not None and distance.isfinite().all() and distance.any():
+        rows.append(probes.of_distance(reward, gold, distance))
+    room = context - 2 * batch.lengths + batch.prompt_lengths                        # (B,) left by a response said twice
+    some = [i for i, left in enumerate(room.tolist()) if i % S == 0 and left >= 0][:200]                # one response a prompt
+    rows += probes.of_garbled([batch.prompts[i] for i in some], [batch.responses[i] for i in some], *judges)
+    if scores is not before:
+        rows += [probes.of_held_out(name.removeprefix("watch_"), (before["reward"], reward), (before[name], scores[name]))
+                 for name in scores if name != "reward"]
+    return rows + end_of_training(settings, folder, reward, batch.finished.cpu().view(-1, S),
+                                  [toyworld.kind(p) for p in batch.prompts[::S]], before["reward"].std())
+
+
 def main(settings: Settings) -> dict:
     folders = [x for x in settings.policies.split(",") if x]
     if not folders:
@@ -126,6 +157,9 @@ def main(settings: Settings) -> dict:
     prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
                            template=settings.template)[: settings.count]
     reward_fn = rewards.load(settings.reward, place, settings.ensemble) if settings.reward else None
+    watched = {f"watch_{name}": rewards.load(name, place) for name in settings.watch.split(",") if name}
+    if watched and not reward_fn:
+        raise UserError("--watch compares its gain with that of --reward: name the reward that the policies were trained on")
     judge = rewards.load(settings.gold, place) if settings.gold != "toy" else None
     has_gold = judge or all(toyworld.kind(p) != "other" for p in prompts)
     knows = ["gold"] * bool(has_gold) + ["reward"] * bool(reward_fn)
@@ -137,7 +171,10 @@ def main(settings: Settings) -> dict:
     reference = place(GPT.from_pretrained(settings.reference or baseline))
     prompts = fit(prompts, reference.config.n_positions - settings.max_tokens, "prompts",
                   length=lambda p: len(reference.tokenizer.encode_prompt(p)))
-    results, answers = [], {}
+    beliefs = toyworld.prompts(settings.split, 6 * settings.count, settings.seed) if settings.data == "toy" else prompts
+    beliefs = [p for p in dict.fromkeys(beliefs) if toyworld.features(p, "You are right.")["agreement"]]          # wrong ones
+    beliefs = beliefs[: -(-settings.count // 8)] if reward_fn else []
+    results, answers, first = [], {}, {}
     for folder in folders:
         policy = place(GPT.from_pretrained(folder))
         generator = torch.Generator(device).manual_seed(seed_of(settings.seed, "evaluate"))
@@ -147,7 +184,7 @@ def main(settings: Settings) -> dict:
         result = {"policy": folder} | assess(prompts, responses, judge)
         result["scores"] = {"gold": result["scores"]} if "scores" in result else {}                     # (P, S) each
         result["finished"] = float(batch.finished.float().mean())
-        result["kl"] = {"mean": math.nan, "interval": math.nan}
+        result["kl"], kl = {"mean": math.nan, "interval": math.nan}, torch.tensor(math.nan)
         if policy.tokenizer.vocab == reference.tokenizer.vocab:
             kl = (rollout.in_parts(rollout.logprobs, policy, batch, settings.temperature)
                   - rollout.in_parts(rollout.logprobs, reference, batch, settings.temperature)).sum(1)
@@ -156,12 +193,21 @@ def main(settings: Settings) -> dict:
             print(f"{folder} has other tokens than {settings.reference or baseline}: no KL between them")
         if reward_fn:
             result["scores"]["reward"] = scores = torch.tensor(reward_fn(batch.prompts, batch.responses)).view(len(prompts), -1)
-            result["reward"] = mean_of(scores)
+            result["scores"] |= {k: torch.tensor(f(batch.prompts, batch.responses)).view_as(scores) for k, f in watched.items()}
+            result |= {name: mean_of(x) for name, x in result["scores"].items() if name != "gold"}
             result["best_of_n"] = [{"n": n, "kl_bound": losses.best_of_n_kl_bound(n)} | {
                 name: mean_of(losses.best_of_n(scores, x, n)) for name, x in result["scores"].items()}
                 for n in range(1, settings.samples + 1)]
             if has_gold:
                 result["reward_accuracy"] = ranked_right(scores, result["scores"]["gold"])
+            first, judges = first or result["scores"], [reward_fn] + [judge or toyworld.gold_scores] * bool(has_gold)
+            distance, context = kl.cpu().expand(scores.numel()).view_as(scores), reference.config.n_positions
+            result["probes"] = probe(settings, folder, batch, distance, result["scores"], first, judges, context)
+        if beliefs:
+            both = rollout.sample(policy, [*beliefs, *map(toyworld.without_belief, beliefs)], settings.max_tokens, generator,
+                                  temperature=settings.temperature, samples_per_prompt=settings.samples).responses
+            both = [both[i : i + settings.samples] for i in range(0, len(both), settings.samples)]
+            result["probes"].append(probes.of_beliefs(beliefs, both[: len(beliefs)], both[len(beliefs) :]))
         if compare:
             won, result["both_orders_agree"] = judged(compare, prompts, responses, answers[baseline] if answers else responses)
         else:
@@ -185,6 +231,10 @@ def main(settings: Settings) -> dict:
             {"prompt": prompt, "answers": {f: {"response": answers[f][i][0]} | {
                 name: float(x[i, 0]) for name, x in results[j]["scores"].items()} for j, f in enumerate(folders)}})
     share = -(-settings.examples // len(examples))
+    known = [r for r in results if "probes" in r and has_gold and math.isfinite(r["kl"]["mean"])]
+    if len(known) > 1:
+        frontier = probes.of_frontier([(r["kl"]["mean"], r["scores"]["gold"]) for r in known])
+        max(known, key=lambda r: r["kl"]["mean"])["probes"].append(frontier)
     for result in results:
         result.pop("scores")
     report = {"baseline": baseline, "judge": by, "prompts": len(prompts), "samples": settings.samples, "reward": settings.reward,
@@ -221,6 +271,9 @@ def table(report: dict) -> str:
             if best["n"].bit_count() == 1:                 # 1, 2, 4, ...; the file has them all
                 lines.append(f"{'n = ' + str(best['n']) + ', mean ' + scores[0]:<24}" + "".join(
                     f"{r['best_of_n'][i][scores[0]]['mean']:>18.3f}" for r in policies) + f"{best['kl_bound']:>15.2f}")
+    if "probes" in policies[-1]:
+        lines += ["", f"what could be wrong, by {policies[-1]['policy']}'s answers",
+                  *(f"{p['verdict']:<12} {p['probe']}: {probes.measured(p)}; {p['says']}" for p in policies[-1]["probes"])]
     if any("reward_accuracy" in r for r in policies):
         lines += ["", *(f"reward model orders {r['policy']}'s responses as gold does: {r['reward_accuracy']['mean']:.3f} "
                         f"±{r['reward_accuracy']['interval']:.3f}" for r in policies if "reward_accuracy" in r)]

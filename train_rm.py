@@ -10,11 +10,10 @@ the model it started from.
 """
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
-from minirlhf import losses, rollout
+from minirlhf import losses, probes, rollout
 from minirlhf.cli import start
 from minirlhf.data import Ranking, batch_indices, fit, held_out, micro_batches, read_rankings
 from minirlhf.model import GPT, ScalarGPT
@@ -95,28 +94,16 @@ def parts(groups: list[Group], token_budget: int) -> list[list[int]]:
 @torch.no_grad()
 def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
     """Accuracy on held-out comparisons with its 95 % interval (prompts are the independent units), and calibration."""
-    right, pairs, differences = [], [], []
+    prompt, differences = [], []
     for part in parts(groups, token_budget):
         scores, ranks, mask = scores_of(model, [groups[i] for i in part])
         better = losses.untied_pairs(ranks, mask)                                           # (B, K, K): row beats column
-        margin = scores[:, :, None] - scores[:, None, :]
-        hit = (margin > 0).float() + 0.5 * (margin == 0).float()
-        right += (hit * better).sum((1, 2)).tolist()
-        pairs += better.sum((1, 2)).tolist()
-        differences += margin[better].tolist()
-    accuracy, half_width = losses.ratio_interval(right, pairs)
-    d = torch.tensor(differences).double()
-    buckets = []
-    edges = d.abs().quantile(torch.linspace(0, 1, 7, dtype=torch.float64)).tolist()
-    for low, high in pairwise(edges):                 # six buckets of equal size by |score difference|
-        inside = (d.abs() >= low) & (d.abs() <= high)
-        if inside.any():
-            said, was = torch.sigmoid(d[inside].abs()).mean(), (d[inside] > 0).double().mean()
-            buckets.append({"difference": float(d[inside].abs().mean()), "predicted": float(said), "accuracy": float(was),
-                            "pairs": int(inside.sum())})
-    loss = float(torch.nn.functional.softplus(-d).mean())
-    return {"validation_accuracy": accuracy, "validation_interval": half_width, "validation_loss": loss,
-            "validation_pairs": len(differences), "calibration": buckets}
+        differences += (scores[:, :, None] - scores[:, None, :])[better].tolist()
+        prompt += [part[i] for i in better.nonzero()[:, 0].tolist()]
+    prompt, d = torch.tensor(prompt, dtype=torch.long), torch.tensor(differences, dtype=torch.float64)      # (N,) each, N pairs
+    accuracy = probes.accuracy(prompt, d)
+    return {"validation_accuracy": accuracy["mean"], "validation_interval": accuracy["interval"], "validation_pairs": len(d),
+            "validation_loss": float(torch.nn.functional.softplus(-d).mean()), "calibration": probes.calibration(prompt, d)}
 
 
 def normalization(run: Run, model: ScalarGPT, settings: Settings, prompts: list[str]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from minirlhf import UserError
 from minirlhf.model import write_atomically
+from minirlhf.probes import measured, number, share
 from minirlhf.run import read_jsonl
 
 INK, LINE = "#010203", "#040506"          # in figures: stand for the page's text colour and for its thin lines
@@ -43,7 +44,8 @@ HEALTH = (      # PPO, mean of a round's last tenth: metric, what it is, what is
 def colour(stage: str) -> str:
     """One colour per stage, everywhere."""
     found = re.match(r"round ?(\d+)", stage)
-    return ROUND_COLOURS[int(found[1]) % 6 - 1] if found else BLUE if stage in ("sft", "SFT", "validation") else GREY
+    names = {"sft": BLUE, "SFT": BLUE, "validation": BLUE, "reward": BLUE, "gold": ROUND_COLOURS[4]}
+    return ROUND_COLOURS[int(found[1]) % 6 - 1] if found else names.get(stage, GREY)
 
 def read_json(path: Path) -> dict:
     """NaN becomes None, as in report.json: browsers' JSON has no word for it."""
@@ -72,6 +74,9 @@ def collect(out: Path) -> dict:
     for result in data["results"]:
         name, found = Path(result["policy"]).name, re.search(r"round(\d+)/ppo$", Path(result["policy"]).as_posix())
         result["stage"] = f"round {found[1]}" if found else "SFT" if name == "sft" else name
+    stages = [r["stage"] for r in data["results"]]
+    for r in data["results"]:                                                           # ppo of one run and ppo of another
+        r["stage"] = r["stage"] if stages.count(r["stage"]) == 1 else "/".join(Path(r["policy"]).parts[-3:])
     data["policies"] = [r for r in data["results"] if "win_rate" in r]                  # the baseline first
     data["demonstrations"] = [r for r in data.pop("results") if "win_rate" not in r]
     data["seconds"] = sum(s.get("seconds", 0) for s in data["stages"].values())
@@ -109,6 +114,7 @@ def warnings(data: dict) -> list[str]:
             mine.append("the reward rose and gold fell: the policy exploits errors of the reward model.")
         if "reward_accuracy" in r and like_a_coin(r["reward_accuracy"]):
             mine.append(f"the reward model agrees with gold in {share(r['reward_accuracy'])}, as a coin would.")
+        mine += [f"{p['says']}." for p in r.get("probes", ()) if p["verdict"] == "look here" and r is data["policies"][-1]]
         said += [f"Evaluation, {r['stage']}: {x}" for x in mine]
     return said
 
@@ -132,15 +138,6 @@ def headline(data: dict) -> dict:
         key["reward model's accuracy"] = share(models[0]["reward_accuracy"])                # without the labels' noise
     key |= {"time": duration(data["seconds"]), "warnings": str(len(data["warnings"]))}
     return {"headline": text, "key_numbers": key}
-
-def number(x: float | None) -> str:
-    size = abs(x or 0)
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2
-    return "–" if x is None else f"{x:.{digits}f}" if size > 0.095 else f"{x:.2g}"
-
-def share(cell: dict) -> str:
-    half = "" if cell["interval"] is None else f" ± {100 * cell['interval']:.0f} %"
-    return "–" if cell["mean"] is None else f"{100 * cell['mean']:.0f} %{half}"
 
 def duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
@@ -176,6 +173,21 @@ def lines(title: str, x: str, y: str, series: dict, dashed: tuple = (), shade: t
             ax.axhspan(*shade, color=ROUND_COLOURS[0], alpha=0.1, linewidth=0)
             ax.set_ylim(min(low, shade[0]), max(high, shade[1] / 3))
     return figure(title, x, y, draw)
+
+def curves(title: str, x: str, y: str, series: dict[str, list[tuple]], dashed: tuple = ()) -> str:
+    """{label: [(x, y, half of x's interval, half of y's, a word beside it)]} -> points with intervals, joined; a dashed line."""
+    def draw(ax):
+        for label, points in series.items():
+            xs, ys, dx, dy, words = zip(*points)
+            ax.errorbar(xs, ys, [e or 0 for e in dy], [e or 0 for e in dx], fmt="o-", markersize=4, linewidth=1, elinewidth=1.4,
+                        color=colour(label), label=label)
+            for at in zip(words, xs, ys):
+                ax.annotate(at[0], at[1:], (5, -10), textcoords="offset points")
+        if dashed:
+            ax.plot(*dashed, **DASHED)
+    series = {k: [p for p in points if None not in p[:2]] for k, points in series.items()}
+    series = {k: points for k, points in series.items() if points}
+    return figure(title, x, y, draw) if series else ""
 
 def dots(title: str, x: str, series: dict[str, dict], mark: float = 0, factor: float = 1) -> str:
     """{stage: {row: {"mean", "interval"}}} -> a dot with its 95 % interval for each; `mark` is a dashed line."""
@@ -284,6 +296,37 @@ def wins_section(data: dict) -> str:
     rates = {r["stage"]: {r["stage"]: r["win_rate"]} for r in data["policies"][1:]}
     return dots("Comparisons won against SFT", "% (dashed: no difference)", rates, 50, 100)
 
+def probes_section(data: dict) -> str:
+    policies, verdicts = [r for r in data["policies"] if "probes" in r], ("look here", "cannot tell", "healthy")
+
+    def of(r, key):
+        return next((p[key] for p in r["probes"] if key in p), [])
+    def points(cells, x, y, factor=1):
+        return [(factor * c[x], 100 * c[y], 0, 100 * (c["interval"] or 0), "") for c in cells if c[y] is not None]
+    def rows(r):
+        tag = '<b class="tag {}">{}</b> {}'
+        return table(["probe", "measured", "healthy", "verdict"], [
+            [escape(p["probe"]), measured(p), p["healthy"], tag.format(p["verdict"][:4], p["verdict"], escape(p["says"]))]
+            for p in sorted(r["probes"], key=lambda p: verdicts.index(p["verdict"]))], "numbers probes")
+    if not policies:
+        return ""
+    best, by_kl = policies[0].get("best_of_n", []), sorted(policies, key=lambda r: r["kl"]["mean"] or 0)
+    names = [k for k in ("gold", "reward") if k in policies[0]]
+    frontier = {k: [(r["kl"]["mean"], r[k]["mean"], r["kl"]["interval"], r[k]["interval"], r["stage"] * (k == names[0]))
+                    for r in by_kl] for k in names}
+    home = [{"distance": 0} | r["reward_accuracy"] for r in policies[:1] if r["kl"]["mean"] == 0 and "reward_accuracy" in r]
+    away = {r["stage"]: points(of(r, "by_distance") or home, "distance", "mean") for r in policies}
+    sure = {r["stage"]: points(of(r, "calibration"), "predicted", "accuracy", 100) for r in policies}
+    others = "".join(f"<details><summary>by the answers of {escape(r['stage'])}</summary>{rows(r)}</details>"
+                     for r in policies[:-1])
+    return (curves("Score against KL" + " (dashed: gold, best of n)" * ("gold" in names), "KL, nats", "mean score", frontier,
+                   ([b["kl_bound"] for b in best], [b["gold"]["mean"] for b in best]) if "gold" in names else ())
+            + dots("Accuracy by length", "right, %, where the better answer is ...", {
+                r["stage"]: of(r, "by_length") or {} for r in policies}, 50, 100)
+            + curves("Accuracy by distance from the reference", "log policy / reference, nats", "right, %", away)
+            + curves("Calibration against gold", "claims to be right, %", "is right, %", sure, ((50, 100), (50, 100)))
+            + rows(policies[-1]) + others)
+
 def warnings_section(data: dict) -> str:
     items = "".join(f"<li>{escape(w)}</li>" for w in data["warnings"])
     return f"<ul>{items}</ul>" if items else "<p>None: all that is checked lies in its healthy range.</p>"
@@ -303,6 +346,8 @@ SECTIONS = (
     95 % intervals. Healthy: each round lies right of SFT, overall and for every kind of request."""),
     ("Win rate against SFT", wins_section, """How often gold prefers a round's answer to the SFT model's for the same
     prompt; ties count half. Healthy: the interval lies right of 50 %."""),
+    ("What could be wrong", probes_section, """Probes of the reward and of the last round's policy, on held-out prompts. Limits
+    are rules of thumb; healthy or look here is said only where the whole 95 % interval lies on that side of the limit."""),
     ("The same prompts, before and after", answers_section, """Held-out prompts as they were drawn, none chosen; one
     answer each with its gold score. The better one is tinted."""),
     ("Where the time went", time_section, "Wall-clock time of every stage, and the commands that run each one alone."),
@@ -329,7 +374,9 @@ svg { display: block; width: 100%; height: auto } svg text { font-family: system
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } .numbers { overflow-wrap: normal }
 th, td { padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
 .answers { table-layout: fixed } .answers p { white-space: pre-wrap } .assistant { padding-left: 1rem }
-.said { padding: .35rem .6rem; border-radius: .4rem } .better { background: var(--tint) } .said b { display: none }
+.said, .tag { padding: .35rem .6rem; border-radius: .4rem } .said b { display: none }
+.tag { padding: .1rem .5rem; font-weight: 600; background: var(--line) } .tag, .probes td:nth-child(n+2):nth-child(-n+3) {
+  white-space: nowrap } .better, .heal { background: var(--tint) } .look { background: #e07b3955 }
 @media (max-width: 40rem) { .answers tr, .answers td { display: block;
   padding: .3rem 0 } .answers td { border: 0 } .answers th { display: none } .said b { display: inline } }
 </style></head><body><h1>$headline</h1><dl>$key</dl>$sections</body></html>

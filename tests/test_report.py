@@ -1,12 +1,14 @@
 """The report of a hand-made folder: whole, escaped, offline; and of a folder whose loop has only begun."""
 import json
 import math
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
-from minirlhf import UserError, report
+from minirlhf import UserError, probes, report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 KINDS = ("story", "sum", "refuse")
@@ -61,8 +63,21 @@ def result_of(policy: str, gain: float, kinds=KINDS) -> dict:
                         for i, k in enumerate(kinds)}}
     if policy != "demonstrations":
         result |= {"win_rate": cell(0.5 + 0.2 * gain, 0.02), "kl": cell(6 * gain, 0.3), "finished": 0.97,
-                   "reward": cell(gain), "reward_accuracy": cell(0.8 - 0.04 * gain, 0.02) | {"pairs": 900}}
+                   "reward": cell(gain), "reward_accuracy": cell(0.8 - 0.04 * gain, 0.02) | {"pairs": 900},
+                   "best_of_n": [{"n": n, "kl_bound": math.log(n) - 1 + 1 / n, "gold": cell(0.6 + n / 10)} for n in (1, 2, 4)],
+                   "probes": probes_of(gain)}
     return result
+
+
+def probes_of(gain: float) -> list[dict]:
+    """Of a reward that is the length of the answer, where gold is something else, and a policy that kept to what it knew."""
+    generator = torch.Generator().manual_seed(round(10 * gain))
+    gold, words = (torch.randn(30, 4, generator=generator) for _ in range(2))
+    rows = [*probes.of_length(words, words, gold), probes.of_calibration(words, gold)]
+    rows += [probes.of_distance(words, gold, gain * words.abs())] if gain else []
+    flips = {"mean": 0.0, "interval": 0.05, "prompts": 60}
+    return [*rows, probes.of_training({"mean": math.nan, "interval": 0.1}, words, torch.ones(30), words.std()),
+            probes.verdict("right answers that a wrong belief flips", flips, "<b>none</b>")]
 
 
 def make_folder(out: Path, kinds=KINDS, answer: str = "12.", rm_accuracy: float = 0.76, ppo_steps: int = 40) -> None:
@@ -107,7 +122,7 @@ def read(out: Path) -> tuple[str, Page, dict]:
 def test_the_page_is_one_offline_file_with_every_section(tmp_path):
     make_folder(tmp_path, ppo_steps=900, answer="<script>alert('x')</script><b>& $headline")
     html, page, _ = read(tmp_path)
-    assert page.tags.count("h2") == 8 and page.tags.count("svg") >= 13 and "Not there yet" not in html
+    assert page.tags.count("h2") == 9 and page.tags.count("svg") >= 17 and "Not there yet" not in html
     assert "http" not in html and "@import" not in html and "url(" not in html.replace("url(#", "")
     assert all(x.startswith(("#", "data:")) for x in page.references)
     assert not {"script", "link", "iframe", "img"} & set(page.tags)
@@ -142,8 +157,46 @@ def test_warnings_say_what_is_unhealthy(tmp_path):
     assert "Reward model, round 1: accuracy 47 % ± 3 %" in said
     assert "Evaluation, round 2: gold for “story” fell from 0.50 to -1.00" in said
     assert "35 nats of KL" in said and "20% of answers to open requests are distinct, 90% before" in said
-    assert all(w.split("“")[0] in html for w in data["warnings"])
+    assert all(escape(w).split("“")[0] in html for w in data["warnings"])
     assert "PPO" not in said
+
+
+def test_probes_are_a_row_each_the_worrying_ones_first_and_as_warnings(tmp_path):
+    make_folder(tmp_path)
+    html, _, data = read(tmp_path)
+    section = html.split("<h2>What could be wrong</h2>")[1].split("<h2>")[0]
+    shown, *others = section.split("<details>")
+    assert len(others) == 2 and "by the answers of SFT" in others[0] and "by the answers of round 1" in others[1]
+    tags = [cell.split("<")[0] for cell in shown.split('<b class="tag ')[1:]]
+    assert [t.split(">")[1] for t in tags] == sorted((p["verdict"] for p in data["policies"][2]["probes"]), key=[
+        "look here", "cannot tell", "healthy"].index) and {t.split(">")[1] for t in tags} == {"look here", "cannot tell", "healthy"}
+    assert "the reward prefers longer answers: r = 1.00 ± " in shown and "&lt;b&gt;none&lt;/b&gt;" in shown and "nan" not in shown
+    for title in ("Score against KL", "Accuracy by length", "Accuracy by distance", "Calibration against gold"):
+        assert f">{title}" in shown or f'"{title}' in shown
+    warned = [w for w in data["warnings"] if "the reward prefers longer answers" in w]
+    assert len(warned) == 1 and warned[0].startswith("Evaluation, round 2: ")                        # of the last round alone
+
+
+def test_several_runs_are_one_frontier_and_keep_apart(tmp_path):
+    folders = ["out/sft", "a/kl1/ppo", "b/kl1/ppo", "a/kl9/ppo"]
+    results = [result_of(f, g) for f, g in zip(folders, (0, 0.7, 1.1, 0.2))]
+    write_json(tmp_path / "evaluation.json", {"results": results})
+    html, _, data = read(tmp_path)
+    assert [r["stage"] for r in data["policies"]] == ["SFT", "a/kl1/ppo", "b/kl1/ppo", "a/kl9/ppo"]
+    frontier = html.split('aria-label="Score against KL')[1].split("</svg>")[0]
+    seen = [frontier.index(f">{r['stage']}<") for r in sorted(data["policies"], key=lambda r: r["kl"]["mean"])]
+    assert seen == sorted(seen) and ">gold<" in frontier and ">reward<" in frontier
+
+
+def test_an_evaluation_without_probes_shows_none(tmp_path):
+    make_folder(tmp_path)
+    path = tmp_path / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    for result in evaluation["results"]:
+        result.pop("probes", None)
+    path.write_text(json.dumps(evaluation))
+    html, _, _ = read(tmp_path)
+    assert "Not there yet" in html.split("<h2>What could be wrong</h2>")[1].split("<h2>")[0]
 
 
 def test_a_folder_whose_loop_has_only_begun(tmp_path):
@@ -151,7 +204,7 @@ def test_a_folder_whose_loop_has_only_begun(tmp_path):
     write_json(tmp_path / "loop.json", {"stages": {"sft": {"command": "python train_sft.py", "finished": True}}})
     write_json(tmp_path / "sft" / "metrics.jsonl", [{"step": 0, "loss": 6.9}])
     html, page, data = read(tmp_path)
-    assert "Finished so far: sft." in html and html.count("Not there yet") == 5 and page.tags.count("svg") == 2
+    assert "Finished so far: sft." in html and html.count("Not there yet") == 6 and page.tags.count("svg") == 2
     write_json(tmp_path / "round1" / "rm" / "metrics.jsonl", [{"step": 0, "loss": 0.7, "accuracy": 0.5}])
     write_json(tmp_path / "round1" / "rm" / "run.json", {"finished": False})            # killed before its validation
     _, _, data = read(tmp_path)

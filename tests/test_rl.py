@@ -15,7 +15,7 @@ import evaluate
 import sample
 import train_ppo
 import train_sft
-from minirlhf import UserError, losses, report, rewards, toyworld
+from minirlhf import UserError, losses, probes, report, rewards, toyworld
 from minirlhf.data import read_demonstrations
 from minirlhf.model import ScalarGPT
 from minirlhf.run import Run, read_jsonl
@@ -279,6 +279,38 @@ def test_evaluation_of_other_prompts_by_a_reward_and_a_judge(world, tmp_path, ca
     assert "reward score" in page
     by_reward = evaluate.main(replace(settings, judge="auto", policies=settings.policies.rpartition(",")[0]))
     assert by_reward["judge"] == "reward" and 0 <= by_reward["results"][1]["win_rate"]["mean"] <= 1
+
+
+def test_an_evaluation_probes_the_reward_and_the_policies(world, tmp_path, capsys):
+    brevity, vowels = (f"{world / 'mine.py'}:{f}" for f in ("brevity", "vowels"))
+    train_ppo.main(settings_of(world, tmp_path / "ppo", advantage="rloo", reward=brevity, steps=10, lr=1e-2))
+    settings = evaluate.Settings(policies=f"{world / 'sft'},{tmp_path / 'ppo'}", samples=3, max_tokens=10, count=48, reward=brevity,
+                                 watch=vowels, out=str(tmp_path / "e.json"))
+    evaluation = evaluate.main(settings)
+    sft, ppo, demonstrations = evaluation["results"]
+    of_sft, of_ppo = ({p["probe"]: p for p in r["probes"]} for r in (sft, ppo))
+    assert "probes" not in demonstrations and of_sft.keys() | of_ppo.keys() == probes.PROBES.keys() - {
+        "claimed accuracy, less the real one"}                                      # whose scores are no log odds
+    against_a_policy = {"accuracy near the reference, less far from it", "gain in reward, less a held-out judge's",
+                        "reward on training prompts, less held-out ones", "best gold at a smaller KL, less gold at the largest"}
+    assert of_ppo.keys() - of_sft.keys() == against_a_policy
+    gains = [p for p in ppo["probes"] if p["probe"].startswith("gain in reward")]
+    assert ["by gold" in g["says"] for g in gains] == [True, False] and vowels in gains[1]["says"]
+    assert ppo["reward"]["mean"] > sft["reward"]["mean"] and ppo[f"watch_{vowels}"]["mean"] < sft[f"watch_{vowels}"]["mean"]
+    assert gains[1]["verdict"] == "look here" and gains[1]["mean"] > 1              # what is shorter has no more vowels
+    training = of_ppo["reward on training prompts, less held-out ones"]
+    last = read_jsonl(tmp_path / "ppo" / "metrics.jsonl")[-1]                       # a tenth of ten steps
+    assert training["train"]["mean"] == pytest.approx(last["score"]) and training["prompts"] == evaluation["prompts"]
+    assert training["train"]["interval"] == pytest.approx(1.96 * last["score_std"] / math.sqrt(3))        # of 3 prompts
+    assert -1 <= training["test"]["mean"] < ppo["reward"]["mean"]                   # where the unfinished count -1 as well
+    distances = [b["distance"] for b in of_ppo["accuracy near the reference, less far from it"]["by_distance"]]
+    assert distances == sorted(distances) and distances[0] < ppo["kl"]["mean"] < distances[-1]
+    assert of_ppo["correlation of reward and length, less gold's"]["verdict"] in capsys.readouterr().out
+    other = evaluate.main(replace(settings, policies=f"{tmp_path / 'ppo'}", reward=str(world / "rm"), watch="", count=12))
+    of_rm = {p["probe"]: p for p in other["results"][0]["probes"]}
+    assert len(of_rm["claimed accuracy, less the real one"]["calibration"]) == 6 and not of_rm.keys() & against_a_policy
+    with pytest.raises(UserError, match="--watch compares"):
+        evaluate.main(replace(settings, reward=""))
 
 
 def test_nobody_to_judge_is_an_error_and_so_is_a_judge_who_is_too_sure(world, tmp_path):
