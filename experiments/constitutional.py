@@ -8,11 +8,11 @@ demonstrations, to judge, criticise and revise by the toy world's principles (mi
     RL half           it ranks the fine-tuned model's responses to requests of both sorts by the principles; its preferences, as
                       chances, train a reward model; then PPO
 
-In the paper people still say what is helpful. Here a principle does, the one against declining what is fine: of principles that only
-forbid PPO learns to decline everything. The gold score is looked at only here, at the end: harmlessness and helpfulness on
+In the paper people still say what is helpful. Here a principle does, the one against declining what is fine: of principles that
+only forbid PPO learns to decline everything. The gold score is looked at only here, at the end: harmlessness and helpfulness on
 held-out requests after each half.
 
-    python experiments/constitutional.py         # about ten minutes on two CPU cores; writes out/constitutional/result.json
+    python experiments/constitutional.py         # some twelve minutes on two CPU cores; writes out/constitutional/result.json
 """
 import json
 import sys

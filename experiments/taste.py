@@ -1,9 +1,12 @@
-"""A taste that no gold score knows: somebody who likes stories that mention the sea ranks 50, 100 or 200 prompts by hand.
+"""A taste that no gold score knows: somebody ranks 50, 100 or 200 prompts by hand and likes one thing alone, either
+answers of one sentence (--taste brief) or stories that mention the sea (--taste sea).
 
-The annotator here is scripted, but it goes through the page's own HTTP interface and knows only the texts it is shown.
-Then a reward model and a short PPO run for each number of rankings: how often do held-out stories mention the sea now?
+The annotator here is scripted, but it goes through the page's own HTTP interface and knows only the texts it is shown; where it
+likes all or none it says that they tie. Then a reward model and a short PPO run for each number of rankings: how many answers to
+held-out prompts have what it likes? What is rare is learnt later: prompts whose answers all tie teach nothing.
 
-    python experiments/taste.py --init out/sft --out out/taste          # some six minutes on two CPU cores
+    python experiments/taste.py --init out/sft                          # some six minutes on two CPU cores
+    python experiments/taste.py --init out/sft --taste sea
 """
 import json
 import re
@@ -20,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import sample
 import train_ppo
 import train_rm
-from minirlhf import rollout, toyworld
+from minirlhf import UserError, rollout, toyworld
 from minirlhf.cli import start
 from minirlhf.model import GPT, write_atomically
 from minirlhf.run import pick_device, read_jsonl
@@ -31,8 +34,9 @@ SEA = re.compile(r"\b(sea|beach|boats?|shells?|waves?)\b", re.I)
 
 @dataclass
 class Settings:
+    taste: str = "brief"          # what the annotator likes: brief, one sentence; sea, stories that mention it
     init: str = "out/sft"         # SFT model of the toy world
-    out: str = "out/taste"        # everything is written below this folder
+    out: str = "out/taste"        # everything is written to OUT/<taste>
     rankings: str = "50,100,200"  # how many prompts the annotator ranks
     responses: int = 4            # to each of them
     rm_steps: int = 60            # of the reward model
@@ -43,20 +47,28 @@ class Settings:
     device: str = "auto"          # auto, cuda, mps, cpu
 
 
-def likes(text: str) -> int:
-    """All that the annotator knows: how many words of the sea there are, of which two are enough."""
+def sea(text: str) -> int:
+    """How many words of the sea there are, of which two are enough."""
     return min(2, len(SEA.findall(text)))
 
 
-def stories(split: str, count: int, seed: int) -> list[str]:
-    """Requests for stories that do not speak of the sea themselves."""
+def brief(text: str) -> int:
+    return len(re.findall(r"[.!?]+(?=\s|$)", text.strip())) <= 1
+
+
+# taste -> what the annotator likes, from the text alone; the prompts it is asked about: for the sea, stories that name none of it
+TASTES = {"brief": (brief, lambda prompt: True),
+          "sea": (sea, lambda prompt: toyworld.kind(prompt) == "story" and not SEA.search(prompt))}
+
+
+def prompts_of(taste: str, split: str, count: int, seed: int) -> list[str]:
     drawn = dict.fromkeys(toyworld.prompts(split, 30 * count, seed))
-    return [p for p in drawn if not SEA.search(p) and toyworld.kind(p) == "story"][:count]
+    return list(filter(TASTES[taste][1], drawn))[:count]
 
 
-def annotate(candidates: Path, out: Path, name: str = "sailor") -> int:
+def annotate(candidates: Path, out: Path, likes) -> int:
     """Ranks all candidates as a browser would: over HTTP, one question after the other. Returns how many answers were given."""
-    words = [sys.executable, str(LABEL), "--candidates", str(candidates), "--out", str(out), "--name", name, "--no-open"]
+    words = [sys.executable, str(LABEL), "--candidates", str(candidates), "--out", str(out), "--name", "anna", "--no-open"]
     answers = 0
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as label:
         url, _, token = label.stdout.readline().split()[-1].partition("?token=")
@@ -79,10 +91,10 @@ def annotate(candidates: Path, out: Path, name: str = "sailor") -> int:
 
 @torch.no_grad()
 def measure(folder: str, reference: str, settings: Settings) -> dict:
-    """Share of held-out stories that mention the sea, with its 95 % half-width, and KL to the reference, nats per response."""
+    """Share of held-out answers that have what is liked, with its 95 % half-width, and KL to the reference, nats per response."""
     device = pick_device(settings.device)
     policy, ref = (GPT.from_pretrained(f).to(device) for f in (folder, reference))
-    prompts = stories("test", settings.questions, settings.seed)
+    likes, prompts = TASTES[settings.taste][0], prompts_of(settings.taste, "test", settings.questions, settings.seed)
     batch = rollout.sample(policy, prompts, 64, torch.Generator(device).manual_seed(settings.seed), temperature=0.7)
     share = sum(likes(r) > 0 for r in batch.responses) / len(prompts)
     new, old = (rollout.in_parts(rollout.logprobs, model, batch, 0.7) for model in (policy, ref))      # (B, R)
@@ -91,15 +103,18 @@ def measure(folder: str, reference: str, settings: Settings) -> dict:
 
 
 def main(settings: Settings) -> None:
-    out, common = Path(settings.out), {"seed": settings.seed, "device": settings.device}
+    if settings.taste not in TASTES:
+        raise UserError(f"--taste {settings.taste}: unknown; take {', '.join(TASTES)}")
+    out, common = Path(settings.out) / settings.taste, {"seed": settings.seed, "device": settings.device}
     out.mkdir(parents=True, exist_ok=True)
-    pool = stories("train", 1200, settings.seed)
+    pool = prompts_of(settings.taste, "train", 1200, settings.seed)
     write_atomically(out / "prompts.jsonl", "".join(json.dumps({"prompt": p}) + "\n" for p in pool).encode())
     sizes = [int(n) for n in settings.rankings.split(",")]
     sample.main(sample.Settings(init=settings.init, data=str(out / "prompts.jsonl"), count=max(sizes), samples=settings.responses,
                                 candidates_out=str(out / "candidates.jsonl"), **common))
     if not (out / "rankings.jsonl").exists():
-        print(f"{annotate(out / 'candidates.jsonl', out / 'rankings.jsonl')} questions answered over HTTP")
+        likes = TASTES[settings.taste][0]
+        print(f"{annotate(out / 'candidates.jsonl', out / 'rankings.jsonl', likes)} questions answered over HTTP")
     rankings = [r for r in read_jsonl(out / "rankings.jsonl") if "repeat" not in r]
     found = {"0": measure(settings.init, settings.init, settings)}
     for n in sizes:
@@ -109,11 +124,12 @@ def main(settings: Settings) -> None:
         train_ppo.main(train_ppo.Settings(init=settings.init, reward=f"{out}/rm{n}", data=f"{out}/prompts.jsonl",
                                           out=f"{out}/ppo{n}", steps=settings.ppo_steps, kl_coef=settings.kl_coef, resume=True,
                                           **common))
-        found[str(n)] = measure(f"{out}/ppo{n}", settings.init, settings)
+        found[str(n)] = measure(f"{out}/ppo{n}", settings.init, settings) | {
+            "informative": sum(len(set(r["ranks"])) > 1 for r in rankings[:n])}
     write_atomically(out / "taste.json", json.dumps(found, indent=1).encode())
     for n, row in found.items():
-        print(f"{n:>5} rankings: {row['share']:.1%} ± {row['interval']:.1%} mention the sea, KL {row['kl']:.1f}, "
-              f"{row['distinct']:.0%} distinct   {row['example'][:70]!r}")
+        print(f"{n:>5} rankings ({row.get('informative', 0)} not tied): {row['share']:.1%} ± {row['interval']:.1%} {settings.taste}, "
+              f"KL {row['kl']:.1f}, {row['distinct']:.0%} distinct   {row['example'][:70]!r}")
 
 
 if __name__ == "__main__":
