@@ -103,15 +103,11 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     cache.repeat(K)
     at = lengths.repeat_interleave(K)                                      # (n,) where the next token will stand
     row = torch.arange(B, device=device)                                   # (n,) which row of the answer each is
-    out = torch.zeros(B, max(room, 0), dtype=torch.long, device=device)
-    count = torch.zeros(B, dtype=torch.long, device=device)
-    finished = torch.zeros(B, dtype=torch.bool, device=device)
+    out = torch.full((B, max(room, 0)), -1, device=device)                 # -1: nothing yet
     for step in range(room):
         logits = model.logits(last, temperature or 1.0)                    # (n, V)
         new = choose(logits, generator, top_k, top_p) if temperature else logits.argmax(-1)         # (n,)
         out[row, step] = new
-        count[row] = step + 1
-        finished[row] = new == eos
         alive = (new != eos) & (at + 1 < config.n_positions)
         n = int(alive.sum())
         if n == 0 or step + 1 == room:
@@ -126,8 +122,8 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
             cache.resize(n, min(used + CACHE_BLOCK, config.n_positions))
         last = model.hidden(new[:, None], cache, at)[:, 0]                 # (n, D)
         at, used = at + 1, min(used + 1, config.n_positions)
-    out, count = out.tolist(), count.tolist()
-    return [ids[:c] for ids, c in zip(out, count)], finished.tolist()
+    responses = [ids[: ids.index(-1)] if -1 in ids else ids for ids in out.tolist()]
+    return responses, [ids[-1:] == [eos] for ids in responses]
 
 
 def sample(model: GPT, prompts: list[str], max_tokens: int, generator: torch.Generator, **options) -> Rollout:
