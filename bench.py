@@ -151,12 +151,12 @@ def main(settings: Settings) -> None:
     minirlhf.model.Tokenizer = Words
     big, dtype = settings.preset == "gpt2", torch.bfloat16 if device.type == "cuda" else torch.float32
     installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name in ("torch", "transformers", "trl")}
-    a, x = torch.randn(4096 if big else 2048, 4096 if big else 2048, device=device, dtype=dtype), torch.randn(2**26, device=device)
-    flops, copied = 2 * len(a) ** 3 / min(seconds(lambda: a @ a, 5)), 2 * x.nbytes / min(seconds(x.clone, 5))
+    a, x = (torch.randn(n, n, device=device, dtype=dtype) for n in (4096 if big else 2048, 8192))
+    flops, copied = 2 * len(a) ** 3 / min(seconds(lambda: a @ a, 5)), x.nbytes / min(seconds(lambda: x[:4096].copy_(x[4096:]), 5))
     print(f"{installed}, {platform.processor() or platform.machine()}, {device}, {torch.get_num_threads()} threads, "
           f"{settings.preset}: matrix product {flops / 1e9:.0f} GFLOP/s, copy {copied / 1e9:.1f} GB/s\n")
     table, V, folder = Table(settings, config, flops, settings.peers and len(installed) == 3), config.vocab_size, tempfile.mkdtemp()
-    folder, P, R = Path(folder), *((128, 128) if big else (16, 32))              # prompt and response of section 4
+    folder, P, R = Path(folder), *((128, 128) if big else (16, 32))                     # prompt and response of section 4
     fixed, half, varied = (make_models(folder / name, config, settings.seed, rate)      # half of 64 tokens, of R
                            for name, rate in (("fixed", 1e-20), ("half", 1.6 / 64), ("varied", 1.6 / R)))
 
@@ -249,20 +249,19 @@ def main(settings: Settings) -> None:
 
 
 def race(table: Table, where: str, online: dict, questions: list[dict], group: dict) -> None:
-    """Seconds until an iteration's mean reward is .95, each with its own best settings; no response needs to finish."""
+    """Seconds until an iteration's mean reward is .95, each with its own best settings; no response needs to finish. TRL's are
+    in capitals."""
     sample = rollout.sample
     rollout.sample = lambda *a, **k: replace(b := sample(*a, **k), finished=torch.ones_like(b.finished))
     online |= {"kl_coef": 0.0, "warmup": 1, "init": where + "/lm", "reward": __file__ + ":low"}
     for name, lr, steps, epochs, K in (("rloo", 1e-2, 16, 1, 4), ("grpo", 1e-2, 16, 1, 4), ("gae", 3e-3, 30, 4, 1),
-                                       ("RLOO", 3e-2, 14, 1, 4), ("GRPO", 3e-2, 14, 1, 4)):     # TRL's in capitals
+                                       ("RLOO", 3e-2, 14, 1, 4), ("GRPO", 3e-2, 14, 1, 4))[: 5 if table.with_peers else 3]:
         run.keep_pages(name.islower())
         if name.islower():
             times, log = ours(train_ppo, **online | {"lr": lr}, advantage=name, steps=steps, epochs=epochs, samples_per_prompt=K,
                               prompts_per_step=64 // K)
-        elif table.with_peers:
-            times, log = peers.train(name, where + "/lm", low, questions, steps, 64, **group | {"learning_rate": lr, "beta": 0.0})
         else:
-            continue
+            times, log = peers.train(name, where + "/lm", low, questions, steps, 64, **group | {"learning_rate": lr, "beta": 0.0})
         means = [row.get("score", row.get("reward")) for row in log if "score" in row or "reward" in row]
         at = next((i for i, mean in enumerate(means) if mean >= 0.95), None)
         table.rows.append({"name": f"race {name}", "means": means, "seconds": at and statistics.median(times) * (at + 1)})

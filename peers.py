@@ -60,12 +60,13 @@ def seconds(function, repeats: int = 3) -> list[float]:
 
 
 def generate(folder: str, prompts: list[list[int]], device: torch.device, dtype: torch.dtype, **options) -> list[float]:
-    """transformers' generate: seconds of two calls after a first."""
+    """transformers' generate: seconds of its calls but the first."""
     import transformers
+    transformers.utils.logging.disable_progress_bar()
     net = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).to(device)
     x = torch.tensor(prompts, device=device)
     return seconds(lambda: net.generate(x, attention_mask=torch.ones_like(x), do_sample=True, top_k=0,
-                                        pad_token_id=net.config.eos_token_id, **options), 2)
+                                        pad_token_id=net.config.eos_token_id, **options))
 
 
 def train(kind: str, lm: str, reward, rows: list[dict], steps: int, batch: int, **options) -> tuple[list[float], list[dict]]:
