@@ -1,24 +1,23 @@
 """How fast it is: beside the machine's own ceilings, and beside transformers and TRL where requirements-bench.txt is installed.
 
-Ours: the scripts' own loops, from one line of the log to the next; TRL: from one on_step_end to the next. The two alternate in
-one process with the same weights, inputs and threads; a ratio is that of medians. Ours keeps the allocator's pages, as our
-scripts do; the peers have it as it comes. Writes out/bench/bench.json and growth.png.
+Ours: the scripts' own loops, from one line of the log to the next; TRL (peers.py): from one on_step_end to the next. The two
+alternate in one process with the same weights, inputs and threads; a ratio is that of medians. Ours keeps the allocator's pages,
+as our scripts do; the peers have it as it comes. The ceiling is the rate of one large matrix product. "fixed": responses run to
+the limit; "varied": they end with EOS anywhere, at half the limit on average. Writes out/bench/bench.json and growth.png.
 
-    python bench.py                          # about five minutes on two CPU cores; --preset gpt2 on a GPU
+    python bench.py                          # about six minutes on two CPU cores, three --no-peers; --preset gpt2 on a GPU
     python bench.py --only rloo,ppo          # rows that begin so; --race: also the time until a reward of .95 is learned
 """
 import ctypes
 import importlib.metadata
 import io
 import json
-import os
+import math
 import platform
 import random
 import statistics
 import tempfile
-import time
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 
 import minirlhf.model
+import peers
 import train_dpo
 import train_ppo
 import train_rm
@@ -33,11 +33,10 @@ import train_sft
 from minirlhf import UserError, rollout, run
 from minirlhf.cli import start
 from minirlhf.model import GPT, Config, ScalarGPT
-from minirlhf.tokenizer import Tokenizer
+from peers import Words, now, seconds
 
-os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 SHAPES = {"tiny": Config(2048, 256, 192, 2, 6), "small": Config(4096, 256, 256, 4, 4), "gpt2": Config()}
-LOW = 2048                        # the race's reward counts tokens below half of small's vocabulary
+LOW = 2048                        # the group methods' reward counts tokens below half of small's vocabulary
 
 
 @dataclass
@@ -53,39 +52,9 @@ class Settings:
     seed: int = 0                 # of weights and inputs
 
 
-class Words(Tokenizer):
-    """Token i is the word "i", the last token EOS: lengths come out as asked. Its folder's config.json says it all."""
-    def __init__(self, size: int):
-        self.vocab, self.eos_id, self.vocab_size = {str(i): i for i in range(size)}, size - 1, size
-
-    @classmethod
-    def from_pretrained(cls, folder):
-        return cls(json.loads((Path(folder) / "config.json").read_text())["vocab_size"])
-
-    def save_pretrained(self, folder):
-        pass
-
-    def encode(self, text):
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids):
-        return " ".join(map(str, ids))
-
-
 def low(prompts: list[str], responses: list[str] | None = None, completions: list[str] | None = None, **_) -> list[float]:
     """Share of words below LOW. TRL calls responses completions."""
     return [statistics.mean([int(w) < LOW for w in text.split()] or [0]) for text in responses or completions]
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def seconds(function, repeats: int = 3) -> list[float]:
-    """Of each call but the first."""
-    return [b - a for a, b in pairwise([(function(), now())[1] for _ in range(repeats + 1)])]
 
 
 def with_memory(function):
@@ -98,7 +67,7 @@ def with_memory(function):
         before = torch.cuda.memory_allocated()
         return function(), (torch.cuda.max_memory_allocated() - before) / 2**20
     if platform.system() != "Linux":
-        return function(), float("nan")
+        return function(), math.nan
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")                      # the peak starts anew
     before = status("VmRSS")
@@ -123,54 +92,6 @@ def ours(script, **settings) -> tuple[list[float], list[dict]]:
     return [b - a for a, b in pairwise(stamps[:-1])], rows[1:-1]
 
 
-def trl(kind: str, lm: str, reward, rows: list[dict], steps: int, batch: int, **options) -> tuple[list[float], list[dict]]:
-    """A TRL trainer on the same weights and rows -> seconds of its steps but the first, and its log."""
-    import tokenizers
-    import transformers
-    import trl as library
-    from datasets import Dataset
-    from trl.experimental import ppo
-
-    size, stamps, log = Words.from_pretrained(lm).vocab_size, [], []
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(size)}, unk_token="0"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=str(size - 1), pad_token=str(size - 1),
-                                                     padding_side="left")
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            stamps.append(now())
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            log.append(logs)
-
-    def net(folder=lm, cls=transformers.AutoModelForCausalLM):
-        return cls.from_pretrained(folder, dtype=torch.float32)
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    gpu, scalar = torch.cuda.is_available(), transformers.AutoModelForSequenceClassification
-    data = Dataset.from_list([{k: v if k == "prompt" else f"{v} {size - 1}" for k, v in row.items()} for row in rows])   # EOS
-    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), \
-            warnings.catch_warnings(action="ignore"):
-        options |= {"output_dir": out, "per_device_train_batch_size": batch, "report_to": "none", "save_strategy": "no",
-                    "bf16": gpu, "use_cpu": not gpu, "gradient_checkpointing": False, "optim": "adamw_torch_fused",
-                    "disable_tqdm": True, "lr_scheduler_type": "constant", "logging_steps": 1}
-        if kind == "PPO":
-            data = data.map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns=["prompt"])
-            args = ppo.PPOConfig(**options, total_episodes=batch * steps, num_sample_generations=0, num_mini_batches=1,
-                                 local_rollout_forward_batch_size=batch, stop_token_id=size - 1)
-            trainer = ppo.PPOTrainer(args, tokenizer, net(), net(), net(reward, scalar), data, net(reward, scalar),
-                                     callbacks=[Clock()])
-        else:
-            more = {"GRPO": {"reward_funcs": reward}, "RLOO": {"reward_funcs": reward}, "DPO": {"ref_model": net()}}.get(kind, {})
-            trainer = getattr(library, kind + "Trainer")(
-                model=net(reward, scalar) if kind == "Reward" else net(), train_dataset=data, processing_class=tokenizer,
-                args=getattr(library, kind + "Config")(**options, max_steps=steps), callbacks=[Clock()], **more)
-        trainer.train()
-    return [b - a for a, b in pairwise(stamps)], log
-
-
 def make_models(folder: Path, config: Config, seed: int, eos_rate: float) -> str:
     """folder/lm and folder/rm: fresh weights, EOS about as frequent as eos_rate (by the final LayerNorm's bias)."""
     torch.manual_seed(seed)
@@ -178,15 +99,51 @@ def make_models(folder: Path, config: Config, seed: int, eos_rate: float) -> str
         net = cls(config, Words(config.vocab_size))
         with torch.no_grad():
             eos = net.wte.weight[-1]
-            net.ln_f.bias.copy_(eos / eos.square().sum() * torch.tensor(config.vocab_size * eos_rate).log())
+            net.ln_f.bias.copy_(eos / eos.square().sum() * math.log(config.vocab_size * eos_rate))
             if name == "rm":
                 net.score.weight.normal_(std=0.02)
         net.save_pretrained(folder / name)
     return str(folder)
 
 
+class Table:
+    """Measures and prints; `rows` goes into bench.json."""
+    def __init__(self, settings: Settings, config: Config, flops: float, with_peers: bool):
+        self.settings, self.config, self.flops, self.with_peers, self.rows = settings, config, flops, with_peers, []
+        print(f"{'':24}{'ours':>10}{'':>13}{'of ceiling':>11}{'MiB':>7}{'peer':>10}{'MiB':>7}{'ratio':>8}")
+
+    def forward(self, tokens: float, read: float = 0) -> float:
+        """FLOP of a row's tokens, `read` of which meet the vocabulary: linear layers, causal attention, head."""
+        L, D = self.config.n_layer, self.config.n_embd
+        return L * (24 * tokens * D * D + 2 * tokens * tokens * D) + 2 * read * self.config.vocab_size * D
+
+    def group(self, prompt: float, response: float, K: int, head: bool = True) -> float:
+        """The same for a prompt, computed once, and K responses."""
+        return K * self.forward(prompt + response, response * head) - (K - 1) * self.forward(prompt)
+
+    def row(self, name: str, unit: str, units: float, work: float, mine, peer=None) -> None:
+        """mine, peer: () -> (seconds each for `units` units, log); `work`: the FLOP that these take at least."""
+        if self.settings.only and not name.startswith(tuple(self.settings.only.split(","))):
+            return
+        times, peaks, log = ([], []), ([], []), []
+        for side, function in [(0, mine), (1, peer)] * self.settings.turns:
+            if function and (side == 0 or self.with_peers):
+                run.keep_pages(side == 0)
+                (spent, rows), peak = with_memory(function)
+                times[side].extend(spent)
+                peaks[side].append(peak)
+                log += rows * (side == 0)
+        t, p = (statistics.median(x or [math.nan]) for x in times)
+        mib, peer_mib = (min(x, default=math.nan) for x in peaks)             # the least: a first turn also imports
+        parts = {k: statistics.median(r[k] for r in log) for k in (log or [{}])[0] if k.startswith("seconds_")}
+        self.rows.append({"name": name, "unit": unit, "ours": units / t, "share": work / t / self.flops, "mib": mib,
+                          "peer": units / p, "peer_mib": peer_mib, "ratio": p / t, "seconds": times} | parts)
+        print(f"{name:24}{units / t:>10.1f} {unit:12}{work / t / self.flops:>11.0%}{mib:>7.0f}{units / p:>10.1f}{peer_mib:>7.0f}"
+              f"{p / t:>8.2f}  " + " ".join(f"{k[8:]} {s:.2f}s" for k, s in parts.items()), flush=True)
+
+
 def main(settings: Settings) -> None:
-    # 1. the machine
+    # 1. the machine, the models
     if settings.preset not in SHAPES:
         raise UserError(f"--preset {settings.preset}: unknown; take {', '.join(SHAPES)}")
     config, dice, device = SHAPES[settings.preset], random.Random(settings.seed), run.pick_device(settings.device)
@@ -194,35 +151,14 @@ def main(settings: Settings) -> None:
     minirlhf.model.Tokenizer = Words
     big, dtype = settings.preset == "gpt2", torch.bfloat16 if device.type == "cuda" else torch.float32
     installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name in ("torch", "transformers", "trl")}
-    with_peers = settings.peers and len(installed) == 3
-    a, x = torch.randn(4096 if big else 2048, 4096 if big else 2048, device=device, dtype=dtype), torch.randn(2**26, device=device)
-    y = torch.empty_like(x)
-    flops, copied = 2 * len(a) ** 3 / min(seconds(lambda: a @ a, 5)), 2 * x.nbytes / min(seconds(lambda: y.copy_(x), 5))
+    a, x = (torch.randn(n, n, device=device, dtype=dtype) for n in (4096 if big else 2048, 8192))
+    flops, copied = 2 * len(a) ** 3 / min(seconds(lambda: a @ a, 5)), x.nbytes / min(seconds(lambda: x[:4096].copy_(x[4096:]), 5))
     print(f"{installed}, {platform.processor() or platform.machine()}, {device}, {torch.get_num_threads()} threads, "
-          f"{settings.preset}: matrix product {flops / 1e9:.0f} GFLOP/s, copy {copied / 1e9:.1f} GB/s\n\n"
-          f"{'':24}{'ours':>10}{'':>13}{'of ceiling':>11}{'MiB':>7}{'peer':>10}{'MiB':>7}{'ratio':>8}")
-    L, D, V = config.n_layer, config.n_embd, config.vocab_size
-    trunk, head = 24 * L * D * D, 2 * V * D              # FLOP of a token forward, without attention's own
-    table, common, folder = [], {"device": settings.device, "seed": settings.seed}, Path(tempfile.mkdtemp())
-    fixed, varied = (make_models(folder / name, config, settings.seed, rate) for name, rate in (("f", 1e-20), ("v", 1 / 36)))
-
-    def row(name: str, unit: str, units: float, work: float, mine, peer=None) -> None:
-        """mine, peer: () -> (seconds each for `units` units, log); `work`: FLOP of ours for them."""
-        if settings.only and not name.startswith(tuple(settings.only.split(","))):
-            return
-        times, mib, log = ([], []), [0.0, 0.0], []
-        for side, function in [(0, mine), (1, peer)] * settings.turns:
-            if function and (side == 0 or with_peers):
-                run.keep_pages(side == 0)
-                (spent, rows), peak = with_memory(function)
-                times[side].extend(spent)
-                mib[side], log = max(mib[side], peak), log + rows * (side == 0)
-        t, p = (statistics.median(x) if x else float("nan") for x in times)
-        parts = {k: statistics.median(r[k] for r in log) for k in (log or [{}])[0] if k.startswith("seconds_")}
-        table.append({"name": name, "unit": unit, "ours": units / t, "share": work / t / flops, "mib": mib[0], "peer": units / p,
-                      "peer_mib": mib[1], "ratio": p / t, "seconds": times} | parts)
-        print(f"{name:24}{units / t:>10.1f} {unit:12}{work / t / flops:>11.0%}{mib[0]:>7.0f}{units / p:>10.1f}{mib[1]:>7.0f}"
-              f"{p / t:>8.2f}  " + " ".join(f"{k[8:]} {s:.2f}s" for k, s in parts.items()), flush=True)
+          f"{settings.preset}: matrix product {flops / 1e9:.0f} GFLOP/s, copy {copied / 1e9:.1f} GB/s\n")
+    table, V, folder = Table(settings, config, flops, settings.peers and len(installed) == 3), config.vocab_size, tempfile.mkdtemp()
+    folder, P, R = Path(folder), *((128, 128) if big else (16, 32))                     # prompt and response of section 4
+    fixed, half, varied = (make_models(folder / name, config, settings.seed, rate)      # half of 64 tokens, of R
+                           for name, rate in (("fixed", 1e-20), ("half", 1.6 / 64), ("varied", 1.6 / R)))
 
     def text(n: int) -> str:
         return " ".join(str(dice.randrange(V - 1)) for _ in range(n))
@@ -235,7 +171,7 @@ def main(settings: Settings) -> None:
     # 2. sampling and scoring
     generator = torch.Generator(device).manual_seed(settings.seed)
     short, long = [Words(V).encode(text(32)) for _ in range(64)], [Words(V).encode(text(128)) for _ in range(16)]
-    for name, where, ids, K, new in (("sample fixed", fixed, short, 1, 64), ("sample varied", varied, short, 1, 64),
+    for name, where, ids, K, new in (("sample fixed", fixed, short, 1, 64), ("sample varied", half, short, 1, 64),
                                      ("sample 4 a prompt", fixed, long, 4, 32)):
         net = GPT.from_pretrained(where + "/lm").to(device).requires_grad_(False)
         net.autocast_dtype = run.pick_autocast("auto", device)
@@ -243,32 +179,27 @@ def main(settings: Settings) -> None:
         def mine(net=net, ids=ids, K=K, new=new):
             return rollout.generate(net, ids, new, generator, samples_per_prompt=K)[0]
 
-        def peer(where=where, ids=ids, K=K, new=new):
-            import transformers
-            net = transformers.GPT2LMHeadModel.from_pretrained(where + "/lm", dtype=dtype).to(device)
-            x = torch.tensor(ids, device=device)
-            return seconds(lambda: net.generate(x, attention_mask=torch.ones_like(x), do_sample=True, top_k=0, max_new_tokens=new,
-                                                num_return_sequences=K, pad_token_id=V - 1), 2), []
-
         made = sum(len(r) for _ in range(4) for r in mine()) / 4
-        row(name, "tokens/s", made, made * (trunk + head) + sum(map(len, ids)) * trunk, lambda f=mine: (seconds(f, 2), []), peer)
+        table.row(name, "tokens/s", made, len(ids) * table.group(len(ids[0]), made / len(ids) / K, K),
+                  lambda f=mine: (seconds(f), []),
+                  lambda where=where, ids=ids, K=K, new=new: (peers.generate(where + "/lm", ids, device, dtype, max_new_tokens=new,
+                                                                             num_return_sequences=K), []))
     lengths = (torch.full((64,), n, device=device) for n in (32, 64))
     batch = rollout.Rollout([""] * 64, [""] * 64, torch.randint(V, (64, 64), device=device), *lengths, torch.ones(64))
-    row("score", "tokens/s", 64 * 64, 64 * (64 * trunk + 32 * head), lambda: (
-        seconds(lambda: rollout.in_parts(rollout.logprobs, net, batch)), []))
+    table.row("score", "tokens/s", 64 * 64, 64 * table.forward(64, 32),
+              lambda: (seconds(lambda: rollout.in_parts(rollout.logprobs, net, batch)), []))
 
     # 3. SFT: full rows, ragged ones; reward models; DPO
-    T = 1024 if big else 256
-    full = [text(T - 1) for _ in range(96)]
-    row("sft full", "tokens/s", 16 * T, 16 * T * 3 * (trunk + head),
-        lambda: ours(train_sft, **common, init=fixed + "/lm", data=file([{"text": x} for x in full]), steps=4, batch_size=16,
-                     validation=0, token_budget=16 * T),
-        lambda: trl("SFT", fixed + "/lm", None, [{"text": x} for x in full], 3, 16, max_length=T))
+    common, T = {"device": settings.device, "seed": settings.seed}, 1024 if big else 256
+    full = [{"text": text(T - 1)} for _ in range(96)]
     sizes = [(min(120, int(dice.lognormvariate(3, 0.8)) + 3), min(130, int(dice.lognormvariate(3.6, 0.9)) + 2)) for _ in range(64)]
     ragged, wanted = [{"prompt": text(p), "completion": " " + text(r)} for p, r in sizes], sum(r + 1 for _, r in sizes)
-    row("sft ragged", "supervised/s", wanted, 3 * (sum(p + r for p, r in sizes) * trunk + wanted * head),
-        lambda: ours(train_sft, **common, init=fixed + "/lm", data=file(ragged), steps=5, batch_size=64, validation=0),
-        lambda: trl("SFT", fixed + "/lm", None, ragged, 3, 64, max_length=T))
+    for name, unit, data, n, units, work in (("sft full", "tokens/s", full, 16, 16 * T, 16 * table.forward(T, T)), (
+            "sft ragged", "supervised/s", ragged, 64, wanted, sum(table.forward(p + r, r + 1) for p, r in sizes))):
+        table.row(name, unit, units, 3 * work,
+                  lambda data=data, n=n: ours(train_sft, **common, init=fixed + "/lm", data=file(data), steps=5, batch_size=n,
+                                              validation=0, token_budget=max(4096, 16 * T)),
+                  lambda data=data, n=n: peers.train("SFT", fixed + "/lm", None, data, 4, n, max_length=T))
 
     def rankings(n: int, K: int) -> list[dict]:
         return [{"prompt": text(64), "responses": [" " + text(63) for _ in range(K)], "ranks": [*range(K)]} for _ in range(n)]
@@ -279,58 +210,62 @@ def main(settings: Settings) -> None:
 
     two, six = rankings(64, 2), rankings(16, 6)
     for name, data, n, K in (("reward pairs", two, 16, 2), ("reward rankings of 6", six, 2, 6)):
-        row(name, "pairs/s", n * K * (K - 1) / 2, n * (64 + 64 * K) * 3 * trunk,
-            lambda data=data, n=n: ours(train_rm, **common, init=fixed + "/rm", data=file(data), steps=4, batch_size=n,
-                                        normalize_samples=0),
-            lambda data=data, n=n, K=K: trl("Reward", fixed + "/lm", fixed + "/rm", pairs(data), 3, n * K * (K - 1) // 2))
-    row("dpo", "pairs/s", 16, 16 * 2 * 3 * (128 * trunk + 64 * head),
-        lambda: ours(train_dpo, **common, init=fixed + "/lm", data=file(two), steps=4, batch_size=16, validation=0, temperature=1),
-        lambda: trl("DPO", fixed + "/lm", None, pairs(two), 3, 16, precompute_ref_log_probs=True))
+        table.row(name, "pairs/s", n * K * (K - 1) / 2, n * 3 * table.group(64, 64, K, head=False),
+                  lambda data=data, n=n: ours(train_rm, **common, init=fixed + "/rm", data=file(data), steps=5, batch_size=n,
+                                              normalize_samples=0),
+                  lambda data=data, n=n, K=K: peers.train("Reward", fixed + "/lm", fixed + "/rm", pairs(data), 3,
+                                                          n * K * (K - 1) // 2))
+    table.row("dpo", "pairs/s", 16, 16 * 3 * table.group(64, 64, 2),
+              lambda: ours(train_dpo, **common, init=fixed + "/lm", data=file(two), steps=5, batch_size=16, validation=0,
+                           temperature=1),
+              lambda: peers.train("DPO", fixed + "/lm", None, pairs(two), 4, 16, precompute_ref_log_probs=True))
 
     # 4. reinforcement learning: 64 episodes; one pass (GRPO, RLOO, 4 samples a prompt) or four (PPO)
-    P, R = (128, 128) if big else (16, 32)
-    questions, lm = [{"prompt": text(P)} for _ in range(256)], (P + R) * trunk + R * head        # lm: FLOP of an episode
+    questions = [{"prompt": text(P)} for _ in range(256)]
     online = common | {"temperature": 1.0, "max_tokens": R, "data": file(questions), "stop_update_kl": 1e9, "lr": 1e-4}
     online |= {"token_budget": 64 * (P + R)}
     group = {"num_generations": 4, "max_completion_length": R, "temperature": 1.0, "top_k": 0, "learning_rate": 1e-4, "beta": 0.05}
-    for kind, where in (("fixed", fixed), ("varied", varied)):
-        for name in ("grpo", "rloo"):
-            row(f"{name} {kind}", "episodes/s", 64, 64 * 6 * lm,
-                lambda name=name, where=where: ours(train_ppo, **online, advantage=name, init=where + "/lm", steps=4, epochs=1,
-                                                    prompts_per_step=16, samples_per_prompt=4, reward=__file__ + ":low"),
-                lambda name=name, where=where: trl(name.upper(), where + "/lm", low, questions, 3, 64, **group))
-        row(f"ppo {kind}", "episodes/s", 64, 64 * (15 * lm + 14 * (P + R) * trunk),
-            lambda where=where: ours(train_ppo, **online, init=where + "/lm", reward=where + "/rm", steps=4, epochs=4),
-            lambda where=where: trl("PPO", where + "/lm", where + "/rm", questions, 2, 64, response_length=R, temperature=1.0,
-                                    num_ppo_epochs=4, learning_rate=1e-4))
+    for kind, where, r in (("fixed", fixed, R), ("varied", varied, R / 2)):
+        for name in ("grpo", "rloo"):                # sampled, by the reference, forward and backward
+            table.row(f"{name} {kind}", "episodes/s", 64, 16 * 5 * table.group(P, r, 4),
+                      lambda name=name, where=where: ours(train_ppo, **online, advantage=name, init=where + "/lm", steps=5,
+                                                          epochs=1, prompts_per_step=16, samples_per_prompt=4,
+                                                          reward=__file__ + ":low"),
+                      lambda name=name, where=where: peers.train(name.upper(), where + "/lm", low, questions, 4, 64, **group))
+        table.row(f"ppo {kind}", "episodes/s", 64, 64 * (14 * table.forward(P + r, r) + 13 * table.forward(P + r)),
+                  lambda where=where: ours(train_ppo, **online, init=where + "/lm", reward=where + "/rm", steps=4, epochs=4),
+                  lambda where=where: peers.train("PPO", where + "/lm", where + "/rm", questions, 2, 64, response_length=R,
+                                                  temperature=1.0, num_ppo_epochs=4, learning_rate=1e-4))
     if settings.race:
-        race(table, fixed, online, questions, group, with_peers)
+        race(table, fixed, online, questions, group)
 
     # 5. the file and the figure
-    Path(settings.out).mkdir(parents=True, exist_ok=True)
-    found = {} if settings.only else growth(Path(settings.out), config, net, folder, online)
-    result = {"settings": vars(settings), "installed": installed, "flops": flops, "copy": copied, "rows": table, "growth": found}
-    (Path(settings.out) / "bench.json").write_text(json.dumps(result, indent=1))
-    print(f"\nwrote {settings.out}/bench.json")
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    found = {} if settings.only else growth(out, config, net, folder, online)
+    result = {"settings": vars(settings), "installed": installed, "flops": flops, "copy": copied, "growth": found}
+    (out / "bench.json").write_text(json.dumps(result | {"rows": table.rows}, indent=1))
+    print(f"\nwrote {out / 'bench.json'}")
 
 
-def race(table: list[dict], where: str, online: dict, questions: list[dict], group: dict, with_peers: bool) -> None:
-    """Seconds until an iteration's mean reward is .95, each with its own best settings; no response needs to finish."""
+def race(table: Table, where: str, online: dict, questions: list[dict], group: dict) -> None:
+    """Seconds until an iteration's mean reward is .95, each with its own best settings; no response needs to finish. TRL's are
+    in capitals."""
     sample = rollout.sample
     rollout.sample = lambda *a, **k: replace(b := sample(*a, **k), finished=torch.ones_like(b.finished))
     online |= {"kl_coef": 0.0, "warmup": 1, "init": where + "/lm", "reward": __file__ + ":low"}
     for name, lr, steps, epochs, K in (("rloo", 1e-2, 16, 1, 4), ("grpo", 1e-2, 16, 1, 4), ("gae", 3e-3, 30, 4, 1),
-                                       ("RLOO", 3e-2, 14, 1, 4), ("GRPO", 3e-2, 14, 1, 4)):     # TRL's in capitals
+                                       ("RLOO", 3e-2, 14, 1, 4), ("GRPO", 3e-2, 14, 1, 4))[: 5 if table.with_peers else 3]:
         run.keep_pages(name.islower())
         if name.islower():
             times, log = ours(train_ppo, **online | {"lr": lr}, advantage=name, steps=steps, epochs=epochs, samples_per_prompt=K,
                               prompts_per_step=64 // K)
-        elif with_peers:
-            times, log = trl(name, where + "/lm", low, questions, steps, 64, **group | {"learning_rate": lr, "beta": 0.0})
+        else:
+            times, log = peers.train(name, where + "/lm", low, questions, steps, 64, **group | {"learning_rate": lr, "beta": 0.0})
         means = [row.get("score", row.get("reward")) for row in log if "score" in row or "reward" in row]
         at = next((i for i, mean in enumerate(means) if mean >= 0.95), None)
-        table.append({"name": f"race {name}", "means": means, "seconds": at and statistics.median(times) * (at + 1)})
-        print(f"race {name:19}{table[-1]['seconds']} s to .95 (iteration {at}; last mean {means[-1]:.2f})", flush=True)
+        table.rows.append({"name": f"race {name}", "means": means, "seconds": at and statistics.median(times) * (at + 1)})
+        print(f"race {name:19}{table.rows[-1]['seconds']} s to .95 (iteration {at}; last mean {means[-1]:.2f})", flush=True)
     rollout.sample = sample
 
 

@@ -185,8 +185,11 @@ def main(settings: Settings) -> None:
         scores = torch.where(batch.finished, scores, settings.unfinished_score)
         more = {name: torch.tensor(f(batch.prompts, batch.responses)) for name, f in watched.items()}     # (B,) each
 
-        # 3. log-probs by the training forward, so that the first ratio is 1
-        old, ref, exact_kl, entropy = rollout.compare(policy, reference, batch, settings.temperature)    # (B, R) each
+        # 3. log-probs by the training forward, so that the first ratio is 1. Where the episodes are one micro-batch, the first
+        #    pass takes this forward for its own, if the run's first iteration has shown that the ratio is 1 without that
+        kept = step > 0 and settings.minibatches == 1 and int(batch.lengths.sum()) <= settings.token_budget
+        first = rollout.compare(policy, reference, batch, settings.temperature, grad=kept)
+        old, ref, exact_kl, entropy = first.detach()                                       # (B, R) each
         if ptx_held_out and step % settings.log_every == 0:
             more["lm_loss"] = lm_loss()
 
@@ -195,7 +198,8 @@ def main(settings: Settings) -> None:
         kl_coef = run.extra["kl_coef"]
         token_rewards = losses.token_rewards(scores, kl, mask, kl_coef if kl_in == "reward" else 0.0)   # (B, R)
         if value:
-            values = rollout.in_parts(rollout.values, value, batch)                        # (B, R)
+            first_values = rollout.in_parts(rollout.values, value, batch, grad=kept)
+            values = first_values.detach()                                                 # (B, R)
             if settings.whiten_rewards:
                 token_rewards = losses.whiten(token_rewards, mask, shift_mean=False)
             advantages, returns = losses.gae(token_rewards, values, mask, settings.gamma, settings.lam)
@@ -215,18 +219,20 @@ def main(settings: Settings) -> None:
         for rows in passes:
             tokens, stats = max(1, int(mask[rows].sum())), defaultdict(float)
             total = losses.length_normaliser(length_norm, mask[rows], settings.max_tokens)          # 0-d or (rows, 1)
-            for part in micro_batches(batch.lengths[rows].tolist(), settings.token_budget):
+            whole = kept and updates == 0
+            micro = [[*range(len(rows))]] if whole else batch.select(rows).parts(policy.config.n_embd, settings.token_budget)
+            for part in micro:
                 index, part_total = rows[part], total[part] if total.dim() else total
                 part = batch.select(index)
                 m = part.mask
                 cut = (index, slice(0, m.shape[1]))
-                new = rollout.logprobs(policy, part, settings.temperature)                          # (b, R)
+                new = first[0][cut] if whole else rollout.logprobs(policy, part, settings.temperature)    # (b, R)
                 loss, p = losses.ppo_policy_loss(new, old[cut], advantages[cut], m, settings.clip, part_total,
                                                  settings.clip_high or None)
                 parts, v = {"policy_loss": loss}, {}
                 if value:
-                    parts["value_loss"], v = losses.value_loss(rollout.values(value, part), values[cut], returns[cut], m,
-                                                               settings.value_clip, total=tokens)
+                    now = first_values[cut] if whole else rollout.values(value, part)               # (b, R)
+                    parts["value_loss"], v = losses.value_loss(now, values[cut], returns[cut], m, settings.value_clip, total=tokens)
                 if kl_in == "loss":                                            # Shao 2024, equations 3 and 4
                     parts["kl_loss"] = kl_coef * losses.masked_mean(losses.kl_estimates(new, ref[cut])[2], m, part_total)
                 sum(parts.values()).backward()

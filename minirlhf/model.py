@@ -142,7 +142,7 @@ class KVCache:
     def repeat(self, times: int) -> None:
         """Every row `times` times: K samples continue one prefill."""
         for i, kv in enumerate(self.layers):
-            self.layers[i] = kv.repeat_interleave(times, dim=1)
+            self.layers[i] = kv.repeat_interleave(times, dim=1) if times > 1 else kv
 
     def move(self, target: Tensor, source: Tensor) -> None:
         """Rows `source` overwrite rows `target`: finished rows make room for live ones."""
@@ -342,7 +342,7 @@ class GPT(Trunk):
         pass, which costs one more product with the embedding and saves the memory.
         """
         def logprobs(h, t):
-            return TargetLogProb.apply(self.logits(h, temperature), t)
+            return TargetLogProb.apply(self.logits(h, temperature), t)[0]
 
         rows = self.logits_rows()
         if len(targets) <= rows:
@@ -357,17 +357,18 @@ class GPT(Trunk):
 
 
 class TargetLogProb(torch.autograd.Function):
-    """log_softmax and gather in one, (N, V) and (N,) -> (N,). The gradient takes the place of the saved log-probabilities:
-    of the largest tensors there are, one is touched instead of three."""
+    """log_softmax and gather in one, (N, V) and (N,) -> (N,), and all log-probabilities (N, V), to look at before the backward
+    pass: the gradient takes their place. Of the largest tensors there are, one is touched instead of three."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = torch.log_softmax(logits, dim=-1)
         ctx.save_for_backward(log_probs, targets)
-        return log_probs.gather(-1, targets[:, None]).squeeze(-1)
+        ctx.mark_non_differentiable(log_probs)
+        return log_probs.gather(-1, targets[:, None]).squeeze(-1), log_probs
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
         log_probs, targets = ctx.saved_tensors
         slope = log_probs.exp_().mul_(-grad[:, None])                    # d log p(t) / d logits = 1{t} - p
         return slope.scatter_add_(1, targets[:, None], grad[:, None]), None
@@ -390,30 +391,37 @@ class ScalarGPT(Trunk):
         return (self.score(at_least_float32(hidden)).squeeze(-1) - self.config.score_mean) / self.config.score_std
 
     def score_groups(self, groups: list[tuple[list[int], list[list[int]]]]) -> Tensor:
-        """(prompt ids, [K responses' ids]) per prompt -> the score at each response's last token, all responses in order.
-
-        A row is the prompt with all its responses behind it: the prompt is computed once, and no response sees another.
-        """
-        T = max(len(prompt) + sum(map(len, responses)) for prompt, responses in groups)
-        tokens, positions, owner = torch.zeros(3, len(groups), T, dtype=torch.long)     # owner: 0 prompt, k response k
-        rows, ends = [], []
-        for i, (prompt, responses) in enumerate(groups):
-            P = end = len(prompt)
-            tokens[i, :P], positions[i, :P] = torch.tensor(prompt), torch.arange(P)
-            for k, response in enumerate(responses, 1):
-                begin, end = end, end + len(response)
-                tokens[i, begin:end], owner[i, begin:end] = torch.tensor(response), k
-                positions[i, begin:end] = torch.arange(P, P + len(response))
-                rows.append(i)
-                ends.append(end - 1)
-        before = torch.ones(T, T, dtype=torch.bool).tril()
-        seen = before & ((owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0))     # (B, T, T)
-        return self.scores(self.hidden(tokens.to(self.device), positions=positions.to(self.device),
-                                       seen=seen[:, None].to(self.device), wanted=(rows, ends)))
+        """(prompt ids, [K responses' ids]) per prompt -> the score at each response's last token, all responses in order."""
+        tokens, positions, seen, places = pack(groups, self.device)
+        wanted = [row for row, _, _ in places], [end - 1 for _, _, end in places]
+        return self.scores(self.hidden(tokens, positions=positions, seen=seen, wanted=wanted))
 
     def score_last(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens (B, T), lengths (B,) -> the score at each row's last token (B,)."""
         return self.scores(self.hidden(tokens, wanted=(torch.arange(len(tokens), device=tokens.device), lengths - 1)))
+
+
+def pack(groups: list[tuple[list[int], list[list[int]]]], device: torch.device) -> tuple[Tensor, Tensor, Tensor, list]:
+    """(prompt ids, [K responses' ids]) per prompt -> tokens (G, T), the positions (G, T) and seen (G, 1, T, T) of `hidden`,
+    and each response's (row, begin, end), all in order.
+
+    A row is the prompt with all its responses behind it: the prompt is computed once, and no response sees another.
+    """
+    T = max(len(prompt) + sum(map(len, responses)) for prompt, responses in groups)
+    tokens, positions, owner = torch.zeros(3, len(groups), T, dtype=torch.long)     # owner: 0 prompt, k response k
+    places = []
+    for i, (prompt, responses) in enumerate(groups):
+        P = end = len(prompt)
+        tokens[i, :P], positions[i, :P] = torch.tensor(prompt, dtype=torch.long), torch.arange(P)
+        for k, response in enumerate(responses, 1):
+            begin, end = end, end + len(response)
+            tokens[i, begin:end], owner[i, begin:end] = torch.tensor(response, dtype=torch.long), k
+            positions[i, begin:end] = torch.arange(P, P + len(response))
+            places.append((i, begin, end))
+    owner = owner.to(device)
+    before = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    seen = before & ((owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0))     # (G, T, T)
+    return tokens.to(device), positions.to(device), seen[:, None], places
 
 
 def at_least_float32(x: Tensor) -> Tensor:

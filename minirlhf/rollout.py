@@ -4,14 +4,18 @@ A `Rollout` holds right-padded rows, prompt first, response after it. Per-token 
 the response's j-th token, `mask` is True where there is one. The token at position t is predicted by the hidden state at
 position t - 1, and it is there that its log-prob and its value are read.
 """
+import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minirlhf import UserError, losses
 from minirlhf.data import micro_batches, pad
-from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
+from minirlhf.model import GPT, KVCache, ScalarGPT, TargetLogProb, Trunk, pack
 
 CACHE_BLOCK = 32          # positions by which a sampling cache grows
 TOKENS_AT_ONCE = 8192     # of a micro-batch without gradients; and rows x context of a sampling cache, times 4
@@ -41,9 +45,26 @@ class Rollout:
                        tokens=self.tokens[rows, : int(lengths.max())], prompt_lengths=self.prompt_lengths[rows],
                        lengths=lengths, finished=self.finished[rows])
 
-    def parts(self, token_budget: int = TOKENS_AT_ONCE) -> list[list[int]]:
-        """Rows in micro-batches of similar length."""
-        return micro_batches(self.lengths.tolist(), token_budget)
+    def bundles(self, width: int) -> list[list[int]]:
+        """Rows that a model of that width computes as one: responses to the same prompt, as many as pay for it.
+
+        A row of T tokens costs T (6 width + T), linear layers and attention. So the prompt's P tokens, computed once, are
+        best shared by responses of sqrt(P (6 width + P)) tokens in all.
+        """
+        same, lengths, out = defaultdict(list), self.lengths.tolist(), []
+        for i, (ids, P) in enumerate(zip(self.tokens.tolist(), self.prompt_lengths.tolist())):
+            same[tuple(ids[:P])].append(i)
+        for prompt, rows in same.items():
+            P = len(prompt)
+            most = max(1, int(math.sqrt(P * (6 * width + P)) / max(1, max(lengths[i] for i in rows) - P)))
+            out += [rows[i : i + most] for i in range(0, len(rows), most)]
+        return out
+
+    def parts(self, width: int, token_budget: int = TOKENS_AT_ONCE) -> list[list[int]]:
+        """Rows in micro-batches of bundles of similar length."""
+        responses, bundles = (self.lengths - self.prompt_lengths).tolist(), self.bundles(width)
+        lengths = [int(self.prompt_lengths[rows[0]]) + sum(responses[i] for i in rows) for rows in bundles]
+        return [[i for b in part for i in bundles[b]] for part in micro_batches(lengths, token_budget)]
 
 
 # ---------------------------------------------------------------------------------------------------- sampling
@@ -82,15 +103,11 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     cache.repeat(K)
     at = lengths.repeat_interleave(K)                                      # (n,) where the next token will stand
     row = torch.arange(B, device=device)                                   # (n,) which row of the answer each is
-    out = torch.zeros(B, max(room, 0), dtype=torch.long, device=device)
-    count = torch.zeros(B, dtype=torch.long, device=device)
-    finished = torch.zeros(B, dtype=torch.bool, device=device)
+    out = torch.full((B, max(room, 0)), -1, device=device)                 # -1: nothing yet
     for step in range(room):
         logits = model.logits(last, temperature or 1.0)                    # (n, V)
         new = choose(logits, generator, top_k, top_p) if temperature else logits.argmax(-1)         # (n,)
         out[row, step] = new
-        count[row] = step + 1
-        finished[row] = new == eos
         alive = (new != eos) & (at + 1 < config.n_positions)
         n = int(alive.sum())
         if n == 0 or step + 1 == room:
@@ -105,8 +122,8 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
             cache.resize(n, min(used + CACHE_BLOCK, config.n_positions))
         last = model.hidden(new[:, None], cache, at)[:, 0]                 # (n, D)
         at, used = at + 1, min(used + 1, config.n_positions)
-    out, count = out.tolist(), count.tolist()
-    return [ids[:c] for ids, c in zip(out, count)], finished.tolist()
+    responses = [ids[: ids.index(-1)] if -1 in ids else ids for ids in out.tolist()]
+    return responses, [ids[-1:] == [eos] for ids in responses]
 
 
 def sample(model: GPT, prompts: list[str], max_tokens: int, generator: torch.Generator, **options) -> Rollout:
@@ -137,10 +154,19 @@ def sample(model: GPT, prompts: list[str], max_tokens: int, generator: torch.Gen
 
 def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
     """Hidden states from which the response's tokens are predicted, one after another: (N, D), N = mask.sum()."""
-    mask = batch.mask                                                                # (B, R)
-    at = batch.prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device)
-    rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
-    return model.hidden(batch.tokens, wanted=(rows[mask], at[mask]))
+    mask, bundles = batch.mask, batch.bundles(model.config.n_embd)                   # (B, R)
+    if len(bundles) == len(mask):
+        at = batch.prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device)
+        rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
+        return model.hidden(batch.tokens, wanted=(rows[mask], at[mask]))
+    ids, starts, ends = batch.tokens.tolist(), batch.prompt_lengths.tolist(), batch.lengths.tolist()
+    tokens, positions, seen, places = pack([(ids[rows[0]][: starts[rows[0]]], [ids[i][starts[i] : ends[i]] for i in rows])
+                                            for rows in bundles], model.device)
+    place = dict(zip(chain(*bundles), places))                                       # row of the batch -> its response's
+    at = [(row, column) for i, start in enumerate(starts) for row, begin, end in [place[i]]
+          for column in (start - 1, *range(begin, end - 1))[: end - begin]]          # (N,)
+    wanted = torch.tensor(at, dtype=torch.long, device=model.device).view(-1, 2).unbind(1)
+    return model.hidden(tokens, positions=positions, seen=seen, wanted=wanted)
 
 
 def response_tokens(batch: Rollout) -> Tensor:
@@ -165,29 +191,39 @@ def values(model: ScalarGPT, batch: Rollout) -> Tensor:
     return per_token(model.scores(response_hidden(model, batch)), batch.mask)
 
 
-@torch.no_grad()
-def in_parts(function, model: Trunk, batch: Rollout, *args) -> Tensor:
-    """function(model, batch, *args) -> (B, R), logprobs or values, without gradients, in micro-batches of similar length."""
+def in_parts(function, model: Trunk, batch: Rollout, *args, grad: bool = False) -> Tensor:
+    """function(model, batch, *args) -> (B, R), logprobs or values, in micro-batches of similar length."""
     out = torch.zeros(batch.mask.shape, device=batch.tokens.device)
-    for rows in batch.parts():
-        part = function(model, batch.select(rows), *args)
-        out[rows, : part.shape[1]] = part
+    with torch.set_grad_enabled(grad):
+        for rows in batch.parts(model.config.n_embd):
+            part = function(model, batch.select(rows), *args)
+            out[rows, : part.shape[1]] = part
     return out
 
 
-@torch.no_grad()
-def compare(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
+def compare(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1.0, grad: bool = False) -> Tensor:
     """From one forward of each model, in micro-batches, four (B, R): the policy's and the reference's log-probs as of
-    `logprobs`, and of the full distributions KL(policy, reference) and the policy's entropy, nats."""
+    `logprobs`, and of the full distributions KL(policy, reference) and the policy's entropy, nats. grad: of the first."""
+    def four(mine: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:               # (n, D), (n, D), (n,) -> (4, n)
+        chosen, log_probs = TargetLogProb.apply(policy.logits(mine, temperature), targets)        # (n,), (n, V)
+        found = []
+        with torch.no_grad():
+            for p, hidden, t in zip(*(x.split(reference.logits_rows()) for x in (log_probs, theirs, targets))):
+                q = reference.log_softmax(hidden, temperature)
+                found.append(torch.stack([q.gather(-1, t[:, None])[:, 0], losses.exact_kl(p, q), losses.entropy(p)]))
+        return torch.cat([chosen[None], torch.cat(found, 1)])
+
     out = torch.zeros(4, *batch.mask.shape, device=batch.tokens.device)
-    for rows in batch.parts():
-        part, found = batch.select(rows), []
-        hidden = response_hidden(policy, part), response_hidden(reference, part), response_tokens(part)
-        for p, q, targets in zip(*(x.split(policy.logits_rows()) for x in hidden)):
-            p, q = policy.log_softmax(p, temperature), reference.log_softmax(q, temperature)                        # (n, V)
-            chosen = (x.gather(-1, targets[:, None])[:, 0] for x in (p, q))
-            found.append(torch.stack([*chosen, losses.exact_kl(p, q), losses.entropy(p)]))                           # (4, n)
-        mask = part.mask
-        if found:
-            out[:, rows, : mask.shape[1]] = per_token(torch.cat(found, 1), mask.expand(4, *mask.shape))
+    for rows in batch.parts(policy.config.n_embd):
+        part = batch.select(rows)
+        with torch.no_grad():
+            theirs = response_hidden(reference, part)
+        with torch.set_grad_enabled(grad):
+            mine, targets, n = response_hidden(policy, part), response_tokens(part), policy.logits_rows()
+            once = not grad or len(targets) <= n                                      # or else the logits are made again
+            found = [four(*x) if once else checkpoint(four, *x, use_reentrant=False)
+                     for x in zip(mine.split(n), theirs.split(n), targets.split(n)) if len(targets)]
+            if found:
+                mask = part.mask.expand(4, *part.mask.shape)
+                out[:, rows, : mask.shape[2]] = per_token(torch.cat(found, 1), mask)
     return out

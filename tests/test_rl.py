@@ -91,6 +91,18 @@ def test_micro_batches_change_nothing_but_rounding(length_norm, world, tmp_path)
         assert one[name] == pytest.approx(many[name], rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+def test_the_first_pass_may_go_back_through_the_scoring_forward(advantage, world, tmp_path):
+    """As it does from the second iteration on where the episodes are one micro-batch."""
+    options = {"advantage": advantage, "epochs": 1, "steps": 2, "lr": 0.0}
+    train_ppo.main(settings_of(world, tmp_path / "kept", **options))
+    train_ppo.main(settings_of(world, tmp_path / "again", **options, token_budget=1))
+    kept, again = (metrics(tmp_path / name) for name in ("kept", "again"))
+    assert kept[0]["first_ratio_off"] > 0 == kept[1]["first_ratio_off"] < again[1]["first_ratio_off"] < 1e-4
+    for name in kept[1].keys() - {"first_ratio_off", "ratio_mean", "approx_kl"}:
+        assert kept[1][name] == pytest.approx(again[1][name], rel=1e-3, abs=1e-5), name
+
+
 def test_the_length_normalisers_are_three_different_losses(world, tmp_path):
     norms = {}
     for name in ("paper", "token", "response", "none"):

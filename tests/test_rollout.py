@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from minirlhf import UserError, losses, rollout
+from minirlhf import UserError, losses, model, rollout
 from minirlhf.model import ScalarGPT
 from minirlhf.rollout import choose, generate, sample
 
@@ -119,6 +119,43 @@ def test_exact_kl_and_the_mean_of_k1_agree(tokenizer, policy):
     assert exact.min() >= 0 and exact.mean() > 1
     assert k1.mean().item() == pytest.approx(exact.mean().item(), abs=4 * (k1.std() / 4000**0.5).item())
     assert entropy[batch.mask].min() >= 0 and (kl[~batch.mask] == 0).all()
+
+
+def test_responses_that_share_a_prompt_are_computed_as_if_alone(tokenizer, policy, prompts):
+    """Log-probs, values and gradients; responses of no token and of one among them, more of one prompt than one row takes."""
+    value = tiny(tokenizer, ScalarGPT)
+    torch.nn.init.normal_(value.score.weight)
+    batch = sample(policy, prompts, 12, gen(), samples_per_prompt=6)
+    short = torch.arange(len(batch.lengths)) % 6 < 2                                  # cut to 0 and 1 tokens
+    batch.lengths = torch.where(short, batch.prompt_lengths + torch.arange(len(short)) % 6, batch.lengths)
+    bundles = batch.bundles(policy.config.n_embd)
+    assert sorted(i for rows in bundles for i in rows) == [*range(len(short))] and 1 < max(map(len, bundles)) < len(bundles)
+    for net, function in ((policy, rollout.logprobs), (value, rollout.values)):
+        together = function(net, batch)
+        for i, (start, end) in enumerate(zip(batch.prompt_lengths.tolist(), batch.lengths.tolist())):
+            alone = function(net, batch.select([i]))[0]
+            assert torch.allclose(together[i, : end - start], alone[: end - start], atol=1e-4)
+        weights = torch.randn(together.shape)
+        mine = torch.autograd.grad((together * weights).sum(), [*net.parameters()])
+        parts = [(function(net, batch.select([i]))[0] * weights[i, : int(batch.select([i]).mask.shape[1])]).sum()
+                 for i in range(len(short))]
+        for got, wanted in zip(mine, torch.autograd.grad(sum(parts), [*net.parameters()])):
+            assert torch.allclose(got, wanted, atol=1e-3)
+    for budget in (1, 40, 10**6):
+        assert sorted(i for rows in batch.parts(policy.config.n_embd, budget) for i in rows) == [*range(len(short))]
+
+
+@pytest.mark.parametrize("at_once", [2**24, 7 * 320])
+def test_the_gradient_of_the_compared_logprobs_is_theirs(tokenizer, policy, prompts, at_once, monkeypatch):
+    monkeypatch.setattr(model, "LOGITS_AT_ONCE", at_once)
+    reference = tiny(tokenizer, seed=1)
+    batch = sample(policy, prompts, 12, gen(), samples_per_prompt=2)
+    found = rollout.compare(policy, reference, batch, 0.7, grad=True)
+    assert torch.allclose(found, rollout.compare(policy, reference, batch, 0.7), atol=1e-5)
+    weights = torch.randn(batch.mask.shape)
+    for got, wanted in zip(*(torch.autograd.grad((x * weights).sum(), [*policy.parameters()])
+                             for x in (found[0], rollout.logprobs(policy, batch, 0.7)))):
+        assert torch.allclose(got, wanted, atol=1e-3)
 
 
 def test_selecting_rows_changes_nothing_about_them(policy, prompts):
