@@ -128,7 +128,7 @@ def main(settings: Settings) -> None:
             "informative": sum(len(set(r["ranks"])) > 1 for r in rankings[:n])}
     write_atomically(out / "taste.json", json.dumps(found, indent=1).encode())
     for n, row in found.items():
-        print(f"{n:>5} rankings ({row.get('informative', 0)} not tied): {row['share']:.1%} ± {row['interval']:.1%} {settings.taste}, "
+        print(f"{n:>5} rankings, {row.get('informative', 0)} untied: {row['share']:.1%} ± {row['interval']:.1%} {settings.taste}, "
               f"KL {row['kl']:.1f}, {row['distinct']:.0%} distinct   {row['example'][:70]!r}")
 
 
