@@ -146,7 +146,7 @@ def test_the_pretraining_mix_keeps_the_language_model(world, tmp_path):
     """The loss on held-out text is logged with the mix or without it, and only the mix brings it down."""
     for name, coef in (("without", 0.0), ("with", 1.0)):
         train_ppo.main(settings_of(world, tmp_path / name, advantage="rloo", ptx_data=str(world / "text.txt"),
-                                   ptx_coef=coef, lr=3e-3))
+                                   ptx_coef=coef, lr=3e-3, steps=6))
     rows = {name: metrics(tmp_path / name) for name in ("without", "with")}
     assert rows["with"][0]["lm_loss"] == rows["without"][0]["lm_loss"] and "lm_loss" not in rows["with"][1]
     end = {name: json.loads((tmp_path / name / "run.json").read_text())["lm_loss"] for name in rows}
