@@ -134,7 +134,7 @@ class Table:
                 peaks[side].append(peak)
                 log += rows * (side == 0)
         t, p = (statistics.median(x or [math.nan]) for x in times)
-        mib, peer_mib = (min(x, default=math.nan) for x in peaks)             # the least: a first turn also imports
+        mib, peer_mib = (min(x, default=math.nan) for x in peaks)             # the least: a first turn also warms up
         parts = {k: statistics.median(r[k] for r in log) for k in (log or [{}])[0] if k.startswith("seconds_")}
         self.rows.append({"name": name, "unit": unit, "ours": units / t, "share": work / t / self.flops, "mib": mib,
                           "peer": units / p, "peer_mib": peer_mib, "ratio": p / t, "seconds": times} | parts)
@@ -155,7 +155,7 @@ def main(settings: Settings) -> None:
     flops, copied = 2 * len(a) ** 3 / min(seconds(lambda: a @ a, 5)), x.nbytes / min(seconds(lambda: x[:4096].copy_(x[4096:]), 5))
     print(f"{installed}, {platform.processor() or platform.machine()}, {device}, {torch.get_num_threads()} threads, "
           f"{settings.preset}: matrix product {flops / 1e9:.0f} GFLOP/s, copy {copied / 1e9:.1f} GB/s\n")
-    table, V, folder = Table(settings, config, flops, settings.peers and len(installed) == 3), config.vocab_size, tempfile.mkdtemp()
+    table, V, folder = Table(settings, config, flops, settings.peers and peers.load()), config.vocab_size, tempfile.mkdtemp()
     folder, P, R = Path(folder), *((128, 128) if big else (16, 32))                     # prompt and response of section 4
     fixed, half, varied = (make_models(folder / name, config, settings.seed, rate)      # half of 64 tokens, of R
                            for name, rate in (("fixed", 1e-20), ("half", 1.6 / 64), ("varied", 1.6 / R)))

@@ -59,6 +59,17 @@ def seconds(function, repeats: int = 3) -> list[float]:
     return [b - a for a, b in pairwise([(function(), now())[1] for _ in range(repeats + 1)])]
 
 
+def load() -> bool:
+    """Whether they are installed; imports them, so that no row's memory counts that."""
+    try:
+        import trl
+        from trl.experimental import ppo
+    except ImportError:
+        return False
+    trainers = [getattr(trl, f"{kind}Trainer") for kind in ("SFT", "Reward", "DPO", "GRPO", "RLOO")]
+    return all([*trainers, ppo.PPOTrainer])
+
+
 def generate(folder: str, prompts: list[list[int]], device: torch.device, dtype: torch.dtype, **options) -> list[float]:
     """transformers' generate: seconds of its calls but the first."""
     import transformers

@@ -152,6 +152,9 @@ def test_the_gradient_of_the_compared_logprobs_is_theirs(tokenizer, policy, prom
     batch = sample(policy, prompts, 12, gen(), samples_per_prompt=2)
     found = rollout.compare(policy, reference, batch, 0.7, grad=True)
     assert torch.allclose(found, rollout.compare(policy, reference, batch, 0.7), atol=1e-5)
+    p, q = (x.log_softmax(rollout.response_hidden(x, batch), 0.7) for x in (policy, reference))         # (N, V)
+    assert torch.allclose(found[2][batch.mask], losses.exact_kl(p, q), atol=1e-4)
+    assert torch.allclose(found[3][batch.mask], losses.entropy(p), atol=1e-4)
     weights = torch.randn(batch.mask.shape)
     for got, wanted in zip(*(torch.autograd.grad((x * weights).sum(), [*policy.parameters()])
                              for x in (found[0], rollout.logprobs(policy, batch, 0.7)))):
