@@ -94,7 +94,7 @@ def test_micro_batches_change_nothing_but_rounding(length_norm, world, tmp_path)
 @pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
 def test_the_first_pass_may_go_back_through_the_scoring_forward(advantage, world, tmp_path):
     """As it does from the second iteration on where the episodes are one micro-batch."""
-    options = {"advantage": advantage, "epochs": 1, "steps": 2, "lr": 0.0}
+    options = {"advantage": advantage, "epochs": 1, "minibatches": 1, "steps": 2, "lr": 0.0}
     train_ppo.main(settings_of(world, tmp_path / "kept", **options))
     train_ppo.main(settings_of(world, tmp_path / "again", **options, token_budget=1))
     kept, again = (metrics(tmp_path / name) for name in ("kept", "again"))
