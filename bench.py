@@ -223,14 +223,13 @@ def main(settings: Settings) -> None:
     # 4. reinforcement learning: 64 episodes; one pass (GRPO, RLOO, 4 samples a prompt) or four (PPO)
     questions = [{"prompt": text(P)} for _ in range(256)]
     online = common | {"temperature": 1.0, "max_tokens": R, "data": file(questions), "stop_update_kl": 1e9, "lr": 1e-4}
-    online |= {"token_budget": 64 * (P + R)}
+    online |= {"token_budget": 64 * (P + R), "minibatches": 1, "prompts_per_step": 64}
+    four = online | {"prompts_per_step": 16, "samples_per_prompt": 4, "epochs": 1, "reward": __file__ + ":low"}
     group = {"num_generations": 4, "max_completion_length": R, "temperature": 1.0, "top_k": 0, "learning_rate": 1e-4, "beta": 0.05}
     for kind, where, r in (("fixed", fixed, R), ("varied", varied, R / 2)):
         for name in ("grpo", "rloo"):                # sampled, by the reference, forward and backward
             table.row(f"{name} {kind}", "episodes/s", 64, 16 * 5 * table.group(P, r, 4),
-                      lambda name=name, where=where: ours(train_ppo, **online, advantage=name, init=where + "/lm", steps=5,
-                                                          epochs=1, prompts_per_step=16, samples_per_prompt=4,
-                                                          reward=__file__ + ":low"),
+                      lambda name=name, where=where: ours(train_ppo, **four, advantage=name, init=where + "/lm", steps=5),
                       lambda name=name, where=where: peers.train(name.upper(), where + "/lm", low, questions, 4, 64, **group))
         table.row(f"ppo {kind}", "episodes/s", 64, 64 * (14 * table.forward(P + r, r) + 13 * table.forward(P + r)),
                   lambda where=where: ours(train_ppo, **online, init=where + "/lm", reward=where + "/rm", steps=4, epochs=4),
@@ -258,8 +257,8 @@ def race(table: Table, where: str, online: dict, questions: list[dict], group: d
                                        ("RLOO", 3e-2, 14, 1, 4), ("GRPO", 3e-2, 14, 1, 4))[: 5 if table.with_peers else 3]:
         run.keep_pages(name.islower())
         if name.islower():
-            times, log = ours(train_ppo, **online | {"lr": lr}, advantage=name, steps=steps, epochs=epochs, samples_per_prompt=K,
-                              prompts_per_step=64 // K)
+            times, log = ours(train_ppo, **online | {"lr": lr, "prompts_per_step": 64 // K}, advantage=name, steps=steps,
+                              epochs=epochs, samples_per_prompt=K)
         else:
             times, log = peers.train(name, where + "/lm", low, questions, steps, 64, **group | {"learning_rate": lr, "beta": 0.0})
         means = [row.get("score", row.get("reward")) for row in log if "score" in row or "reward" in row]
@@ -285,7 +284,7 @@ def growth(out: Path, config: Config, net: GPT, folder: Path, online: dict) -> d
     for c in (replace(config, n_embd=D, n_head=4) for D in (64, 128, 256)):
         where, size = make_models(folder / f"w{c.n_embd}", c, 0, 1e-20), sum(p.numel() for p in GPT(c).parameters()) / 1e6
         found["million parameters"][size] = with_memory(lambda where=where: ours(
-            train_ppo, **online | {"init": where + "/lm", "reward": where + "/rm"}, steps=2))[1]
+            train_ppo, **online | {"init": where + "/lm", "reward": where + "/rm"}, epochs=4, steps=2))[1]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3))
     for ax, (name, points), label in zip(axes, found.items(), ("us a sampled token",) * 2 + ("MiB of a PPO iteration",)):
         ax.plot([*points], [*points.values()], "o-")
