@@ -122,9 +122,9 @@ def end_of_training(settings: Settings, folder: str, scores: torch.Tensor, finis
 
 
 def probe(settings: Settings, folder: str, batch: rollout.Rollout, distance: torch.Tensor, scores: dict[str, torch.Tensor],
-          before: dict[str, torch.Tensor], judges: list[Callable], context: int) -> list[dict]:
+          before: dict[str, torch.Tensor], judges: list[Callable], fits: Callable) -> list[dict]:
     """What could be wrong, of one policy's responses. scores, before: {gold, reward, watch_...: (P, S)} of it and of the baseline;
-    distance (P, S), nats from the reference; judges: the reward, and gold if it is known."""
+    distance (P, S), nats from the reference; judges: the reward, and gold if it is known; fits: as of probes.of_garbled."""
     S, reward, gold = settings.samples, scores["reward"], scores.get("gold")
     rows = probes.of_length(reward, torch.tensor([float(len(r.split())) for r in batch.responses]).view(-1, S), gold)
     if gold is not None and Path(settings.reward, "config.json").exists():           # scores -> the log odds that it learned
@@ -132,9 +132,7 @@ def probe(settings: Settings, folder: str, batch: rollout.Rollout, distance: tor
         rows.append(probes.of_calibration(reward * scale, gold))
     if gold is not None and distance.isfinite().all() and distance.any():
         rows.append(probes.of_distance(reward, gold, distance))
-    room = context - 2 * batch.lengths + batch.prompt_lengths                        # (B,) left by a response said twice
-    some = [i for i, left in enumerate(room.tolist()) if i % S == 0 and left >= 0][:200]                # one response a prompt
-    rows += probes.of_garbled([batch.prompts[i] for i in some], [batch.responses[i] for i in some], *judges)
+    rows += probes.of_garbled(batch.prompts[: 200 * S : S], batch.responses[: 200 * S : S], *judges, fits=fits)    # one a prompt
     if scores is not before:
         rows += [probes.of_held_out(name.removeprefix("watch_"), (before["reward"], reward), (before[name], scores[name]))
                  for name in scores if name != "reward"]
@@ -169,6 +167,10 @@ def main(settings: Settings) -> dict:
         raise UserError(f"--judge {settings.judge}: nobody says who wins. The toy world's gold knows its own prompts alone: take "
                         "--gold REWARD, --reward REWARD, or --judge file.py:function")
     reference = place(GPT.from_pretrained(settings.reference or baseline))
+    contexts = [json.loads(Path(f, "config.json").read_text(encoding="utf-8")).get("n_positions", math.inf)
+                for spec in (settings.reward, settings.gold) for f in rewards.folders(spec)]
+    def fits(prompt: str, text: str) -> bool:
+        return len(rewards.encode(reference.tokenizer, prompt, text)) <= min([reference.config.n_positions, *contexts])
     prompts = fit(prompts, reference.config.n_positions - settings.max_tokens, "prompts",
                   length=lambda p: len(reference.tokenizer.encode_prompt(p)))
     beliefs = toyworld.prompts(settings.split, 6 * settings.count, settings.seed) if settings.data == "toy" else prompts
@@ -201,8 +203,8 @@ def main(settings: Settings) -> dict:
             if has_gold:
                 result["reward_accuracy"] = ranked_right(scores, result["scores"]["gold"])
             first, judges = first or result["scores"], [reward_fn] + [judge or toyworld.gold_scores] * bool(has_gold)
-            distance, context = kl.cpu().expand(scores.numel()).view_as(scores), reference.config.n_positions
-            result["probes"] = probe(settings, folder, batch, distance, result["scores"], first, judges, context)
+            distance = kl.cpu().expand(scores.numel()).view_as(scores)
+            result["probes"] = probe(settings, folder, batch, distance, result["scores"], first, judges, fits)
         if beliefs:
             both = rollout.sample(policy, [*beliefs, *map(toyworld.without_belief, beliefs)], settings.max_tokens, generator,
                                   temperature=settings.temperature, samples_per_prompt=settings.samples).responses

@@ -156,10 +156,14 @@ def of_length(scores: Tensor, words: Tensor, gold: Tensor | None = None) -> list
 
 
 # --- texts that must not please, answers that must not turn
-def of_garbled(prompts: list[str], responses: list[str], reward: Callable, gold: Callable | None = None) -> list[dict]:
-    """How often a judge likes garbled text better than whole, the reward beyond gold; one text a prompt, of four words or more."""
-    kept = [(p, r) for p, r in zip(prompts, responses) if len(r.split()) > 3]
-    texts = [r for _, r in kept] + [" ".join(garble(r.split())) for garble in GARBLED.values() for _, r in kept]
+def of_garbled(prompts: list[str], responses: list[str], reward: Callable, gold: Callable | None = None,
+               fits: Callable = lambda prompt, text: True) -> list[dict]:
+    """How often a judge likes garbled text better than whole, the reward beyond gold; one text a prompt, of four words or more.
+    fits(prompt, text): whether the judges can read it; what garbles to more tokens than that is left out."""
+    kept = [(p, [r, *(" ".join(garble(r.split())) for garble in GARBLED.values())])
+            for p, r in zip(prompts, responses) if len(r.split()) > 3]
+    kept = [(p, four) for p, four in kept if all(fits(p, text) for text in four)]
+    texts = [text for same in zip(*(four for _, four in kept)) for text in same]          # all whole, all shuffled, ...
     def changes(judge):          # (3, n), from the whole texts' scores
         scores = torch.tensor(judge([p for p, _ in kept] * 4, texts) if kept else []).view(4, -1)
         return scores[1:] - scores[0]

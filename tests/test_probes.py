@@ -190,3 +190,10 @@ def test_numbers_as_they_are_read():
     assert probes.measured(cell) == "0.41 ± 0.05" and probes.share(cell) == "41 % ± 5 %"
     assert probes.measured({"mean": None, "interval": None}) == probes.share({"mean": math.nan, "interval": math.nan}) == "–"
     assert probes.share({"mean": 0.5, "interval": None}) == "50 %" and probes.number(123.4) == "123" and probes.number(None) == "–"
+
+
+def test_what_garbles_to_more_than_fits_is_left_out():
+    prompts, responses, read = ["p"] * 20, ["one two three four", "one two three four five six"] * 10, []
+    rows = probes.of_garbled(prompts, responses, lambda ps, rs: read.extend(rs) or [0.0] * len(rs),
+                             fits=lambda prompt, text: len(text.split()) <= 8)
+    assert max(len(text.split()) for text in read) == 8 and [r["prompts"] for r in rows] == [10] * 3
