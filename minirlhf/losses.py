@@ -44,7 +44,7 @@ def length_normaliser(kind: str, mask: Tensor, max_tokens: int) -> Tensor:
     if kind not in ("token", "response", "none"):
         raise ValueError(f"unknown length normaliser {kind!r}: choose token, response or none")
     if kind == "none":
-        return torch.tensor(len(mask) * max_tokens, device=mask.device)
+        return torch.tensor(max(1, len(mask) * max_tokens), device=mask.device)
     return (mask.sum() if kind == "token" else len(mask) * mask.sum(1, keepdim=True)).clamp(min=1)
 
 

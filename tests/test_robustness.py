@@ -429,7 +429,7 @@ GROUPS = [{"advantage": "gae"}, {"advantage": "gae", "whiten_rewards": True}, {"
           {"advantage": "rloo", "samples_per_prompt": 2}]
 
 
-@pytest.mark.parametrize("kind", GROUPS if SLOW else GROUPS[::2], ids=lambda kind: "-".join(map(str, kind.values())))
+@pytest.mark.parametrize("kind", GROUPS if SLOW else GROUPS[:1] + GROUPS[2:], ids=lambda kind: "-".join(map(str, kind.values())))
 @pytest.mark.parametrize("case", ["huge", "same", "tiny", "beyond", "one token", "no token", "one episode", "never ends", "far",
                                   "fp16"])
 def test_numbers(case, kind, made, tmp_path):
@@ -467,13 +467,13 @@ def test_numbers(case, kind, made, tmp_path):
 def test_a_long_run_takes_no_more_and_its_log_can_be_read(made, tmp_path):
     steps = 5000 if SLOW else 120
     (tmp_path / "my.py").write_text(f"""
-import os
-from minirlhf.run import read_jsonl
+import json, os
 page, seen = os.sysconf("SC_PAGE_SIZE"), []
 def f(prompts, responses):
     seen.append((int(open("/proc/self/statm").read().split()[1]) * page / 2**20, len(os.listdir("/proc/self/fd"))))
     if len(seen) % 20 == 0:
-        assert [r["step"] for r in read_jsonl({str(tmp_path / "out" / "metrics.jsonl")!r})] == list(range(len(seen) - 1))
+        with open({str(tmp_path / "out" / "metrics.jsonl")!r}) as log:          # line by line: all rows at once are 20 MiB
+            assert all(json.loads(line)["step"] == i for i, line in enumerate(log))
     with open({str(tmp_path / "seen.txt")!r}, "w") as file:
         file.write(repr(seen[{steps // 25 if not SLOW else 200} - 1 :: {steps // 10}] + seen[-1:]))
     return [len(r) % 7 / 7 for r in responses]
