@@ -521,7 +521,7 @@ def test_a_taste_for_the_sea_is_learned_from_50_rankings(tmp_path):
             assert status == 200
     train_rm.main(train_rm.Settings(init=sft, data=f"{d}/r.jsonl", out=f"{d}/rm", steps=40, max_tokens=24, normalize_samples=64))
     train_ppo.main(train_ppo.Settings(init=sft, reward=f"{d}/rm", data=f"{d}/p.jsonl", out=f"{d}/ppo", steps=25, max_tokens=24,
-                                      prompts_per_step=48, temperature=1.0, lr=2e-3))
+                                      prompts_per_step=48, epochs=4, temperature=1.0, lr=2e-3))
     before, after = share(say(sft, 64, 4, 1)), share(say(f"{d}/ppo", 64, 4, 1))
     kl = sum(r["kl"] for r in read_jsonl(tmp_path / "ppo" / "metrics.jsonl")[-5:]) / 5
     print(f"share {before:.2f} -> {after:.2f}, KL {kl:.1f}")
