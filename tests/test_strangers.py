@@ -1,6 +1,7 @@
 """Files from strangers: nothing they hold is run, nothing absurd is built, and each refusal is one sentence. Fuzzing is seeded;
 MINIRLHF_FUZZ=100000 sets the number of inputs of each fuzz test."""
 import gzip
+import io
 import json
 import os
 import pickle
@@ -8,15 +9,17 @@ import random
 import struct
 import time
 import zipfile
+from collections import Counter
 
 import pytest
 import torch
 from conftest import SHARED, tiny
 from safetensors.torch import load_file, save_file
 
-from minirlhf import UserError, data
+from minirlhf import UserError, data, labelserver
 from minirlhf.data import read_demonstrations, read_prompts, read_rankings
 from minirlhf.model import GPT, ScalarGPT, hf_name
+from minirlhf.run import read_jsonl
 from minirlhf.tokenizer import Tokenizer
 
 FUZZ = int(os.environ.get("MINIRLHF_FUZZ", 400))
@@ -331,3 +334,51 @@ def test_a_check_says_what_a_file_holds(tmp_path, capsys, tokenizer):
     assert "3 prompts of 2 prompts, 1 duplicates" in data.check(str(path)) and f"--- {path}, line 3" in data.check(str(path))
     path.write_text('{"prompt": "a"}\n{"prompt": "a"}\n{"text": 1}')
     refused(lambda: data.check(str(path)), "line 3", "prompt")
+
+
+class Wire:
+    """A connection whose other side has said everything it will say, and listens."""
+    def __init__(self, said: bytes):
+        self.said, self.heard = said, b""
+
+    def makefile(self, mode, size=-1):
+        return io.BytesIO(self.said)
+
+    def sendall(self, data):
+        self.heard += data
+
+    def settimeout(self, seconds):
+        pass
+
+
+def test_fuzz_the_label_server(tmp_path):
+    """Requests with bytes changed, cut, doubled, joined: an answer or a refusal each time, and never a record that nobody gave."""
+    dice, statuses = random.Random(3), Counter()
+    rows = [{"id": str(i), "prompt": f"p{i}", "responses": [f"{i}.{k}" for k in range(3)]} for i in range(30)]
+    with labelserver.Server(labelserver.Sitting(rows, tmp_path / "r.jsonl", "me"), "127.0.0.1", 0) as server:
+        host = f"Host: 127.0.0.1:{server.server_address[1]}\r\nX-Token: {server.token}\r\n"
+        for _ in range(FUZZ):
+            asked = server.sitting.question().get("question", 0)
+            body = json.dumps({"question": dice.choice((asked, asked, 7, -1, "0")), "ranks": dice.sample((1, 2, 3), 3),
+                               "harmful": dice.choice(([], [1], [9])), "skip": dice.random() < .2})
+            request = bytearray(dice.choice((
+                f"GET /question HTTP/1.1\r\n{host}\r\n", f"GET /?token={server.token} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n",
+                f"POST /answer HTTP/1.1\r\n{host}Content-Length: {len(body)}\r\n\r\n{body}",
+                f"POST /finish HTTP/1.1\r\n{host}Origin: http://127.0.0.1\r\nContent-Length: 0\r\n\r\n")).encode())
+            for _ in range(dice.choice((0, 1, 1, 2, 8))):
+                at, how = dice.randrange(len(request) + 1), dice.randrange(5)
+                piece = dice.choice((b"\r\n", b"\0", b"\xff", b"{", b"[" * 3000, b":", b"%", b"9" * 40, b"//[", bytes(request)))
+                if how == 0:
+                    request[at:at + 1] = bytes([dice.randrange(256)])
+                elif how < 3:
+                    request[at:at] = piece
+                else:
+                    del request[at:at + dice.randrange(1, 30) if how == 3 else None]
+            wire = Wire(bytes(request))
+            labelserver.Handler(wire, ("127.0.0.1", 1), server)
+            statuses[wire.heard[9:12] if wire.heard.startswith(b"HTTP/1.") else wire.heard[:1]] += 1
+    known = {b"200", b"400", b"403", b"404", b"413", b"414", b"431", b"501", b"505", b"", b"{", b"<"}       # no status: HTTP/0.9
+    assert not statuses.keys() - known and {b"200", b"400", b"403", b"413"} <= statuses.keys(), statuses
+    records = read_jsonl(tmp_path / "r.jsonl")
+    assert 0 < len(records) == len({(r["id"], r.get("repeat")) for r in records}) <= 33
+    assert all(sorted(r["ranks"]) == [1, 2, 3] or (r["skipped"] and set(r["ranks"]) == {1}) for r in records)
