@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -458,10 +458,17 @@ def settle() -> None:
     time.sleep(0.3)                                               # the cards glide for 0.22 seconds
 
 
+def unfocused(browser: Browser) -> None:
+    """From here on the page does not look again whether its question still stands, as it does when its window gets the focus."""
+    browser.js("removeEventListener('focus', look)")
+    settle()                                                      # a look that is on its way
+
+
 def test_two_tabs_a_double_press_and_the_end(browser, tmp_path):
     with serving(tmp_path, candidates(3)) as (server, ask):
         browser.open(server.url)
         browser.wait(lambda: browser.js("cards.length") == 4)
+        unfocused(browser)
         state = ask("GET", "/question")[1]                        # the other tab goes ahead
         assert ask("POST", "/answer", {"question": state["question"], "ranks": [1, 2, 3, 4]})[1]["saved"]
         for key in "432":
@@ -481,8 +488,12 @@ def test_two_tabs_a_double_press_and_the_end(browser, tmp_path):
     with serving(tmp_path, candidates(5), "else") as (server, _):
         browser.open(server.url)
         browser.wait(lambda: browser.js("cards.length") == 4)
+        unfocused(browser)
         server.shutdown()
         server.server_close()                                     # label.py died: the ranking stays on the page
+        for request in list(server.live):                         # and so did the spare connection that the browser holds
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
         for key in ("2", "3", "4", "Enter"):
             browser.key(key)
         browser.wait(lambda: "cannot be reached" in browser.js("$('say').textContent"))
