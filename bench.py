@@ -5,7 +5,7 @@ alternate in one process with the same weights, inputs and threads; a ratio is t
 as our scripts do; the peers have it as it comes. The ceiling is the rate of one large matrix product. "fixed": responses run to
 the limit; "varied": they end with EOS anywhere, at half the limit on average. Writes out/bench/bench.json and growth.png.
 
-    python bench.py                          # about six minutes on two CPU cores, three --no-peers; --preset gpt2 on a GPU
+    python bench.py                          # several minutes, fewer with --no-peers; --preset gpt2 on a GPU
     python bench.py --only rloo,ppo          # rows that begin so; --race: also the time until a reward of .95 is learned
 """
 import ctypes

@@ -167,10 +167,13 @@ def main(settings: Settings) -> dict:
         raise UserError(f"--judge {settings.judge}: nobody says who wins. The toy world's gold knows its own prompts alone: take "
                         "--gold REWARD, --reward REWARD, or --judge file.py:function")
     reference = place(GPT.from_pretrained(settings.reference or baseline))
-    contexts = [json.loads(Path(f, "config.json").read_text(encoding="utf-8")).get("n_positions", math.inf)
-                for spec in (settings.reward, settings.gold) for f in rewards.folders(spec)]
+    context = min([reference.config.n_positions, *(                            # the shortest of all who read the responses
+        json.loads(Path(f, "config.json").read_text(encoding="utf-8")).get("n_positions", math.inf)
+        for spec in (settings.reward, settings.gold) for f in rewards.folders(spec))])
+
     def fits(prompt: str, text: str) -> bool:
-        return len(rewards.encode(reference.tokenizer, prompt, text)) <= min([reference.config.n_positions, *contexts])
+        return len(rewards.encode(reference.tokenizer, prompt, text)) <= context
+
     prompts = fit(prompts, reference.config.n_positions - settings.max_tokens, "prompts",
                   length=lambda p: len(reference.tokenizer.encode_prompt(p)))
     beliefs = toyworld.prompts(settings.split, 6 * settings.count, settings.seed) if settings.data == "toy" else prompts
