@@ -64,7 +64,7 @@ def trained(L, folder, *, how, kl_coef, labelled, count, members, steps, questio
     rms = ensemble(L, labelled, count, members, seed)
     reward, how = (rms[0], "mean") if how == "single" else (",".join(rms), how)
     policy = lab.improve(L, folder, reward=reward, ensemble=how, kl_coef=kl_coef, steps=steps, seed=seed)
-    result = lab.judge(L, folder, policy, count=questions)
+    result = lab.judge(L, folder, policy=policy, count=questions)
     return {"gold": result["gold"]["mean"], "gold_interval": result["gold"]["interval"], "kl": result["kl"]["mean"],
             "words": result["words"]["mean"]}
 

@@ -18,7 +18,7 @@ from best_of_n_kl import measured_kl
 from minirlhf import losses
 from minirlhf.toyworld import gold_scores
 
-RATES = {"PPO": 1e-3, "RLOO": 1e-3, "GRPO": 1e-3, "DPO": 3e-4}
+RATES = {"PPO": 5e-4, "RLOO": 5e-4, "GRPO": 5e-4, "DPO": 3e-4}
 BETAS = (10, 5, 3, 2, 1.5, 1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
 
 
@@ -53,9 +53,9 @@ def arm(L, folder, *, method, beta, episodes, prompts, seed):
 
 
 def main(L):
-    size = L.pick({"episodes": 1280, "prompts": 60}, {"episodes": 3840, "prompts": 150}, {"episodes": 19200, "prompts": 400})
-    betas = L.pick((0.1,), (0.02, 0.1, 0.5), (0.01, 0.03, 0.1, 0.3, 1.0))
-    ideal = L.arm(reference, prompts=size["prompts"], samples=L.pick(256, 256, 1024), ns=[2, 4, 8, 16, 32])
+    size = L.pick({"episodes": 2560, "prompts": 60}, {"episodes": 2560, "prompts": 100}, {"episodes": 19200, "prompts": 400})
+    betas = L.pick((0.3,), (0.1, 0.3, 1.0), (0.03, 0.1, 0.3, 1.0))
+    ideal = L.arm(reference, prompts=size["prompts"], samples=L.pick(512, 512, 2048), ns=[2, 4, 8, 16, 32])
     rows = L.run(arm, [size | {"method": m, "beta": b, "seed": s} for s in L.seeds for b in betas for m in (*RATES, "coin")
                        if m != "coin" or b == betas[0]])
     fig, ax = L.figure("One exact reward", "KL to the SFT model, nats per response", "reward, held-out prompts")

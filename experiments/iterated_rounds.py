@@ -37,8 +37,8 @@ def arm(L, folder, *, rounds, fresh, labels, steps, kl_coef, prompts, seed):
 
 
 def main(L):
-    size = L.pick({"labels": 120, "steps": 40, "prompts": 100, "kl_coef": 0.0},
-                  {"labels": 240, "steps": 120, "prompts": 200, "kl_coef": 0.0},
+    size = L.pick({"labels": 320, "steps": 40, "prompts": 100, "kl_coef": 0.0},
+                  {"labels": 800, "steps": 80, "prompts": 150, "kl_coef": 0.0},
                   {"labels": 2400, "steps": 600, "prompts": 400, "kl_coef": 0.02})
     kinds = L.pick([(1, True), (4, True), (4, False)], [(1, True), (2, True), (4, True), (4, False)],
                    [(1, True), (2, True), (3, True), (4, True), (4, False)])

@@ -50,7 +50,7 @@ def arm(L, folder, *, form, prompts, epochs, test, seed):
         found = train_rm.validate(model, groups[:1500], 8192)
         result |= {f"{name}_loss": found["validation_loss"], f"{name}_accuracy": found["validation_accuracy"]}
     log = read_jsonl(f"{folder}/rm/metrics.jsonl")
-    tokens = sum(len(p) + sum(map(len, rs)) for p, rs, _ in groups) / len(groups) * batch * len(log)
+    tokens = sum(map(train_rm.tokens_of, groups)) / len(groups) * batch * len(log)
     return result | {"steps": len(log), "tokens": tokens}
 
 
