@@ -38,14 +38,16 @@ def _replace(model: Trunk, kind: type[nn.Linear], new) -> Trunk:
 
 
 def add(model: Trunk, rank: int, alpha: float, seed: int) -> Trunk:
-    """Freezes the model, but for a scalar head, and puts adapters on its linear layers, in place; after run.place. rank 0
-    leaves it as it is. UserError for a rank that is none."""
+    """Freezes the model, but for a scalar head, and puts adapters on its linear layers, in place; after run.place: frozen
+    matrices keep only what autocast would round them to at every use. rank 0 leaves it as it is. UserError for a rank that is none.
+    """
     if rank == 0:
         return model
     if not 0 < rank <= model.config.n_embd:
         raise UserError(f"--lora_rank {rank}: take 1 to {model.config.n_embd} (the model's width), or 0 for no LoRA")
     for name, p in model.named_parameters():
         p.requires_grad_(name == "score.weight")
+    _replace(model, nn.Linear, lambda layer: layer.to(model.autocast_dtype or layer.weight.dtype))
     generator = torch.Generator().manual_seed(seed)     # on the CPU: the same adapters on every device
     return _replace(model, nn.Linear, lambda layer: LoRALinear(layer, rank, alpha, generator))
 
@@ -69,5 +71,6 @@ def merge(model: Trunk) -> Trunk:
     these weights too and is the reference no more. Without adapters nothing happens."""
     for layer in model.modules():
         if isinstance(layer, LoRALinear):
+            layer.to(torch.promote_types(layer.weight.dtype, torch.float32))
             layer.weight += layer.scale * layer.lora_b @ layer.lora_a
     return _replace(model, LoRALinear, _plain)

@@ -181,13 +181,16 @@ class Run:
         return model
 
     def memory(self, cached_tokens: int = 0) -> dict[str, float]:
-        """GiB that the placed models will take in a step, by purpose; printed with the flags that lower them. cached_tokens:
-        those whose keys and values sampling keeps. A block's activations are counted as autograd saves them."""
-        trained, tokens = [m for m in self.placed if m.wte.weight.requires_grad], self.settings.token_budget
-        copies = 14 if self.autocast_dtype else 12         # gradient, two moments, and what autocast casts and keeps
+        """GiB that the placed models will take in a step, by purpose; their sum at the peak is printed with the flags that lower
+        it. cached_tokens: those whose keys and values sampling keeps; that and the activations are never there at one time.
+        A block's activations are counted as autograd saves them."""
+        trained, tokens = [m for m in self.placed if any(p.requires_grad for p in m.parameters())], self.settings.token_budget
+        cast = 2 if self.autocast_dtype else 0             # bytes of a weight as autocast keeps it for the backward pass
+        first = self.placed[0].config
         parts = {"weights": sum(p.numel() * p.element_size() for m in self.placed for p in m.parameters()), "activations": 0,
-                 "gradients and AdamW": copies * sum(p.numel() for m in trained for p in m.parameters()),
-                 "sampling": cached_tokens * 8 * self.placed[0].config.n_layer * self.placed[0].config.n_embd}
+                 "gradients and AdamW": sum((12 * p.requires_grad + cast * (p.dtype == torch.float32)) * p.numel()
+                                            for m in trained for p in m.parameters()),
+                 "sampling": cached_tokens * (4 if cast else 8) * first.n_layer * first.n_embd}
         for m in trained:
             D, inner = m.config.n_embd, m.config.n_inner or 4 * m.config.n_embd
             block = 22 * D + 4 * inner if self.autocast_dtype else 34 * D + 8 * inner           # bytes per token
@@ -195,7 +198,8 @@ class Run:
             parts["activations"] += 12 * min(LOGITS_AT_ONCE, tokens * m.config.vocab_size) * hasattr(m, "token_logprobs")
         parts = {name: size / 2**30 for name, size in parts.items()}
         there = f" of {torch.cuda.mem_get_info(self.device)[1] / 2**30:.1f}" if self.device.type == "cuda" else ""
-        print(f"memory: about {sum(parts.values()):.2g}{there} GiB: {', '.join(f'{k} {v:.2g}' for k, v in parts.items() if v)}; "
+        peak = sum(parts.values()) - min(parts["activations"], parts["sampling"])
+        print(f"memory: about {peak:.2g}{there} GiB: {', '.join(f'{k} {v:.2g}' for k, v in parts.items() if v)}; "
               f"--token_budget {tokens // 2} or --checkpointing would lower the activations, a smaller --init the rest")
         return parts
 

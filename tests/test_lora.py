@@ -65,6 +65,20 @@ def test_merged_it_says_the_same_as_a_plain_model_folder(policy, tmp_path):
     assert lora.merge(again) is again
 
 
+def test_under_autocast_the_base_takes_half_the_memory_and_says_the_same(policy, tmp_path):
+    policy.autocast_dtype = torch.bfloat16
+    before = policy.hidden(TOKENS)
+    lora.add(policy, 4, 8.0, seed=0)
+    assert policy.h[0].c_fc.weight.dtype == torch.bfloat16 and policy.h[0].c_fc.lora_a.dtype == torch.float32
+    assert torch.equal(policy.hidden(TOKENS), before) and torch.equal(lora.base(policy).hidden(TOKENS), before)
+    expected = moved(policy).hidden(TOKENS)
+    lora.merge(policy).save_pretrained(tmp_path)
+    assert {x.dtype for x in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+    again = GPT.from_pretrained(tmp_path)
+    again.autocast_dtype = torch.bfloat16
+    assert (again.hidden(TOKENS) - expected).abs().mean() < 0.05 * (expected - before).abs().mean()
+
+
 def test_rank_zero_is_no_lora_and_the_seed_alone_decides(policy):
     state = copy.deepcopy(policy).state_dict()
     assert lora.add(policy, 0, 8.0, seed=0).state_dict().keys() == state.keys()

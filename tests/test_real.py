@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import run_rlhf
 import train_sft
-from minirlhf import UserError, cli
+from minirlhf import UserError, cli, lora
 from minirlhf.model import GPT, Config, ScalarGPT
 from minirlhf.run import Run
 from minirlhf.tokenizer import Tokenizer
@@ -172,6 +172,12 @@ def test_the_estimate_is_what_autograd_saves(tokenizer, tmp_path, capsys, dtype,
     size = sum(p.numel() for p in model.parameters())
     assert parts["weights"] * 2**30 == 4 * size
     assert parts["gradients and AdamW"] * 2**30 == (14 if dtype == "bfloat16" else 12) * size
+    if not checkpointing:                     # LoRA: the same activations, moments of the adapters alone
+        lora.add(model, 4, 8.0, 0)
+        adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        more, cast = run.memory(), 2 * (model.wte.weight.numel() + model.wpe.weight.numel()) * (dtype == "bfloat16")
+        assert more["activations"] == parts["activations"] and 0 < adapters < size / 4
+        assert more["gradients and AdamW"] * 2**30 == pytest.approx((14 if cast else 12) * adapters + cast, rel=0.01)
     assert "--token_budget 512 or --checkpointing" in capsys.readouterr().out
 
 
