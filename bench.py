@@ -35,13 +35,13 @@ from minirlhf.cli import start
 from minirlhf.model import GPT, Config, ScalarGPT
 from peers import Words, now, seconds
 
-SHAPES = {"tiny": Config(2048, 256, 192, 2, 6), "small": Config(4096, 256, 256, 4, 4), "gpt2": Config()}
+SHAPES = {"tiny": Config(2048, 256, 128, 4, 4), "small": Config(4096, 256, 256, 4, 4), "gpt2": Config()}
 LOW = 2048                        # the group methods' reward counts tokens below half of small's vocabulary
 
 
 @dataclass
 class Settings:
-    preset: str = "small"         # tiny, small (4 layers, width 256, vocabulary 4096), gpt2
+    preset: str = "small"         # tiny (run_rlhf.py's), small (4 layers, width 256, vocabulary 4096), gpt2
     out: str = "out/bench"        # folder of bench.json and growth.png
     turns: int = 2                # how often ours and the peer's alternate
     only: str = ""                # rows to measure, by how their names begin, comma-separated; empty: all, and growth
@@ -287,8 +287,14 @@ def growth(out: Path, config: Config, net: GPT, folder: Path, online: dict) -> d
             train_ppo, **online | {"init": where + "/lm", "reward": where + "/rm"}, epochs=4, steps=2))[1]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3))
     for ax, (name, points), label in zip(axes, found.items(), ("us a sampled token",) * 2 + ("MiB of a PPO iteration",)):
-        ax.plot([*points], [*points.values()], "o-")
-        ax.set(xlabel=name, ylabel=label, ylim=(0, None), xscale="log" if name == "rows" else "linear")
+        x, y, rows = torch.tensor([*points], dtype=torch.double), torch.tensor([*points.values()]).double(), name == "rows"
+        slope, level = torch.linalg.lstsq(torch.stack([1 / x if rows else x, torch.ones_like(x)], 1) / y[:, None],
+                                          torch.ones(len(x), 1, dtype=torch.double))[0].flatten().tolist()
+        law = f"{slope:.3g} / {name} + {level:.3g}" if rows else f"{level:.3g} + {slope:.2g} {name}"
+        print(f"{label}: about {law}")
+        ax.plot(x, slope / x + level if rows else slope * x + level, color="grey", linewidth=1)
+        ax.plot(x, y, "o")
+        ax.set(title=law, xlabel=name, ylabel=label, **({"xscale": "log", "yscale": "log"} if rows else {"ylim": (0, None)}))
     figure.tight_layout()
     figure.savefig(out / "growth.png", dpi=120)
     return found

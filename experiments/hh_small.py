@@ -1,12 +1,13 @@
 """Real human preferences from scratch: a 3 M model learns dialogue, a reward model learns hh-rlhf's pairs, PPO follows it.
 
-    python experiments/hh_small.py --data ../shared/data            # under half an hour on two CPU cores
+    python experiments/hh_small.py --data ../shared/data            # about half an hour on two CPU cores
     python experiments/hh_small.py --data ../shared/data --quick    # a minute: shows that it runs
 
-Human pairs: hh_rlhf/helpful-base.test.jsonl.gz under --data, split by first human turn into 80 % for training (SFT on the chosen
-side, reward model, PPO's prompts) and 20 % for the test; SFT also reads sft/dolly_3k.jsonl.gz. Prints and writes result.json:
-accuracy on the test pairs with its 95 % interval, of the same pairs the share in which the longer response was chosen, and what
-the fit of Bai et al. 2022a (section 3.3) predicts at this size: .72 + .007 ln(P / 1e11) + .015 ln(D / 8e4), P parameters, D pairs.
+Human pairs: hh-rlhf's own test files, hh_rlhf/*.jsonl.gz under --data, split by first human turn into 80 % for training (SFT on
+the chosen side, reward model, PPO's prompts) and 20 % for the test; SFT also reads sft/dolly_3k.jsonl.gz. Prints and writes
+result.json: accuracy on the test pairs with its 95 % interval, of all and of each file's, of the same pairs the share in which the
+longer response was chosen, and what the fit of Bai et al. 2022a (section 3.3) predicts at this size:
+.72 + .007 ln(P / 1e11) + .015 ln(D / 8e4), P parameters, D pairs.
 """
 import json
 import math
@@ -20,7 +21,7 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import losses, rewards
+from minirlhf import UserError, losses, rewards
 from minirlhf.cli import start
 from minirlhf.data import Ranking, held_out, read_rankings
 from minirlhf.model import ScalarGPT, write_atomically
@@ -48,11 +49,15 @@ def accuracy(right: list[float]) -> dict[str, float]:
 
 
 def main(settings: Settings) -> dict:
-    out, hh = Path(settings.out), f"{settings.data}/hh_rlhf/helpful-base.test.jsonl.gz"
-    quick = settings.quick
-    train, test = held_out(read_rankings(hh), first_turn, 0.2, settings.seed)
-    if quick:
-        train, test = train[:200], test[:60]
+    out, quick = Path(settings.out), settings.quick
+    files = sorted(Path(settings.data, "hh_rlhf").glob("*.jsonl.gz"))
+    if not files:
+        raise UserError(f"{settings.data}/hh_rlhf holds no .jsonl.gz: put hh-rlhf's files there, or say another --data")
+    train, test = [], []
+    for file in files:                       # a first turn is on the same side in every file
+        parts = held_out(read_rankings(str(file)), first_turn, 0.2, settings.seed)
+        train, test = train + parts[0][: 70 if quick else None], test + [(file.name, r) for r in parts[1][: 20 if quick else None]]
+    where, test = zip(*test)
     out.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", train), ("test", test)):
         rows = [{"prompt": r.prompt, "chosen": r.responses[0], "rejected": r.responses[1]} for r in part]
@@ -63,7 +68,7 @@ def main(settings: Settings) -> dict:
     train_sft.main(train_sft.Settings(
         data=f"{out}/train.jsonl,{settings.data}/sft/dolly_3k.jsonl.gz", out=f"{out}/sft", n_layer=1 if quick else 4, n_head=6,
         n_embd=48 if quick else 192, n_positions=512, vocab_size=600 if quick else 4096, lr=2e-3, batch_size=4 if quick else 16,
-        steps=6 if quick else 900, warmup=50, **common))
+        steps=6 if quick else 1400, warmup=50, **common))
     # 2. the reward model, one pass over the pairs
     train_rm.main(train_rm.Settings(
         init=f"{out}/sft", data=f"{out}/train.jsonl", out=f"{out}/rm", epochs=1, batch_size=16, lr=3e-4,
@@ -72,20 +77,21 @@ def main(settings: Settings) -> dict:
     # 3. is it right about pairs it has not seen, and is it more than a ruler?
     model = ScalarGPT.from_pretrained(f"{out}/rm")
     limit = model.config.n_positions
-    seen = [r for r in test if max(len(rewards.encode(model.tokenizer, r.prompt, x)) for x in r.responses) <= limit]
-    short = [r for r in seen if len(model.tokenizer.encode_prompt(r.prompt)) <= limit - 48]
+    fits = [max(len(rewards.encode(model.tokenizer, r.prompt, x)) for x in r.responses) <= limit for r in test]
+    seen, where = [r for r, fit in zip(test, fits) if fit], [name for name, fit in zip(where, fits) if fit]
+    short = [r for r, w in zip(seen, where) if "helpful-base" in w and len(model.tokenizer.encode_prompt(r.prompt)) <= limit - 48]
     write_atomically(out / "questions.jsonl", "".join(json.dumps({"prompt": r.prompt}) + "\n" for r in short).encode())
     reward = rewards.TrainedReward(model)
     scores = [reward([r.prompt] * 2, r.responses) for r in seen]
+    right = [(a > b) + (a == b) / 2 for a, b in scores]
     lengths = [[len(model.tokenizer.encode_response(r.prompt, x)) for x in r.responses] for r in seen]
     parameters = sum(p.numel() for p in model.parameters())
     result = {
         "parameters": parameters, "training_pairs": len(train), "test_pairs_too_long": len(test) - len(seen),
-        "reward_model": accuracy([(a > b) + (a == b) / 2 for a, b in scores]),
-        "longer_is_better": accuracy([(a > b) + (a == b) / 2 for a, b in lengths]),
+        "reward_model": accuracy(right), "longer_is_better": accuracy([(a > b) + (a == b) / 2 for a, b in lengths]),
         "papers_fit": 0.72 + 0.007 * math.log(parameters / 1e11) + 0.015 * math.log(len(train) / 8e4)}
-    unlike = [(a > b) + (a == b) / 2 for (a, b), (m, n) in zip(scores, lengths) if m <= n]     # where a ruler is wrong
-    result["reward_model_where_the_longer_lost"] = accuracy(unlike)
+    result["where_the_longer_lost"] = accuracy([x for x, (m, n) in zip(right, lengths) if m <= n])     # where a ruler is wrong
+    result["by_file"] = {name: accuracy([x for x, w in zip(right, where) if w == name]) for name in dict.fromkeys(where)}
 
     # 4. a short PPO, and what the policy says before and after
     train_ppo.main(train_ppo.Settings(

@@ -64,7 +64,7 @@ def main(L):
         smooth = np.convolve(r["gold"], [1 / 3] * 3, "valid")                                   # six steps, 384 episodes
         r["fall"], r["peak_at"] = float(smooth.max() - smooth[-1]), r["d"][int(smooth.argmax()) + 1]
         r["fit"] = fit(np.array(r["d"]), np.array(r["gold"]))
-        r["rise"], r["proxy_rise"] = float(smooth.max() - r["fit"][0]), r["proxy"][-1] - r["proxy"][0]
+        r["rise"], r["proxy_rise"] = float(smooth.max() - r["gold"][0]), r["proxy"][-1] - r["proxy"][0]
     for i, r in enumerate(r for r in rows if r["labels"] == few and r["kl_coef"] == 0):
         for k, name in (("proxy", "proxy"), ("other", "reward model of the other half"), ("gold", "gold")):
             left.plot(r["d"], r[k], color=lab.COLOURS[("proxy", "other", "gold").index(k)], alpha=0.85, linewidth=1.2,

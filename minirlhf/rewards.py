@@ -31,7 +31,8 @@ def encode(tokenizer: Tokenizer, prompt: str, response: str) -> list[int]:
 
 
 class TrainedReward:
-    """A reward model as a function of text."""
+    """A reward model as a function of text. Of a response that ends beyond the context (one that was cut off gets an EOS more, and
+    broken characters take more tokens as text) it reads what fits, and EOS."""
 
     def __init__(self, model: ScalarGPT):
         self.model = model.requires_grad_(False)
@@ -39,10 +40,12 @@ class TrainedReward:
     @torch.no_grad()
     def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
         rows = [encode(self.model.tokenizer, p, r) for p, r in zip(prompts, responses)]
-        limit = self.model.config.n_positions
-        if longest := [len(x) for x in rows if len(x) > limit]:
-            raise UserError(f"a prompt with its response has {longest[0]} tokens, the reward model's context is {limit}: "
-                            "sample shorter responses (--max_tokens) or train it from a model with a longer context")
+        limit, eos = self.model.config.n_positions, self.model.tokenizer.eos_id
+        for prompt in (p for p, x in zip(prompts, rows) if len(x) > limit):
+            if (size := len(self.model.tokenizer.encode_prompt(prompt))) > limit - 2:
+                raise UserError(f"a prompt of {size} tokens leaves a response no room in the reward model's context of {limit}: "
+                                "take shorter prompts, or train it from a model with a longer context")
+        rows = [x if len(x) <= limit else [*x[: limit - 1], eos] for x in rows]
         scores = torch.zeros(len(rows))
         for part in micro_batches([len(x) for x in rows], TOKENS_AT_ONCE):
             tokens, lengths = pad([rows[i] for i in part])

@@ -373,3 +373,16 @@ def test_a_tabular_policy_approaches_the_optimum_and_does_not_exceed_it(kind, sa
     assert max(reached) <= float(best) + 1e-6
     assert reached[-1] > float(best) - 0.02 * (float(best) - reached[0]), (reached[0], reached[-1], float(best))
     assert torch.allclose(logits.softmax(0), torch.softmax(ref + reward / beta, 0), atol=0.05)
+
+
+def test_a_response_that_ends_beyond_the_context_is_read_as_far_as_it_fits(tokenizer):
+    model = tiny(tokenizer, ScalarGPT, spread=2.0)
+    limit, prompt = model.config.n_positions, "Why?"
+    ids = tokenizer.encode_prompt(prompt)
+    words = " the fox" * limit
+    kept = [*(ids + tokenizer.encode_response(prompt, words))[: limit - 1], tokenizer.eos_id]
+    with torch.no_grad():
+        expected = model.score_last(torch.tensor([kept]), torch.tensor([limit]))
+    assert rewards.TrainedReward(model)([prompt], [words]) == pytest.approx(expected.tolist(), abs=1e-5)
+    with pytest.raises(UserError, match="leaves a response no room"):
+        rewards.TrainedReward(model)([words], [" the fox"])
