@@ -8,7 +8,6 @@ the limit; "varied": they end with EOS anywhere, at half the limit on average. W
     python bench.py                          # several minutes, fewer with --no-peers; --preset gpt2 on a GPU
     python bench.py --only rloo,ppo          # rows that begin so; --race: also the time until a reward of .95 is learned
 """
-import ctypes
 import importlib.metadata
 import io
 import json
@@ -22,6 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import minirlhf.model
@@ -33,7 +33,7 @@ import train_sft
 from minirlhf import UserError, rollout, run
 from minirlhf.cli import start
 from minirlhf.model import GPT, Config, ScalarGPT
-from peers import Words, now, seconds
+from peers import Words, now, seconds, with_memory
 
 SHAPES = {"tiny": Config(2048, 256, 128, 4, 4), "small": Config(4096, 256, 256, 4, 4), "gpt2": Config()}
 LOW = 2048                        # the group methods' reward counts tokens below half of small's vocabulary
@@ -55,23 +55,6 @@ class Settings:
 def low(prompts: list[str], responses: list[str] | None = None, completions: list[str] | None = None, **_) -> list[float]:
     """Share of words below LOW. TRL calls responses completions."""
     return [statistics.mean([int(w) < LOW for w in text.split()] or [0]) for text in responses or completions]
-
-
-def with_memory(function):
-    """(result, MiB by which it raised the peak): of the GPU, or of the process where Linux tells."""
-    def status(key: str) -> int:
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().split("\n") if line.startswith(key))
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        return function(), (torch.cuda.max_memory_allocated() - before) / 2**20
-    if platform.system() != "Linux":
-        return function(), math.nan
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")                      # the peak starts anew
-    before = status("VmRSS")
-    return function(), (status("VmHWM") - before) / 2**10
 
 
 def ours(script, **settings) -> tuple[list[float], list[dict]]:
@@ -287,9 +270,8 @@ def growth(out: Path, config: Config, net: GPT, folder: Path, online: dict) -> d
             train_ppo, **online | {"init": where + "/lm", "reward": where + "/rm"}, epochs=4, steps=2))[1]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3))
     for ax, (name, points), label in zip(axes, found.items(), ("us a sampled token",) * 2 + ("MiB of a PPO iteration",)):
-        x, y, rows = torch.tensor([*points], dtype=torch.double), torch.tensor([*points.values()]).double(), name == "rows"
-        slope, level = torch.linalg.lstsq(torch.stack([1 / x if rows else x, torch.ones_like(x)], 1) / y[:, None],
-                                          torch.ones(len(x), 1, dtype=torch.double))[0].flatten().tolist()
+        (x, y), rows = np.array([*points.items()]).T, name == "rows"
+        slope, level = np.polyfit(1 / x if rows else x, y, 1, w=1 / y)
         law = f"{slope:.3g} / {name} + {level:.3g}" if rows else f"{level:.3g} + {slope:.2g} {name}"
         print(f"{label}: about {law}")
         ax.plot(x, slope / x + level if rows else slope * x + level, color="grey", linewidth=1)

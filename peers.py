@@ -1,10 +1,14 @@
-"""The other libraries' side of bench.py: transformers samples, TRL trains, from the weights and rows that ours has.
+"""The other libraries' side of bench.py: transformers samples, TRL trains, from the weights and rows that ours has; and the
+clock and the measure of memory that both are put to.
 
 A vocabulary of numbers stands in for text, so that lengths come out as asked in both: token i is the word "i", the last is EOS.
 """
+import ctypes
 import io
 import json
+import math
 import os
+import platform
 import tempfile
 import time
 import warnings
@@ -57,6 +61,23 @@ def now() -> float:
 def seconds(function, repeats: int = 3) -> list[float]:
     """Of each call but the first."""
     return [b - a for a, b in pairwise([(function(), now())[1] for _ in range(repeats + 1)])]
+
+
+def with_memory(function):
+    """(result, MiB by which it raised the peak): of the GPU, or of the process where Linux tells."""
+    def status(key: str) -> int:
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().split("\n") if line.startswith(key))
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return function(), (torch.cuda.max_memory_allocated() - before) / 2**20
+    if platform.system() != "Linux":
+        return function(), math.nan
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")                      # the peak starts anew
+    before = status("VmRSS")
+    return function(), (status("VmHWM") - before) / 2**10
 
 
 def load() -> bool:

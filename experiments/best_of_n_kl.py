@@ -70,7 +70,7 @@ def main(L):
     lab.curve(ax, coin, "root_bound", "gold", "gold, chosen by a coin")
     right.set(title="What it costs", xlabel="n", ylabel="nats", xscale="log")
     lab.curve(right, mine, "n", "bound", "log n - (n-1)/n")
-    lab.curve(right, mine, "n", "kl", "measured, mean over prompts")
+    lab.curve(right, mine, "n", "kl", "measured, mean over prompts", linestyle="--")
     lab.curve(right, mine, "n", "kl_lowest", "measured, prompt with the lowest")
     fits = [losses.correlation(*(torch.tensor([p[k] for p in mine if p["seed"] == s]) for k in ("root_bound", "proxy"))) ** 2
             for s in L.seeds]

@@ -127,7 +127,7 @@ def main(L):
                     label=name)
     axes[0].set(xscale="log", xticks=[0.3, *sizes], xticklabels=[0, *sizes], ylim=(-0.03, 1.05))
     axes[0].minorticks_off()
-    axes[1].set(title="Without any example", xticks=[x + 0.18 for x in range(4)], ylim=(0, 1.05),
+    axes[1].set(title="Without any example", xticks=[x + 0.18 for x in range(4)], ylim=(0, 1.25),
                 xticklabels=("SFT", "after RL", "RL, a role", "RL, a prefix"))
     half_back = {t: next((n for n in sizes if lab.estimate(at(t, n), "harm")[0] >= 0.5), None) for t in ("learnt", "never learnt")}
     needed = {t: n or f"more than {sizes[-1]}" for t, n in half_back.items()}

@@ -18,6 +18,8 @@ from minirlhf.data import micro_batches, pad
 from minirlhf.model import GPT, KVCache, ScalarGPT, TargetLogProb, Trunk, pack
 
 CACHE_BLOCK = 32          # positions by which a sampling cache grows
+ASK_EVERY = {"cuda": 8}   # tokens after which generate asks how many rows are left; to ask is to wait for the GPU. Others: 1
+SHRINK_AT = {"cuda": 0.75}    # share of live rows at which it drops the rest, which on a GPU costs a new capture. Others: below 1
 TOKENS_AT_ONCE = 8192     # of a micro-batch without gradients; and rows x context of a sampling cache, times 4
 
 
@@ -83,13 +85,41 @@ def choose(logits: Tensor, generator: torch.Generator, top_k: int = 0, top_p: fl
     return torch.searchsorted(mass, uniform * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[1] - 1)
 
 
+class Decoder:
+    """One more token for each row of a cache. A step's kernels are many and small: on a GPU they are captured as a CUDA graph
+    and replayed by a single launch, until the rows are fewer or the cache is a longer one."""
+
+    def __init__(self, model: GPT, cache: KVCache):
+        self.model, self.cache, self.captured = model, cache, None
+
+    def __call__(self, new: Tensor, at: Tensor) -> Tensor:
+        """new (n,) tokens, at (n,) where they stand -> hidden states (n, D), which the next call overwrites."""
+        if at.device.type != "cuda":
+            return self.model.hidden(new[:, None], self.cache, at)[:, 0]
+        if self.captured != (len(at), self.cache.length):
+            self.captured, self.new, self.at = (len(at), self.cache.length), new.clone(), at.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            now, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            beside.wait_stream(now)
+            with torch.cuda.stream(beside):
+                self.model.hidden(self.new[:, None], self.cache, self.at)         # libraries set themselves up outside the capture
+                self.graph.capture_begin()
+                self.last = self.model.hidden(self.new[:, None], self.cache, self.at)[:, 0]
+                self.graph.capture_end()
+            now.wait_stream(beside)
+        self.new.copy_(new)
+        self.at.copy_(at)
+        self.graph.replay()
+        return self.last
+
+
 @torch.no_grad()
 def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: torch.Generator, *, temperature=1.0,
              samples_per_prompt=1, top_k=0, top_p=1.0) -> tuple[list[list[int]], list[bool]]:
     """Token ids of ragged prompts -> (responses with their EOS, finished), samples of one prompt side by side.
 
     One prefill per prompt, however many samples. A row that has emitted EOS is overwritten by a live one, so the batch
-    shrinks and finished rows cost nothing more. temperature 0 is greedy.
+    shrinks and finished rows cost nothing more (on a GPU: little). temperature 0 is greedy.
     """
     config, eos, device = model.config, model.tokenizer.eos_id, model.device
     K, B = samples_per_prompt, len(prompts) * samples_per_prompt
@@ -103,25 +133,27 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
     cache.repeat(K)
     at = lengths.repeat_interleave(K)                                      # (n,) where the next token will stand
     row = torch.arange(B, device=device)                                   # (n,) which row of the answer each is
+    alive = torch.ones_like(row, dtype=torch.bool)                         # (n,)
+    decode, every, enough = Decoder(model, cache), ASK_EVERY.get(device.type, 1), SHRINK_AT.get(device.type, 1.0)
     out = torch.full((B, max(room, 0)), -1, device=device)                 # -1: nothing yet
     for step in range(room):
         logits = model.logits(last, temperature or 1.0)                    # (n, V)
         new = choose(logits, generator, top_k, top_p) if temperature else logits.argmax(-1)         # (n,)
-        out[row, step] = new
-        alive = (new != eos) & (at + 1 < config.n_positions)
-        n = int(alive.sum())
+        out[row, step] = torch.where(alive, new, -1)
+        alive &= (new != eos) & (at + 1 < config.n_positions)
+        n = int(alive.sum()) if step % every == 0 else len(alive)
         if n == 0 or step + 1 == room:
             break
-        if n < len(alive):                                                 # live rows from the end fill the holes
+        if n < len(alive) and n <= enough * len(alive):                    # live rows from the end fill the holes
             holes, movers = (~alive[:n]).nonzero()[:, 0], n + alive[n:].nonzero()[:, 0]
             cache.move(holes, movers)
-            for x in (at, row, new):
+            for x in (at, row, new, alive):
                 x[holes] = x[movers]
-            at, row, new = at[:n], row[:n], new[:n]
+            at, row, new, alive = at[:n], row[:n], new[:n], alive[:n]
         if used == cache.length:
-            cache.resize(n, min(used + CACHE_BLOCK, config.n_positions))
-        last = model.hidden(new[:, None], cache, at)[:, 0]                 # (n, D)
-        at, used = at + 1, min(used + 1, config.n_positions)
+            cache.resize(len(at), min(used + CACHE_BLOCK, config.n_positions))
+        last = decode(new, at)                                             # (n, D)
+        at, used = (at + 1).clamp_(max=config.n_positions - 1), min(used + 1, config.n_positions)
     responses = [ids[: ids.index(-1)] if -1 in ids else ids for ids in out.tolist()]
     return responses, [ids[-1:] == [eos] for ids in responses]
 

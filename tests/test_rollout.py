@@ -31,8 +31,13 @@ def test_logprobs_equal_the_naive_ones(policy, prompts, temperature):
         assert (got[i, end - start :] == 0).all() and (batch.mask[i].sum() == end - start)
 
 
-def test_one_prefill_for_many_samples_and_shrinking_batches_change_no_distribution(policy):
-    """Greedy continuation is the same alone, in a batch whose rows finish one by one, and with K samples."""
+@pytest.mark.parametrize("late", [False, True])
+def test_one_prefill_for_many_samples_and_shrinking_batches_change_no_distribution(policy, late, monkeypatch):
+    """Greedy continuation is the same alone, in a batch whose rows finish one by one, and with K samples. late: finished rows
+    ride along for a while, as on a GPU."""
+    if late:
+        monkeypatch.setitem(rollout.ASK_EVERY, "cpu", 4)
+        monkeypatch.setitem(rollout.SHRINK_AT, "cpu", 0.75)
     prompts = [[5, 6, 7], [9] * 20, [40, 41], [8] * 11, [300, 2, 5, 1]]
     eos_like = generate(policy, prompts, 12, gen(), temperature=0)[0]
     policy.tokenizer.eos_id, before = eos_like[1][3], policy.tokenizer.eos_id          # make rows end at various places
@@ -45,6 +50,19 @@ def test_one_prefill_for_many_samples_and_shrinking_batches_change_no_distributi
     for i in range(len(prompts)):
         for k in range(3):
             assert together[3 * i + k] == alone[i][0][0] and finished[3 * i + k] == alone[i][1][0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_step_samples_the_same_tokens(policy, prompts, monkeypatch):
+    policy.cuda()
+    ids = [policy.tokenizer.encode_prompt(p) for p in prompts]
+
+    def draw():
+        return generate(policy, ids, 40, torch.Generator("cuda").manual_seed(0), samples_per_prompt=3)
+
+    captured = draw()
+    monkeypatch.setattr(rollout.Decoder, "__call__", lambda self, new, at: self.model.hidden(new[:, None], self.cache, at)[:, 0])
+    assert draw() == captured
 
 
 def test_greedy_decoding_equals_argmax_of_the_full_forward(policy):
