@@ -48,7 +48,7 @@ class Settings:
     epochs: float = 1.0           # passes over the data, when --steps is 0
     batch_size: int = 32          # prompts a step, each with all its responses; kto: responses
     lr: float = 3e-4              # decays linearly to 0
-    warmup: int = 10              # steps until the peak
+    warmup: int = 10              # steps until the peak; 0: none
     lora_rank: int = 0            # train low-rank adapters of this rank and leave the weights as they are; 0: train all
     lora_alpha: float = 16.0      # the adapters' scale is alpha / rank
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay

@@ -59,7 +59,7 @@ class Settings:
     minibatches: int = 2          # optimiser steps a pass
     stop_update_kl: float = 0.1   # approximate KL of one update (nats per token) beyond which its remaining passes are left out
     lr: float = 1e-3              # decays linearly to 0
-    warmup: int = 5               # iterations until the peak
+    warmup: int = 5               # iterations until the peak; 0: none
     lora_rank: int = 0            # train low-rank adapters of this rank, the value model's too; 0: train the weights
     lora_alpha: float = 16.0      # the adapters' scale is alpha / rank
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay

@@ -32,7 +32,7 @@ class Settings:
     epochs: float = 2.0           # passes over the rankings, when --steps is 0
     batch_size: int = 8           # prompts a step, each with all its responses
     lr: float = 7e-4              # peak learning rate; cosine to a tenth
-    warmup: int = 10              # steps until the peak
+    warmup: int = 10              # steps until the peak; 0: none
     weight_decay: float = 0.01    # on matrices
     token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
     checkpointing: bool = False   # recompute activations in the backward pass: far less memory, a third more work

@@ -30,7 +30,7 @@ class Settings:
     batch_size: int = 64          # sequences a step
     optimizer: str = "auto"       # muon, adamw; auto: muon for a fresh model, adamw for one that goes on from --init
     lr: float = 5e-3              # peak learning rate; cosine to a tenth
-    warmup: int = 50              # steps until the peak
+    warmup: int = 50              # steps until the peak; 0: none
     weight_decay: float = 0.1     # on matrices
     n_layer: int = 4              # fresh model: blocks
     n_head: int = 4               # fresh model: attention heads

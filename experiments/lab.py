@@ -77,6 +77,8 @@ class Lab:
         self.sft = settings.sft or f"{settings.out}/sft"
         if not settings.sft:
             train_sft.main(train_sft.Settings(out=self.sft, device=self.device, resume=True))
+        if not (Path(self.sft) / "model.safetensors").exists():
+            raise UserError(f"--sft {self.sft} is no model folder: give one that train_sft.py wrote, or none, to train one here")
         self.id = hashlib.sha256((Path(self.sft) / "model.safetensors").read_bytes()).hexdigest()
 
     def pick(self, quick, default, full):

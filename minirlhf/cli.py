@@ -1,6 +1,7 @@
 """A dataclass of settings is a script's command line: one flag per field, its comment the help, its default the default."""
 import argparse
 import inspect
+import math
 import re
 import shlex
 import sys
@@ -20,7 +21,8 @@ def comments(settings_class: type) -> dict[str, str]:
 
 
 def parse(settings_class: type, argv: list[str] | None = None) -> Any:
-    """Command line -> settings. Booleans are --flag and --no-flag."""
+    """Command line -> settings. Booleans are --flag and --no-flag. A whole number may be 0 only where that is the default or its
+    comment says what 0 means; else, and for a float that is none, UserError."""
     module = sys.modules[settings_class.__module__]
     about = (module.__doc__ or "").strip()
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,7 +34,14 @@ def parse(settings_class: type, argv: list[str] | None = None) -> Any:
         else:
             kind = {"int": int, "float": float}.get(getattr(field.type, "__name__", field.type), str)
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
-    return settings_class(**vars(parser.parse_args(argv)))
+    settings = settings_class(**vars(parser.parse_args(argv)))
+    for field in fields(settings_class):
+        value, default, says = getattr(settings, field.name), field.default, help_texts.get(field.name, "")
+        if type(value) is int and field.name != "seed" and value < (0 if default == 0 or re.search(r"\b0\b", says) else 1):
+            raise UserError(f"--{field.name} {value}: too small ({says})")
+        if type(value) is float and not (math.isfinite(value) and (value >= 0 or default < 0)):
+            raise UserError(f"--{field.name} {value}: must be a number{'' if default < 0 else ', 0 or more'} ({says})")
+    return settings
 
 
 def command(script: str, settings: Any) -> str:
@@ -50,9 +59,8 @@ def start(main, settings_class: type) -> None:
     for stream in (sys.stdout, sys.stderr):                    # a console that has no sign for a sample's letter stops no run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    settings = parse(settings_class)
     try:
-        main(settings)
+        main(settings := parse(settings_class))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

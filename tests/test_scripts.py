@@ -14,7 +14,7 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, toyworld
+from minirlhf import UserError, cli, toyworld
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.run import Run, read_jsonl
 
@@ -316,3 +316,17 @@ def test_show_batch_colours_what_is_supervised(stages, capsys):
         MAIN[stage](replace(settings_of(stage, stages, stages / "unused"), show_batch=True))
         assert "\x1b[32m" in capsys.readouterr().out
     assert not (stages / "unused").exists()
+
+
+@pytest.mark.parametrize(("module", "flag", "value", "fine"), [
+    (train_sft, "batch_size", "0", "1"), (train_sft, "steps", "-3", "1"), (train_ppo, "samples_per_prompt", "0", "4"),
+    (train_ppo, "warmup", "-1", "0"), (train_ppo, "lr", "nan", "0.1"), (train_ppo, "lr", "inf", "0"),
+    (train_ppo, "kl_coef", "-1", "0"), (train_rm, "normalize_samples", "-1", "0"), (train_ppo, "unfinished_score", "nan", "-2")])
+def test_a_number_that_can_mean_nothing_is_refused_by_name(module, flag, value, fine, monkeypatch, capsys):
+    """0 is a whole number's lowest value where it is the default or its comment says what it means, else 1 is."""
+    monkeypatch.setattr(sys, "argv", ["x", f"--{flag}", value])
+    with pytest.raises(SystemExit) as stopped:
+        cli.start(lambda settings: pytest.fail("it went on"), module.Settings)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith((f"error: --{flag} {value}: ", f"error: --{flag} {float(value)}: "))
+    assert float(getattr(cli.parse(module.Settings, [f"--{flag}", fine]), flag)) == float(fine)
