@@ -3,11 +3,11 @@
     python experiments/hh_small.py --data ../shared/data            # about half an hour on two CPU cores
     python experiments/hh_small.py --data ../shared/data --quick    # a minute: shows that it runs
 
-Human pairs: hh-rlhf's own test files, hh_rlhf/*.jsonl.gz under --data, split by first human turn into 80 % for training (SFT on
-the chosen side, reward model, PPO's prompts) and 20 % for the test; SFT also reads sft/dolly_3k.jsonl.gz. Prints and writes
-result.json: accuracy on the test pairs with its 95 % interval, of all and of each file's, of the same pairs the share in which the
-longer response was chosen, and what the fit of Bai et al. 2022a (section 3.3) predicts at this size:
-.72 + .007 ln(P / 1e11) + .015 ln(D / 8e4), P parameters, D pairs.
+Human pairs: hh-rlhf's own test files, hh_rlhf/*.jsonl.gz under --data, split by first human turn into 80 % for training and 20 %
+for the test. SFT reads the chosen side of all and sft/dolly_3k.jsonl.gz; the reward model and PPO the helpful files, since a model
+of this size learns little from both sorts of pairs at once (--harmless: both). Prints and writes result.json: accuracy on the test
+pairs with its 95 % interval, of all and of each file's, of the same pairs the share in which the longer response was chosen, and
+what the fit of Bai et al. 2022a (section 3.3) predicts: .72 + .007 ln(P / 1e11) + .015 ln(D / 8e4), P parameters, D pairs.
 """
 import json
 import math
@@ -33,6 +33,7 @@ from minirlhf.tokenizer import parse_prompt
 class Settings:
     data: str = "../shared/data"  # the folder that holds hh_rlhf/ and sft/
     out: str = "out/hh_small"     # everything is written below this folder
+    harmless: bool = False        # pairs of the harmless file too
     quick: bool = False           # everything small, to see that it runs
     seed: int = 0                 # of everything random
     device: str = "auto"          # auto, cuda, mps, cpu
@@ -53,13 +54,15 @@ def main(settings: Settings) -> dict:
     files = sorted(Path(settings.data, "hh_rlhf").glob("*.jsonl.gz"))
     if not files:
         raise UserError(f"{settings.data}/hh_rlhf holds no .jsonl.gz: put hh-rlhf's files there, or say another --data")
-    train, test = [], []
+    chosen, train, test = [], [], []
     for file in files:                       # a first turn is on the same side in every file
         parts = held_out(read_rankings(str(file)), first_turn, 0.2, settings.seed)
-        train, test = train + parts[0][: 70 if quick else None], test + [(file.name, r) for r in parts[1][: 20 if quick else None]]
+        chosen += (part := parts[0][: 70 if quick else None])
+        if settings.harmless or "harmless" not in file.name:
+            train, test = train + part, test + [(file.name, r) for r in parts[1][: 20 if quick else None]]
     where, test = zip(*test)
     out.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", train), ("test", test)):
+    for name, part in (("train", chosen), ("pairs", train), ("test", test)):
         rows = [{"prompt": r.prompt, "chosen": r.responses[0], "rejected": r.responses[1]} for r in part]
         write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     common = {"seed": settings.seed, "device": settings.device, "resume": True}
@@ -71,7 +74,7 @@ def main(settings: Settings) -> dict:
         steps=6 if quick else 1400, warmup=50, **common))
     # 2. the reward model, one pass over the pairs
     train_rm.main(train_rm.Settings(
-        init=f"{out}/sft", data=f"{out}/train.jsonl", out=f"{out}/rm", epochs=1, batch_size=16, lr=3e-4,
+        init=f"{out}/sft", data=f"{out}/pairs.jsonl", out=f"{out}/rm", epochs=1, batch_size=16, lr=3e-4,
         max_tokens=8 if quick else 48, steps=3 if quick else 0, normalize_samples=8 if quick else 128, **common))
 
     # 3. is it right about pairs it has not seen, and is it more than a ruler?
@@ -95,7 +98,7 @@ def main(settings: Settings) -> dict:
 
     # 4. a short PPO, and what the policy says before and after
     train_ppo.main(train_ppo.Settings(
-        init=f"{out}/sft", reward=f"{out}/rm", data=f"{out}/train.jsonl", out=f"{out}/ppo", steps=2 if quick else 40,
+        init=f"{out}/sft", reward=f"{out}/rm", data=f"{out}/pairs.jsonl", out=f"{out}/ppo", steps=2 if quick else 40,
         prompts_per_step=4 if quick else 32, max_tokens=8 if quick else 48, lr=1e-4, **common))
     rows = read_jsonl(out / "ppo" / "metrics.jsonl")
     result["ppo"] = {k: [rows[0][k], rows[-1][k]] for k in ("score", "kl", "length", "finished")}

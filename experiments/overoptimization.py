@@ -52,8 +52,8 @@ def fit(d, gold):
 
 
 def main(L):
-    few, many = L.pick((100, 1000), (100, 1000), (100, 10000))
-    steps, lr = L.pick(50, 150, 600), 2e-3
+    few, many = L.pick((100, 1000), (100, 2000), (100, 10000))
+    steps, lr = L.pick(50, 80, 400), 5e-4                              # at 2e-3 two steps are enough to pass the peak
     coefs = L.pick((0.0,), (0.0, 0.05, 0.2), (0.0, 0.02, 0.05, 0.2))
     arms = [{"labels": n, "kl_coef": c} for n in (few, many) for c in coefs if n == few or c == 0] + [{"labels": 0, "kl_coef": 0.0}]
     rows = L.run(arm, [a | {"steps": steps, "lr": lr, "seed": s} for s in L.seeds for a in arms])
