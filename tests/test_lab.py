@@ -1,6 +1,8 @@
 """The laboratory: arms are computed once, intervals are Student's, best-of-n's KL is right on distributions that are known."""
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import lab
 from best_of_n_kl import measured_kl
 
+import train_sft
 from minirlhf import losses
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = [p.stem for p in sorted((ROOT / "experiments").glob("*.py")) if "lab.start(main)" in p.read_text(encoding="utf-8")
+               and p.stem != "lab"]
 
 
 @pytest.fixture
@@ -81,3 +88,26 @@ def test_measured_kl_of_best_of_n():
     cumulated = torch.cat([torch.zeros(1), probabilities.cumsum(0)])
     best = cumulated[1:] ** 6 - cumulated[:-1] ** 6
     assert measured_kl(repeats, scores, 6) == pytest.approx(float((best * (best / probabilities).log()).sum()), abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model that has learnt a little, for experiments that need nothing but to run."""
+    out = tmp_path_factory.mktemp("sft") / "sft"
+    train_sft.main(train_sft.Settings(data="toy+judge", out=str(out), count=8000, n_layer=2, n_head=2, n_embd=64, n_positions=256,
+                                      vocab_size=1024, steps=200, device="cpu"))
+    return str(out)
+
+
+@pytest.mark.skipif(not os.environ.get("MINIRLHF_SLOW"), reason="a quarter of an hour: MINIRLHF_SLOW=1 does it")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_runs_to_its_end(name, small, tmp_path):
+    """Every arm, figure and sentence, whatever they say; the constitution's judge may be too small to answer."""
+    done = subprocess.run([sys.executable, f"experiments/{name}.py", "--quick", "--sft", small, "--out", str(tmp_path)], cwd=ROOT,
+                          capture_output=True, text=True)
+    if name == "constitution" and "are all unusable" in done.stderr:
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / name / "figure.png").stat().st_size > 5000
+    summary = (tmp_path / name / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith("Expected: ") and "\nFound: " in summary and "nan" not in summary.split("Found: ")[0]
