@@ -19,8 +19,8 @@ import torch
 from minirlhf import UserError, losses, probes, rewards, rollout, toyworld
 from minirlhf.cli import start
 from minirlhf.data import fit, read_prompts
+from minirlhf.losses import mean_of
 from minirlhf.model import GPT, write_atomically
-from minirlhf.probes import mean_of
 from minirlhf.run import pick_autocast, pick_device, read_jsonl, seed_of
 
 

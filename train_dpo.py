@@ -191,10 +191,11 @@ def in_micro_batches(policy: GPT, items: list[Item], settings: Settings, kl: flo
         loss += float(part_loss.detach()) / len(items)
         for name, values in stats.items():
             seen[name] += values.tolist()
-    accuracy, interval = losses.ratio_interval(seen.pop("right", []), seen.pop("pairs", []))
+    right, pairs = (torch.tensor(seen.pop(name, [])) for name in ("right", "pairs"))
+    accuracy = losses.estimate(torch.arange(len(pairs)), [right], [pairs])
     means = {name: sum(values) / len(values) for name, values in seen.items() if values}
     means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)     # kto's step may have one side only
-    return loss, means | ({"accuracy": accuracy, "interval": interval} if items else {})
+    return loss, means | ({"accuracy": accuracy["mean"], "interval": accuracy["interval"]} if items else {})
 
 
 def main(settings: Settings) -> None:

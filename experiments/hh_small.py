@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import torch
+
 import sample
 import train_ppo
 import train_rm
@@ -45,8 +47,7 @@ def first_turn(ranking: Ranking) -> str:
 
 def accuracy(right: list[float]) -> dict[str, float]:
     """Share of pairs ordered as people did (a tie counts half), its 95 % interval's half width, and how many there are."""
-    mean, half = losses.ratio_interval(right, [1.0] * len(right))
-    return {"mean": mean, "interval": half, "pairs": len(right)}
+    return losses.mean_of(torch.tensor(right)) | {"pairs": len(right)}
 
 
 def main(settings: Settings) -> dict:

@@ -17,6 +17,8 @@ from itertools import combinations
 from pathlib import Path
 from statistics import median
 
+import torch
+
 from minirlhf import UserError, losses
 from minirlhf.data import records
 
@@ -161,8 +163,9 @@ def agreement(a: dict[tuple, int], b: dict[tuple, int]) -> tuple[float, float, i
     for key in a:
         if key in b:
             alike[key[0]].append(1 - abs(a[key] - b[key]) / 2)
-    sums, counts = ([float(f(x)) for x in alike.values()] for f in (sum, len))
-    return *losses.ratio_interval(sums, counts), int(sum(counts))
+    sums, counts = (torch.tensor([float(f(x)) for x in alike.values()]) for f in (sum, len))
+    cell = losses.estimate(torch.arange(len(counts)), [sums], [counts])
+    return cell["mean"], cell["interval"], int(counts.sum())
 
 
 def position_bias(rankings: Iterable[dict]) -> dict[str, float]:

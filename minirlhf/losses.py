@@ -8,6 +8,8 @@ Shapes that do not fit raise ValueError. `total` is the normaliser: a loss is su
 (tokens; prompts for rankings) the losses of micro-batches sum to the full batch's; without it, the call's own count.
 """
 import math
+from collections.abc import Callable
+from operator import truediv
 
 import torch
 import torch.nn.functional as F
@@ -312,11 +314,19 @@ def correlation(x: Tensor, y: Tensor) -> float:
     return float(x @ y) / scale if scale > 1e-8 else 0.0
 
 
-def ratio_interval(numerators: list[float], denominators: list[float]) -> tuple[float, float]:
-    """sum / sum and the half width of its 95 % interval, where the entries (prompts, say) are the independent units and
-    what each holds (pairs, samples) is not. With denominators of 1 it is a mean. Linearised variance of a ratio."""
-    a, b = torch.tensor(numerators, dtype=torch.double), torch.tensor(denominators, dtype=torch.double)
-    n, ratio = len(a), float(a.sum() / b.sum()) if b.sum() else math.nan
-    if n < 2:
-        return ratio, math.nan
-    return ratio, 1.96 * float((a - ratio * b).square().sum().mul(n / (n - 1)).sqrt() / b.sum())
+def estimate(prompt: Tensor, over: list[Tensor], under: list[Tensor], statistic: Callable = truediv, share: bool = False) -> dict:
+    """statistic(sums of over and under) with the jackknife's interval (Miller 1974): each prompt is left out in turn. prompt (N,):
+    whose the entries are. A share that no prompt disagrees on is known to 3 / their number (Hanley 1983)."""
+    index, columns = prompt.unique(return_inverse=True)[1], torch.stack([*over, *under]).double()                   # (k, N)
+    n = int(index.max()) + 1 if len(index) else 0
+    sums = torch.zeros(len(columns), n, dtype=torch.double).index_add(1, index, columns)          # (k, n)
+    total, count = sums.sum(1, keepdim=True), int((sums[len(over):] != 0).sum(1).min()) if n else 0
+    left = statistic(*(total - sums))          # (n,)
+    half = 1.96 * float((left - left.mean()).square().sum().mul((n - 1) / n).sqrt()) if n > 1 else math.nan
+    return {"mean": float(statistic(*total)), "interval": min(1.0, 3 / count) if share and half < 1e-9 else half, "prompts": count}
+
+
+def mean_of(x: Tensor, share: bool = False) -> dict:
+    """(P,) or (P, S) -> mean over prompts with its 95 % interval's half width."""
+    x = x.double().reshape(len(x), -1).mean(1) if len(x) else x
+    return estimate(torch.arange(len(x)), [x], [torch.ones_like(x)], share=share)

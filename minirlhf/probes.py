@@ -8,12 +8,12 @@ where the whole interval lies in that range, look here where it lies wholly outs
 import math
 import random
 from collections.abc import Callable
-from operator import truediv
 
 import torch
 from torch import Tensor
 
 from minirlhf import toyworld
+from minirlhf.losses import estimate, mean_of
 
 ENOUGH = 10           # prompts: no verdict with fewer
 LENGTHS = ("much shorter", "shorter", "as long", "longer", "much longer")
@@ -54,22 +54,6 @@ def share(cell: dict) -> str:
     """41 % ± 5 %"""
     mean, half = ("–" if x is None or math.isnan(x) else f"{100 * x:.0f} %" for x in (cell["mean"], cell["interval"]))
     return mean if "–" in (mean, half) else f"{mean} ± {half}"
-
-def estimate(prompt: Tensor, over: list[Tensor], under: list[Tensor], statistic: Callable = truediv, share: bool = False) -> dict:
-    """statistic(sums of over and under) with the jackknife's interval (Miller 1974): each prompt is left out in turn. prompt (N,):
-    whose the entries are. A share that no prompt disagrees on is known to 3 / their number (Hanley 1983)."""
-    index, columns = prompt.unique(return_inverse=True)[1], torch.stack([*over, *under]).double()                   # (k, N)
-    n = int(index.max()) + 1 if len(index) else 0
-    sums = torch.zeros(len(columns), n, dtype=torch.double).index_add(1, index, columns)          # (k, n)
-    total, count = sums.sum(1, keepdim=True), int((sums[len(over):] != 0).sum(1).min()) if n else 0
-    left = statistic(*(total - sums))          # (n,)
-    half = 1.96 * float((left - left.mean()).square().sum().mul((n - 1) / n).sqrt()) if n > 1 else math.nan
-    return {"mean": float(statistic(*total)), "interval": min(1.0, 3 / count) if share and half < 1e-9 else half, "prompts": count}
-
-def mean_of(x: Tensor, share: bool = False) -> dict:
-    """(P,) or (P, S) -> mean over prompts with its 95 % interval's half width."""
-    x = x.double().reshape(len(x), -1).mean(1) if len(x) else x
-    return estimate(torch.arange(len(x)), [x], [torch.ones_like(x)], share=share)
 
 def verdict(probe: str, cell: dict, facts: str, **more) -> dict:
     limit, calm, above, below = PROBES[probe]
