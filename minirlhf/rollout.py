@@ -4,6 +4,7 @@ A `Rollout` holds right-padded rows, prompt first, response after it. Per-token 
 the response's j-th token, `mask` is True where there is one. The token at position t is predicted by the hidden state at
 position t - 1, and it is there that its log-prob and its value are read.
 """
+import functools
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -85,6 +86,12 @@ def choose(logits: Tensor, generator: torch.Generator, top_k: int = 0, top_p: fl
     return torch.searchsorted(mass, uniform * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[1] - 1)
 
 
+@functools.cache
+def side_stream() -> torch.cuda.Stream:
+    """The one on which graphs are captured: memory is kept by stream, so a new one each time would hoard it."""
+    return torch.cuda.Stream()
+
+
 class Decoder:
     """One more token for each row of a cache. A step's kernels are many and small: on a GPU they are captured as a CUDA graph
     and replayed by a single launch, until the rows are fewer or the cache is a longer one."""
@@ -99,7 +106,7 @@ class Decoder:
         if self.captured != (len(at), self.cache.length):
             self.captured, self.new, self.at = (len(at), self.cache.length), new.clone(), at.clone()
             self.graph = torch.cuda.CUDAGraph()
-            now, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            now, beside = torch.cuda.current_stream(), side_stream()
             beside.wait_stream(now)
             with torch.cuda.stream(beside):
                 self.model.hidden(self.new[:, None], self.cache, self.at)         # libraries set themselves up outside the capture
