@@ -99,9 +99,10 @@ def main(L):
                       "the reward gained at equal length; as many labels turned at random do nothing of the kind (null control).",
              found=f"words against SFT at {words}: {more:+.1f} ± {half:.1f} from the first to the last, {against:+.1f} ± "
                    f"{against_half:.1f} against the null control; share of the gain that is not length at {kept}.",
-             agrees=None if abs(more) < half else more > 0 and against - against_half > 0 and falls,
-             why=f"length {'rises' if more > half else 'falls' if more < -half else 'does not move beyond its interval'}, the "
-                 f"share that is not length {'falls' if falls else 'does not fall'}")
+             agrees=None if abs(more) < half or abs(against) < against_half else more > 0 and against > 0 and falls,
+             why=f"length {'rises' if more > half else 'falls' if more < -half else 'does not move beyond its interval'}, "
+                 f"{'further' if against > against_half else 'not surely further'} than under the null control, and the share "
+                 f"that is not length {'falls' if falls else 'does not fall'}")
 
 
 if __name__ == "__main__":
