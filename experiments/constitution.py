@@ -131,7 +131,7 @@ def main(L):
     by_null = {n: [r for r in turned if r["null"] == n] for n in (False, True)}
     for null, name in ((False, "all principles"), (True, "a principle on manners alone")):
         axes[0].plot([sum(x) / len(x) for x in zip(*(r["curve"] for r in by_null[null]))], "o-", label=name)
-    axes[0].set(ylim=(0, 1), xticks=range(turns + 1))
+    axes[0].set(ylim=(0, 1.03), xticks=range(turns + 1))
     axes[1].plot([0.5, 1], [0.5, 1], "--", color="grey")
     for r in opinions:
         axes[1].plot([c[0] for c in r["calibration"]], [c[1] for c in r["calibration"]], "o-", color=lab.COLOURS[0])

@@ -87,7 +87,7 @@ def main(L):
     if L.data:
         real = [longer_wins({"responses": r.responses, "ranks": r.ranks}) for r in read_rankings(L.data) if len(r.responses) == 2]
         share = sum(x for x in real if x) / len([x for x in real if x is not None])
-        axes[2].axvline(share, color="grey", linestyle=":", label=f"{L.data[-24:]}: {share:.3f}")
+        axes[2].axvline(share, color="grey", linestyle=":", label=f"{lab.Path(L.data).name[:24]}: {share:.3f}")
     first, last = ([r for r in biased if r["share"] == s] for s in (shares[0], shares[-1]))
     more, half = lab.estimate(last, "words", first)
     against, against_half = lab.estimate(last, "words", null)
