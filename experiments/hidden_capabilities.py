@@ -108,7 +108,7 @@ def tuned(L, folder, *, taught, examples, tune_steps, questions, seed, **base):
 
 def main(L):
     count, sft_steps, rl_steps, tune_steps, questions = L.pick(
-        (5000, 160, 10, 12, 40), (12000, 600, 40, 30, 100), (30000, 2000, 100, 30, 300))
+        (5000, 160, 10, 12, 40), (12000, 600, 40, 12, 100), (30000, 2000, 100, 12, 300))  # in 30 steps one example teaches anybody
     sizes = L.pick((1, 4, 16, 64), (1, 4, 16, 64, 256), (1, 2, 4, 8, 16, 32, 64, 128, 256))
     base = {"count": count, "sft_steps": sft_steps, "rl_steps": rl_steps}
     rows = L.run(tuned, [{"taught": taught, "examples": n, "tune_steps": tune_steps, "questions": questions, "seed": seed, **base}
