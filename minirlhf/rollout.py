@@ -157,7 +157,7 @@ def generate(model: GPT, prompts: list[list[int]], max_tokens: int, generator: t
             for x in (at, row, new, alive):
                 x[holes] = x[movers]
             at, row, new, alive = at[:n], row[:n], new[:n], alive[:n]
-        if used == cache.length:
+        if used == cache.length < config.n_positions:
             cache.resize(len(at), min(used + CACHE_BLOCK, config.n_positions))
         last = decode(new, at)                                             # (n, D)
         at, used = (at + 1).clamp_(max=config.n_positions - 1), min(used + 1, config.n_positions)

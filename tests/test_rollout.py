@@ -52,6 +52,18 @@ def test_one_prefill_for_many_samples_and_shrinking_batches_change_no_distributi
             assert together[3 * i + k] == alone[i][0][0] and finished[3 * i + k] == alone[i][1][0]
 
 
+def test_a_full_cache_stays_where_it_is(policy, monkeypatch):
+    """A captured step writes to the memory that it was captured with."""
+    lengths, resize = [], model.KVCache.resize
+    monkeypatch.setattr(model.KVCache, "resize", lambda self, rows, length: (lengths.append(length), resize(self, rows, length)))
+    policy.tokenizer.eos_id, before = policy.config.vocab_size, policy.tokenizer.eos_id                # nobody ends
+    try:
+        responses, finished = generate(policy, [[5] * 20, [6, 7]], 64, gen())
+    finally:
+        policy.tokenizer.eos_id = before
+    assert [len(r) for r in responses] == [44, 62] and not any(finished) and lengths == [64]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_captured_step_samples_the_same_tokens(policy, prompts, monkeypatch):
     policy.cuda()
