@@ -20,14 +20,19 @@
 
 An arm's result is a file named after its key (values, SFT model): what is there is not computed again, so a killed experiment goes
 on; training inside takes `resume=True`. After changing an arm's code delete its files. Output of the training goes to log.txt.
+On a CPU as many arms are computed at a time as it has cores, each on one thread: small models gain little from a second one.
 """
 import contextlib
 import hashlib
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +68,30 @@ class Settings:
     data: str = ""                # where an experiment has a part on real comparisons: their files
     out: str = "out/experiments"  # everything is written to OUT/<name of the experiment>
     device: str = "auto"          # auto, cuda, mps, cpu
+    workers: int = 0              # arms computed at a time; 0: as many as a CPU has cores (up to 8), one on a GPU
+
+
+def alone(folder: Path):
+    """Context: no other process computes this arm meanwhile. The lock ends with its process, however that ends."""
+    file = (folder / "lock").open("w")
+    with contextlib.suppress(ImportError):           # Windows has no such lock; there Lab takes one worker
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def prepare_worker(threads: int) -> None:
+    """A worker lives no longer than the experiment, and shows no progress bars beside another's."""
+    torch.set_num_threads(threads)
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")                                                        # noqa: SIM115
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def work(lab: "Lab", function, key: dict) -> None:
+    try:
+        lab.arm(function, **key)
+    except KeyboardInterrupt:                        # its last checkpoint is written: take no other arm
+        os._exit(130)
 
 
 class Lab:
@@ -72,7 +101,9 @@ class Lab:
         if settings.quick and settings.full:
             raise UserError("--quick and --full are opposites: take one")
         self.settings, self.name, self.folder = settings, name, Path(settings.out) / name
-        self.device, self.data, self.arms = str(pick_device(settings.device)), settings.data, {}
+        self.device, self.data, self.seconds = str(pick_device(settings.device)), settings.data, {}        # of each arm
+        self.inside = 0.0            # seconds that this process has spent in arms so far
+        self.workers = settings.workers or (min(8, os.cpu_count() or 1) if self.device == "cpu" and os.name == "posix" else 1)
         self.seeds = range(settings.seeds or self.pick(1, 3, 5))
         self.sft = settings.sft or f"{settings.out}/sft"
         if not settings.sft:
@@ -84,33 +115,59 @@ class Lab:
     def pick(self, quick, default, full):
         return quick if self.settings.quick else full if self.settings.full else default
 
+    def arm_folder(self, function, key: dict) -> Path:
+        words = hashlib.sha256(repr((function.__name__, sorted(key.items()), self.id)).encode()).hexdigest()[:12]
+        return self.folder / "arms" / f"{function.__name__}-{words}"
+
     def arm(self, function, **key) -> dict:
         """key | {"folder"} | function(L, folder, **key), from its file if it is there."""
-        words = hashlib.sha256(repr((function.__name__, sorted(key.items()), self.id)).encode()).hexdigest()[:12]
-        folder = self.folder / "arms" / f"{function.__name__}-{words}"
-        path, began = folder / "arm.json", time.time()
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-                result = function(self, str(folder), **key)
-            content = {"key": key, "result": result, "seconds": round(time.time() - began, 1)}
-            write_atomically(path, json.dumps(content, indent=1).encode())
-        content = json.loads(path.read_text(encoding="utf-8"))
-        self.arms[str(folder)] = content["seconds"]
+        folder, called, inside = self.arm_folder(function, key), time.time(), self.inside
+        path = folder / "arm.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            if not path.exists():
+                outer, self.seconds, began = self.seconds, {}, time.time()
+                try:
+                    with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+                        result = function(self, str(folder), **key)
+                finally:
+                    seconds, self.seconds = self.seconds, outer
+                seconds[str(folder)] = round(time.time() - began - (self.inside - inside), 1)        # without arms inside it
+                write_atomically(path, json.dumps({"key": key, "result": result, "seconds": seconds}, indent=1).encode())
+            content = json.loads(path.read_text(encoding="utf-8"))
+        self.inside = inside + time.time() - called
+        self.seconds |= content["seconds"]
         return key | {"folder": str(folder)} | content["result"]
 
     def run(self, function, keys: list[dict]) -> list[dict]:
-        """All these arms, with a line for each and an ETA from those that were computed now."""
-        rows, spent = [], []
-        for i, key in enumerate(keys, 1):
-            began = time.time()
-            rows.append(self.arm(function, **key))
-            spent += [x for x in [time.time() - began] if x > 0.5]
-            left = sum(spent) / max(1, len(spent)) * (len(keys) - i)
+        """All these arms, in the keys' order; a line for each as it ends, and an ETA."""
+        missing = [key for key in keys if not (self.arm_folder(function, key) / "arm.json").exists()]
+        began, done = time.time(), 0
+
+        def show(key):
+            nonlocal done
+            done += 1
             words = " ".join(f"{k}={v}" for k, v in key.items() if len(str(v)) < 24)
-            print(f"{self.name} {i:>3}/{len(keys)}  {words}  {time.time() - began:.0f} s  left {left // 60:.0f}:{left % 60:02.0f}",
+            left = (time.time() - began) / done * (len(missing) - done)
+            print(f"{self.name} {len(keys) - len(missing) + done:>3}/{len(keys)}  {words}  left {left // 60:.0f}:{left % 60:02.0f}",
                   flush=True)
-        return rows
+
+        if min(self.workers, len(missing)) > 1:
+            threads, context = max(1, (os.cpu_count() or 1) // self.workers), multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(self.workers, context, prepare_worker, (threads,)) as pool:
+                futures = {pool.submit(work, self, function, key): key for key in missing}
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                        show(futures[future])
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        else:
+            for key in missing:
+                self.arm(function, **key)
+                show(key)
+        return [self.arm(function, **key) for key in keys]
 
     def figure(self, title: str, x: str = "", y: str = "", columns: int = 1):
         """(Figure, its axes): one, or a list with columns > 1, whose labels are the caller's to set."""
@@ -126,13 +183,14 @@ class Lab:
             if len(ax.get_legend_handles_labels()[1]) > 1:
                 ax.legend()
         fig.savefig(self.folder / "figure.png", dpi=110)
-        minutes = sum(self.arms.values()) / 60
+        minutes = sum(self.seconds.values()) / 60
         verdict = {True: "They agree", False: "They do not agree", None: "This does not decide it"}[agrees] + (why and f": {why}")
         size = self.pick("--quick", "default", "--full")
-        summary = f"Expected: {expected}\nFound: {found}\n{verdict}.\n\n({size}, {len(self.seeds)} seed(s), {minutes:.1f} min)\n"
+        summary = (f"Expected: {expected}\nFound: {found}\n{verdict}.\n\n({size}, {len(self.seeds)} seed(s), {minutes:.1f} minutes "
+                   "of one worker)\n")
         write_atomically(self.folder / "summary.md", summary.encode())
-        report = {"experiment": self.name, "size": size, "seeds": len(self.seeds), "minutes": round(minutes, 2), "sft": self.id,
-                  "agrees": agrees, **more, "rows": rows}
+        report = {"experiment": self.name, "size": size, "seeds": len(self.seeds), "sft": self.id,
+                  "worker_minutes": round(minutes, 2), "agrees": agrees, **more, "rows": rows}
         write_atomically(self.folder / "results.json", json.dumps(report, indent=1).encode())
         print(f"\n{summary}\nwrote {self.folder}/figure.png, results.json, summary.md")
 

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,26 @@ EXPERIMENTS = [p.stem for p in sorted((ROOT / "experiments").glob("*.py")) if "l
                and p.stem != "lab"]
 
 
+def slow_start(L, folder, *, seed):
+    """What two arms have in common: each call leaves a trace."""
+    with Path(folder, "calls").open("a") as f:
+        f.write("x")
+    time.sleep(1)
+    return {"start": 10 * seed}
+
+
+def doubled(L, folder, *, x, seed):
+    start = L.arm(slow_start, seed=seed)
+    if x < 0:
+        raise lab.UserError("x below 0")
+    return {"y": start["start"] + 2 * x, "common": start["folder"], "worker": os.getpid()}
+
+
 @pytest.fixture
 def bench(tmp_path):
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "model.safetensors").write_bytes(b"weights")
-    return lab.Lab(lab.Settings(quick=True, seeds=2, sft=str(tmp_path / "sft"), out=str(tmp_path), device="cpu"), "trial")
+    return lab.Lab(lab.Settings(quick=True, seeds=2, sft=str(tmp_path / "sft"), out=str(tmp_path), device="cpu", workers=1), "trial")
 
 
 def test_an_arm_is_computed_once_and_again_for_other_values_or_another_model(bench, tmp_path):
@@ -42,6 +58,19 @@ def test_an_arm_is_computed_once_and_again_for_other_values_or_another_model(ben
     (tmp_path / "sft" / "model.safetensors").write_bytes(b"others")
     lab.Lab(bench.settings, "trial").arm(arm, x=1, seed=0)
     assert len(calls) == 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no lock on an arm")
+def test_workers_share_arms_and_give_what_one_gives(bench):
+    """Rows in the keys' order; an arm that several need is computed once and its time counted once; an error arrives."""
+    bench.workers = 2
+    keys = [{"x": x, "seed": s} for s in bench.seeds for x in (3, 1, 2)]
+    rows = bench.run(doubled, keys)
+    assert [r["y"] for r in rows] == [6, 2, 4, 16, 12, 14] and os.getpid() not in {r["worker"] for r in rows}
+    assert [Path(f, "calls").read_text() for f in sorted({r["common"] for r in rows})] == ["x", "x"]
+    assert 2 <= sum(bench.seconds.values()) < 3 and len(bench.seconds) == 8
+    with pytest.raises(lab.UserError, match="x below 0"):
+        bench.run(doubled, [{"x": -1, "seed": 0}, {"x": -2, "seed": 0}])
 
 
 def test_an_arm_that_fails_leaves_no_result(bench):
