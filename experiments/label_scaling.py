@@ -67,6 +67,8 @@ SMALL = {"n_embd": 48, "n_layer": 1, "n_head": 4, "steps": 300}
 
 def main(L):
     sizes = L.pick([10, 40, 160, 640], [20, 80, 320, 1280, 5120], [20, 80, 320, 1280, 5120, 20480])
+    if L.data:                        # as many as there are
+        sizes = [n for n in sizes if n <= L.arm(comparisons, count=sizes[-1], seed=0)["training_pairs"]]
     common = {"coin": False, "pool": sizes[-1]}
     keys = [common | {"size": "large", "labels": n, "epochs": e, "seed": s} for s in L.seeds for n in sizes for e in (1, 4)
             if e == 1 or n < sizes[-1]]
@@ -76,7 +78,8 @@ def main(L):
     rows = L.run(arm, keys)
     ceiling = [L.arm(comparisons, count=sizes[-1], seed=s)["labels_right"] for s in L.seeds]
 
-    fig, ax = L.figure("Reward-model accuracy", "comparisons seen in training", "accuracy on held-out pairs")
+    fig, (ax, right) = L.figure("Reward-model accuracy", "comparisons seen in training", "accuracy on held-out pairs", columns=2)
+    right.set(title="Calibration, held-out pairs", xlabel="claimed accuracy", ylabel="accuracy")
     ax.set_xscale("log")
     large = [r for r in rows if r["size"] == "large" and not r["coin"]]
     once, four = ([r for r in large if r["epochs"] == e] for e in (1, 4))
@@ -86,6 +89,14 @@ def main(L):
         lab.curve(ax, small, "labels", "validation_accuracy", f"{small[0]['parameters'] / 1e6:.2f} M parameters, 1 epoch")
     lab.curve(ax, coins := [r for r in rows if r["coin"]], "labels", "validation_accuracy", "labels are coin flips", linestyle="")
     ax.axhline(0.5, color="#8b93a1", linewidth=0.8, linestyle=":")
+    right.plot([0.5, 1], [0.5, 1], "--", color="grey", linewidth=0.8)
+    for labels, epochs in ((sizes[1], 4), (sizes[-2], 4), (sizes[-1], 1)):
+        mine = [c for r in large if (r["labels"], r["epochs"]) == (labels, epochs) for c in r["calibration"]]
+        bins = [mine[i :: len(mine) // len(L.seeds)] for i in range(len(mine) // len(L.seeds))]
+        right.plot(*([sum(c[k] for c in b) / len(b) for b in bins] for k in ("predicted", "accuracy")), "o-",
+                   label=f"{labels} comparisons, {epochs} epoch{'s' * (epochs > 1)}")
+    sure = {e: [sum(c["pairs"] * (c["predicted"] - c["accuracy"]) for c in r["calibration"]) / r["validation_pairs"] for r in part
+                if r["labels"] == sizes[-2]] for e, part in ((1, once), (4, four))}
     middle = [r for r in once if r["labels"] >= sizes[1]]
     per_doubling, half = lab.slope([math.log2(r["labels"]) for r in middle], [r["validation_accuracy"] for r in middle])
     gap = [next(a["validation_accuracy"] for a in once if a["labels"] == 4 * b["labels"] and a["seed"] == b["seed"])
@@ -95,6 +106,8 @@ def main(L):
              f"{lab.said(first)} at {sizes[0]} to {lab.said(last)} at {sizes[-1]}; one pass over 4 N beats four over N by "
              f"{100 * sum(gap) / len(gap):.1f} points (mean over N); coin-flip labels give "
              + lab.said([r["validation_accuracy"] for r in coins])
+             + f"; with {sizes[-2]} it claims {lab.said(sure[1])} more accuracy than it has after one epoch, {lab.said(sure[4])} "
+             "after four"
              + ("." if L.data else f"; {100 * sum(ceiling) / len(ceiling):.0f} % of the training labels are right."))
     L.finish(fig, rows, "near chance with few comparisons, then about linear in their logarithm (papers: about 1 point per "
              "doubling on human data); four epochs on N fall short of one on 4 N.", found,
