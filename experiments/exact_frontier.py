@@ -57,29 +57,36 @@ def main(L):
     size = L.pick({"episodes": 2560, "prompts": 60}, {"episodes": 2560, "prompts": 100}, {"episodes": 19200, "prompts": 400})
     betas = L.pick((0.3,), (0.1, 0.3, 1.0), (0.03, 0.1, 0.3, 1.0))
     ideal = L.arm(reference, prompts=size["prompts"], samples=L.pick(512, 512, 2048), ns=[2, 4, 8, 16, 32])
-    rows = L.run(arm, [size | {"method": m, "beta": b, "seed": s} for s in L.seeds for b in betas for m in (*RATES, "coin")
-                       if m != "coin" or b == betas[0]])
-    fig, ax = L.figure("One exact reward", "KL to the SFT model, nats per response", "reward, held-out prompts")
+    longer = 4 * size["episodes"]
+    keys = [size | {"method": m, "beta": b, "seed": s} for s in L.seeds for b in betas for m in (*RATES, "coin")
+            if m != "coin" or b == betas[0]]
+    keys += [size | {"episodes": longer, "method": "RLOO", "beta": 0.3, "seed": s} for s in L.pick((), L.seeds, L.seeds)]
+    rows = L.run(arm, keys)
+    names = {m: m for m in RATES} | {"coin": "RLOO on a coin", "longer": f"RLOO, {longer} episodes"}
+    for r in rows:
+        r["name"] = names["longer" if r["episodes"] == longer else r["method"]]
+    fig, ax = L.figure(f"One exact reward, {size['episodes']} episodes", "KL to the SFT model, nats per response",
+                       "reward, held-out prompts")
     ax.plot(*zip(*ideal["optimum"]), "--", color="black", linewidth=1, label="sampled optimum")
     ax.plot(*zip(*ideal["best_of_n"]), ".-", label="best of 2, 4, ... 32")
-    for method in (*RATES, "coin"):
-        mine = [r for r in rows if r["method"] == method]
-        ax.errorbar([r["kl"] for r in mine], [r["reward"] for r in mine], yerr=[r["interval"] for r in mine], fmt="o", capsize=2,
-                    label="RLOO on a coin" if method == "coin" else method)
+    for name in names.values():
+        if mine := [r for r in rows if r["name"] == name]:
+            ax.errorbar([r["kl"] for r in mine], [r["reward"] for r in mine], yerr=[r["interval"] for r in mine], fmt="o",
+                        capsize=2, label=name)
     kl, best = (np.array(x) for x in zip(*ideal["optimum"]))
     inside = [r for r in rows if 0 <= r["kl"] <= kl[-1]]
     for r in inside:
         r["above"] = r["reward"] - float(np.interp(r["kl"], kl, best))
     worst = max(inside, key=lambda r: r["above"] - r["interval"], default=None)
     start = best[0]
-    shares = {m: [(r["reward"] - start) / (r["reward"] - r["above"] - start) for r in inside if r["method"] == m and r["kl"] > 0.05]
-              for m in (*RATES, "coin")}
-    said = ", ".join(f"{m} {sum(x) / len(x):.0%}" for m, x in shares.items() if x)
-    typical = median(x for m in RATES for x in shares[m]) if any(shares[m] for m in RATES) else 0.0
+    shares = {n: [(r["reward"] - start) / (r["reward"] - r["above"] - start) for r in inside if r["name"] == n and r["kl"] > 0.05]
+              for n in names.values()}
+    said = ", ".join(f"{n} {sum(x) / len(x):.0%}" for n, x in shares.items() if x)
+    typical = median([x for m in RATES for x in shares[m]] or [0.0])
     below = bool(inside) and all(r["above"] < r["interval"] for r in inside)
     L.finish(fig, rows, "no method lies above the sampled optimum by more than noise, and most come near it.",
              f"of {len(rows)} policies {len(inside)} lie where the optimum can be trusted (up to {kl[-1]:.2f} nats of KL); "
-             + (f"the one most above it is {worst['method']} by {worst['above']:+.2f} ± {worst['interval']:.2f}; " if worst else "")
+             + (f"the one most above it is {worst['name']} by {worst['above']:+.2f} ± {worst['interval']:.2f}; " if worst else "")
              + f"of the optimum's gain at their own KL they have {said or 'nothing'}; the coin changed the reward by "
              + lab.said([r["reward"] - start for r in rows if r["method"] == "coin"]) + ".",
              agrees=below and (True if typical > 0.5 else None), why=f"{'nobody' if below else 'somebody'} is above the optimum, "
