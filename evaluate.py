@@ -105,143 +105,153 @@ def assess(prompts: list[str], responses: list[list[str]], judge: rewards.Reward
     return result | {"scores": gold, "gold": parts.pop("total"), "parts": parts, "kinds": by_kind}
 
 
-def end_of_training(settings: Settings, folder: str, scores: torch.Tensor, finished: torch.Tensor, kinds: list[str],
-                    spread: torch.Tensor) -> list[dict]:
-    """A policy's mean score in the last tenth of its RL against that of its (P, S) responses here, if it was scored alike there."""
-    run, rows = Path(folder, "run.json"), [r for r in read_jsonl(Path(folder, "metrics.jsonl")) if "score_std" in r]
-    theirs = json.loads(run.read_text(encoding="utf-8")).get("settings", {}) if rows and run.exists() else {}
-    if any(theirs.get(k) != getattr(settings, k) for k in ("reward", "ensemble", "temperature", "max_tokens")):
-        return []
-    rows = rows[-max(1, len(rows) // 10):]
-    episodes = len(rows) * theirs["prompts_per_step"]
-    train = {"mean": sum(r["score"] for r in rows) / len(rows),
-             "interval": 1.96 * math.sqrt(sum(r["score_std"] ** 2 for r in rows) / len(rows) / episodes)}
-    shares = {k.name: k.share for k in toyworld.WORLD} if settings.data == theirs["data"] == "toy" else {}
-    weights = torch.tensor([float(shares.get(k, 1)) for k in kinds])                                      # (P,)
-    return [probes.of_training(train, torch.where(finished, scores, theirs["unfinished_score"]), weights, spread)]
+class Evaluation:
+    """Who is asked what, and who judges the answers; P prompts, S responses to each."""
 
+    def __init__(self, settings: Settings, baseline: str):
+        self.settings, self.device = settings, pick_device(settings.device)
+        self.prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
+                                    template=settings.template)[: settings.count]
+        self.reward = rewards.load(settings.reward, self.place, settings.ensemble) if settings.reward else None
+        self.watched = {f"watch_{name}": rewards.load(name, self.place) for name in settings.watch.split(",") if name}
+        if self.watched and not self.reward:
+            raise UserError("--watch compares its gain with that of --reward: name the reward that the policies were trained on")
+        self.gold = rewards.load(settings.gold, self.place) if settings.gold != "toy" else None
+        self.has_gold = bool(self.gold) or all(toyworld.kind(p) != "other" for p in self.prompts)
+        knows = ["gold"] * self.has_gold + ["reward"] * bool(self.reward)
+        self.by = settings.judge if settings.judge != "auto" else [*knows, ""][0]
+        self.compare = rewards.load_function(self.by, "--judge") if self.by.rpartition(":")[0].endswith(".py") else None
+        if not self.compare and self.by not in knows:
+            raise UserError(f"--judge {settings.judge}: nobody says who wins. The toy world's gold knows its own prompts alone: "
+                            "take --gold REWARD, --reward REWARD, or --judge file.py:function")
+        self.reference = self.place(GPT.from_pretrained(settings.reference or baseline))
+        self.context = min([self.reference.config.n_positions, *(              # the shortest of all who read the responses
+            json.loads(Path(f, "config.json").read_text(encoding="utf-8")).get("n_positions", math.inf)
+            for spec in (settings.reward, settings.gold) for f in rewards.folders(spec))])
+        self.prompts = fit(self.prompts, self.reference.config.n_positions - settings.max_tokens, "prompts",
+                           length=lambda p: len(self.reference.tokenizer.encode_prompt(p)))
+        wrong = toyworld.prompts(settings.split, 6 * settings.count, settings.seed) if settings.data == "toy" else self.prompts
+        wrong = [p for p in dict.fromkeys(wrong) if toyworld.features(p, "You are right.")["agreement"]]
+        self.beliefs = wrong[: -(-settings.count // 8)] if self.reward else []
 
-def probe(settings: Settings, folder: str, batch: rollout.Rollout, distance: torch.Tensor, scores: dict[str, torch.Tensor],
-          before: dict[str, torch.Tensor], judges: list[Callable], fits: Callable) -> list[dict]:
-    """What could be wrong, of one policy's responses. scores, before: {gold, reward, watch_...: (P, S)} of it and of the baseline;
-    distance (P, S), nats from the reference; judges: the reward, and gold if it is known; fits: as of probes.of_garbled."""
-    S, reward, gold = settings.samples, scores["reward"], scores.get("gold")
-    rows = probes.of_length(reward, torch.tensor([float(len(r.split())) for r in batch.responses]).view(-1, S), gold)
-    if gold is not None and Path(settings.reward, "config.json").exists():           # scores -> the log odds that it learned
-        scale = json.loads(Path(settings.reward, "config.json").read_text(encoding="utf-8")).get("score_std", 1.0)
-        rows.append(probes.of_calibration(reward * scale, gold))
-    if gold is not None and distance.isfinite().all() and distance.any():
-        rows.append(probes.of_distance(reward, gold, distance))
-    rows += probes.of_garbled(batch.prompts[: 200 * S : S], batch.responses[: 200 * S : S], *judges, fits=fits)    # one a prompt
-    if scores is not before:
-        rows += [probes.of_held_out(name.removeprefix("watch_"), (before["reward"], reward), (before[name], scores[name]))
-                 for name in scores if name != "reward"]
-    return rows + end_of_training(settings, folder, reward, batch.finished.cpu().view(-1, S),
-                                  [toyworld.kind(p) for p in batch.prompts[::S]], before["reward"].std())
+    def place(self, model, frozen=True):
+        model.autocast_dtype = pick_autocast(self.settings.dtype, self.device)
+        return model.to(self.device).requires_grad_(False)
+
+    def fits(self, prompt: str, text: str) -> bool:
+        return len(rewards.encode(self.reference.tokenizer, prompt, text)) <= self.context
+
+    def grouped(self, responses: list[str]) -> list[list[str]]:
+        """Side by side -> a list of S for each prompt."""
+        return [responses[i : i + self.settings.samples] for i in range(0, len(responses), self.settings.samples)]
+
+    def distance(self, policy: GPT, batch: rollout.Rollout) -> torch.Tensor | None:
+        """log(policy / reference) of each response, (P, S) in nats; None where the two have other tokens."""
+        if policy.tokenizer.vocab != self.reference.tokenizer.vocab:
+            return None
+        mine, theirs = (rollout.in_parts(rollout.logprobs, m, batch, self.settings.temperature) for m in (policy, self.reference))
+        return (mine - theirs).sum(1).cpu().view(-1, self.settings.samples)
+
+    def measure(self, folder: str, before: dict[str, torch.Tensor] | None) -> tuple[dict, list[list[str]], dict[str, torch.Tensor]]:
+        """A policy's result, its P x S responses and their scores by name, (P, S) each. before: the baseline's scores."""
+        settings, policy = self.settings, self.place(GPT.from_pretrained(folder))
+        generator = torch.Generator(self.device).manual_seed(seed_of(settings.seed, "evaluate"))
+
+        def say(prompts):
+            return rollout.sample(policy, prompts, settings.max_tokens, generator, temperature=settings.temperature,
+                                  samples_per_prompt=settings.samples)
+
+        batch = say(self.prompts)
+        result = {"policy": folder} | assess(self.prompts, responses := self.grouped(batch.responses), self.gold)
+        scores = {"gold": result.pop("scores")} if "scores" in result else {}
+        result["finished"] = float(batch.finished.float().mean())
+        distance = self.distance(policy, batch)
+        if distance is None:
+            print(f"{folder} has other tokens than the reference: no KL between them")
+            distance = torch.full((len(self.prompts), settings.samples), math.nan)
+        result["kl"] = mean_of(distance)
+        if self.reward:
+            for name, judge in {"reward": self.reward, **self.watched}.items():
+                scores[name] = torch.tensor(judge(batch.prompts, batch.responses)).view(len(self.prompts), -1)
+                result[name] = mean_of(scores[name])
+            result["best_of_n"] = [{"n": n, "kl_bound": losses.best_of_n_kl_bound(n)} | {
+                name: mean_of(losses.best_of_n(scores["reward"], x, n)) for name, x in scores.items()}
+                for n in range(1, settings.samples + 1)]
+            if self.has_gold:
+                result["reward_accuracy"] = ranked_right(scores["reward"], scores["gold"])
+            result["probes"] = self.probe(folder, batch, distance, scores, before or scores)
+        if self.beliefs:
+            both = self.grouped(say([*self.beliefs, *map(toyworld.without_belief, self.beliefs)]).responses)
+            result["probes"].append(probes.of_beliefs(self.beliefs, both[: len(self.beliefs)], both[len(self.beliefs) :]))
+        return result, responses, scores
+
+    def probe(self, folder: str, batch: rollout.Rollout, distance: torch.Tensor, scores: dict[str, torch.Tensor],
+              before: dict[str, torch.Tensor]) -> list[dict]:
+        """What could be wrong, of one policy's responses. scores, before: by gold, reward, watch_... of it and of the baseline."""
+        settings, S, reward, gold = self.settings, self.settings.samples, scores["reward"], scores.get("gold")
+        rows = probes.of_length(reward, torch.tensor([float(len(r.split())) for r in batch.responses]).view(-1, S), gold)
+        if gold is not None and Path(settings.reward, "config.json").exists():       # scores -> the log odds that it learned
+            scale = json.loads(Path(settings.reward, "config.json").read_text(encoding="utf-8")).get("score_std", 1.0)
+            rows.append(probes.of_calibration(reward * scale, gold))
+        if gold is not None and distance.isfinite().all() and distance.any():
+            rows.append(probes.of_distance(reward, gold, distance))
+        judges = [self.reward] + [self.gold or toyworld.gold_scores] * self.has_gold
+        one_each = slice(0, 200 * S, S)
+        rows += probes.of_garbled(batch.prompts[one_each], batch.responses[one_each], *judges, fits=self.fits)
+        if scores is not before:
+            rows += [probes.of_held_out(name.removeprefix("watch_"), (before["reward"], reward), (before[name], scores[name]))
+                     for name in scores if name != "reward"]
+        return rows + self.end_of_training(folder, reward, batch.finished.cpu().view(-1, S), before["reward"].std())
+
+    def end_of_training(self, folder: str, scores: torch.Tensor, finished: torch.Tensor, spread: torch.Tensor) -> list[dict]:
+        """A policy's mean score in the last tenth of its RL against that of its responses here, if it was scored alike there."""
+        run, rows = Path(folder, "run.json"), [r for r in read_jsonl(Path(folder, "metrics.jsonl")) if "score_std" in r]
+        theirs = json.loads(run.read_text(encoding="utf-8")).get("settings", {}) if rows and run.exists() else {}
+        if any(theirs.get(k) != getattr(self.settings, k) for k in ("reward", "ensemble", "temperature", "max_tokens")):
+            return []
+        rows = rows[-max(1, len(rows) // 10) :]
+        train = {"mean": sum(r["score"] for r in rows) / len(rows),
+                 "interval": 1.96 * math.sqrt(sum(r["score_std"] ** 2 for r in rows) / len(rows) ** 2 / theirs["prompts_per_step"])}
+        shares = {k.name: k.share for k in toyworld.WORLD} if self.settings.data == theirs["data"] == "toy" else {}
+        weights = torch.tensor([float(shares.get(toyworld.kind(p), 1)) for p in self.prompts])                  # (P,)
+        return [probes.of_training(train, torch.where(finished, scores, theirs["unfinished_score"]), weights, spread)]
 
 
 def main(settings: Settings) -> dict:
-    folders = [x for x in settings.policies.split(",") if x]
-    if not folders:
+    if not (folders := [x for x in settings.policies.split(",") if x]):
         raise UserError("--policies names no model folder")
     baseline = settings.baseline or folders[0]
     folders = [baseline, *(f for f in folders if f != baseline)]
-    device = pick_device(settings.device)
-
-    def place(model, frozen=True):
-        model.autocast_dtype = pick_autocast(settings.dtype, device)
-        return model.to(device).requires_grad_(False)
-
-    prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
-                           template=settings.template)[: settings.count]
-    reward_fn = rewards.load(settings.reward, place, settings.ensemble) if settings.reward else None
-    watched = {f"watch_{name}": rewards.load(name, place) for name in settings.watch.split(",") if name}
-    if watched and not reward_fn:
-        raise UserError("--watch compares its gain with that of --reward: name the reward that the policies were trained on")
-    judge = rewards.load(settings.gold, place) if settings.gold != "toy" else None
-    has_gold = judge or all(toyworld.kind(p) != "other" for p in prompts)
-    knows = ["gold"] * bool(has_gold) + ["reward"] * bool(reward_fn)
-    by = settings.judge if settings.judge != "auto" else [*knows, ""][0]
-    compare = rewards.load_function(by, "--judge") if by.rpartition(":")[0].endswith(".py") else None
-    if not compare and by not in knows:
-        raise UserError(f"--judge {settings.judge}: nobody says who wins. The toy world's gold knows its own prompts alone: take "
-                        "--gold REWARD, --reward REWARD, or --judge file.py:function")
-    reference = place(GPT.from_pretrained(settings.reference or baseline))
-    context = min([reference.config.n_positions, *(                            # the shortest of all who read the responses
-        json.loads(Path(f, "config.json").read_text(encoding="utf-8")).get("n_positions", math.inf)
-        for spec in (settings.reward, settings.gold) for f in rewards.folders(spec))])
-
-    def fits(prompt: str, text: str) -> bool:
-        return len(rewards.encode(reference.tokenizer, prompt, text)) <= context
-
-    prompts = fit(prompts, reference.config.n_positions - settings.max_tokens, "prompts",
-                  length=lambda p: len(reference.tokenizer.encode_prompt(p)))
-    beliefs = toyworld.prompts(settings.split, 6 * settings.count, settings.seed) if settings.data == "toy" else prompts
-    beliefs = [p for p in dict.fromkeys(beliefs) if toyworld.features(p, "You are right.")["agreement"]]          # wrong ones
-    beliefs = beliefs[: -(-settings.count // 8)] if reward_fn else []
-    results, answers, first = [], {}, {}
+    evaluation = Evaluation(settings, baseline)
+    prompts, by = evaluation.prompts, evaluation.by
+    kinds, results, answers, scores = [toyworld.kind(p) for p in prompts], [], {}, {}
     for folder in folders:
-        policy = place(GPT.from_pretrained(folder))
-        generator = torch.Generator(device).manual_seed(seed_of(settings.seed, "evaluate"))
-        batch = rollout.sample(policy, prompts, settings.max_tokens, generator, temperature=settings.temperature,
-                               samples_per_prompt=settings.samples)
-        responses = [batch.responses[i : i + settings.samples] for i in range(0, len(batch.responses), settings.samples)]
-        result = {"policy": folder} | assess(prompts, responses, judge)
-        result["scores"] = {"gold": result["scores"]} if "scores" in result else {}                     # (P, S) each
-        result["finished"] = float(batch.finished.float().mean())
-        result["kl"], kl = {"mean": math.nan, "interval": math.nan}, torch.tensor(math.nan)
-        if policy.tokenizer.vocab == reference.tokenizer.vocab:
-            kl = (rollout.in_parts(rollout.logprobs, policy, batch, settings.temperature)
-                  - rollout.in_parts(rollout.logprobs, reference, batch, settings.temperature)).sum(1)
-            result["kl"] = mean_of(kl.view(len(prompts), -1))
+        result, answers[folder], scores[folder] = evaluation.measure(folder, scores.get(baseline))
+        if evaluation.compare:
+            won, result["both_orders_agree"] = judged(evaluation.compare, prompts, answers[folder], answers[baseline])
         else:
-            print(f"{folder} has other tokens than {settings.reference or baseline}: no KL between them")
-        if reward_fn:
-            result["scores"]["reward"] = scores = torch.tensor(reward_fn(batch.prompts, batch.responses)).view(len(prompts), -1)
-            result["scores"] |= {k: torch.tensor(f(batch.prompts, batch.responses)).view_as(scores) for k, f in watched.items()}
-            result |= {name: mean_of(x) for name, x in result["scores"].items() if name != "gold"}
-            result["best_of_n"] = [{"n": n, "kl_bound": losses.best_of_n_kl_bound(n)} | {
-                name: mean_of(losses.best_of_n(scores, x, n)) for name, x in result["scores"].items()}
-                for n in range(1, settings.samples + 1)]
-            if has_gold:
-                result["reward_accuracy"] = ranked_right(scores, result["scores"]["gold"])
-            first, judges = first or result["scores"], [reward_fn] + [judge or toyworld.gold_scores] * bool(has_gold)
-            distance = kl.cpu().expand(scores.numel()).view_as(scores)
-            result["probes"] = probe(settings, folder, batch, distance, result["scores"], first, judges, fits)
-        if beliefs:
-            both = rollout.sample(policy, [*beliefs, *map(toyworld.without_belief, beliefs)], settings.max_tokens, generator,
-                                  temperature=settings.temperature, samples_per_prompt=settings.samples).responses
-            both = [both[i : i + settings.samples] for i in range(0, len(both), settings.samples)]
-            result["probes"].append(probes.of_beliefs(beliefs, both[: len(beliefs)], both[len(beliefs) :]))
-        if compare:
-            won, result["both_orders_agree"] = judged(compare, prompts, responses, answers[baseline] if answers else responses)
-        else:
-            won = wins(result["scores"][by], (results or [result])[0]["scores"][by])
+            won = wins(scores[folder][by], scores[baseline][by])
             if results:
-                result["win_rate_previous"] = mean_of(wins(result["scores"][by], results[-1]["scores"][by]))
+                result["win_rate_previous"] = mean_of(wins(scores[folder][by], scores[results[-1]["policy"]][by]))
         result["win_rate"] = mean_of(won)
         for k in result.get("kinds", ()):
-            result["kinds"][k]["win_rate"] = mean_of(won[[i for i, p in enumerate(prompts) if toyworld.kind(p) == k]])["mean"]
+            result["kinds"][k]["win_rate"] = mean_of(won[[i for i, kind in enumerate(kinds) if kind == k]])["mean"]
         results.append(result)
-        answers[folder] = responses
-    if settings.data == "toy" and not judge:          # what the demonstrators wrote for the same prompts
+    known = [r for r in results if "probes" in r and evaluation.has_gold and math.isfinite(r["kl"]["mean"])]
+    if len(known) > 1:
+        frontier = probes.of_frontier([(r["kl"]["mean"], scores[r["policy"]]["gold"]) for r in known])
+        max(known, key=lambda r: r["kl"]["mean"])["probes"].append(frontier)
+    if settings.data == "toy" and not evaluation.gold:          # what the demonstrators wrote for the same prompts
         written = toyworld.demonstrations(settings.split, settings.count, settings.seed)
-        written = list({d["prompt"]: d for d in reversed(written)}.values())
-        demonstrations = {"policy": "demonstrations"} | assess([d["prompt"] for d in written], [[d["completion"]] for d in written])
-        results.append(demonstrations)
+        written = {d["prompt"]: [d["completion"]] for d in reversed(written)}
+        found = assess(list(written), list(written.values()))
+        results.append({"policy": "demonstrations"} | {k: v for k, v in found.items() if k != "scores"})
 
     examples = defaultdict(list)        # some of every kind
-    for i, prompt in enumerate(prompts):
-        examples[toyworld.kind(prompt)].append(
-            {"prompt": prompt, "answers": {f: {"response": answers[f][i][0]} | {
-                name: float(x[i, 0]) for name, x in results[j]["scores"].items()} for j, f in enumerate(folders)}})
+    for i, (kind, prompt) in enumerate(zip(kinds, prompts)):
+        examples[kind].append({"prompt": prompt, "answers": {f: {"response": answers[f][i][0]} | {
+            name: float(x[i, 0]) for name, x in scores[f].items()} for f in folders}})
     share = -(-settings.examples // len(examples))
-    known = [r for r in results if "probes" in r and has_gold and math.isfinite(r["kl"]["mean"])]
-    if len(known) > 1:
-        frontier = probes.of_frontier([(r["kl"]["mean"], r["scores"]["gold"]) for r in known])
-        max(known, key=lambda r: r["kl"]["mean"])["probes"].append(frontier)
-    for result in results:
-        result.pop("scores")
     report = {"baseline": baseline, "judge": by, "prompts": len(prompts), "samples": settings.samples, "reward": settings.reward,
               "results": results, "examples": [e for k in sorted(examples) for e in examples[k][:share]]}
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
@@ -264,8 +274,8 @@ def table(report: dict) -> str:
                      + f"{cell(r, 'kl', 2):>12}{r['words']['mean']:>7.1f}"
                      + (f"{r['finished']:>9.1%}" if "finished" in r else " " * 9)
                      + f"{r['distinct_open_ended']:>9.1%}{r['distinct_ngrams']['3']:>9.1%}")
-    lines += [f"win rates against {report['baseline']} by {report['judge']}" + "".join(
-        f"; {r['policy']}: both orders agree on {r['both_orders_agree']:.0%}" for r in policies[1:] if "both_orders_agree" in r)]
+    lines.append(f"win rates against {report['baseline']} by {report['judge']}" + "".join(
+        f"; {r['policy']}: both orders agree on {r['both_orders_agree']:.0%}" for r in policies[1:] if "both_orders_agree" in r))
     if "gold" in policies[0]:
         lines += ["", f"{'gold by kind':<24}" + "".join(f"{r['policy'][-16:]:>18}" for r in report["results"])]
         lines += [f"{k:<24}" + "".join(f"{r['kinds'][k]['mean']:>18.3f}" if k in r["kinds"] else " " * 18
