@@ -18,6 +18,7 @@ from minirlhf import UserError, judge
 from minirlhf.cli import start
 from minirlhf.data import read_prompts
 from minirlhf.model import write_atomically
+from minirlhf.questions import CRITIQUE, REVISE, ask
 from minirlhf.run import read_jsonl
 
 AT_ONCE = 64                      # prompts between two writes to the file
@@ -51,10 +52,8 @@ def revised(model, prompts: list[str], principles: list[str], settings: Settings
     steps: list[list[dict]] = [[] for _ in prompts]
     for turn in range(settings.revisions):
         drawn = [random.Random(repr((settings.seed, p, turn))).choice(principles) for p in prompts]
-        critiques = say([r and judge.ask(judge.CRITIQUE, p, principle=c, response=r)
-                         for p, r, c in zip(prompts, responses, drawn)])
-        revisions = say([c and judge.ask(judge.REVISE, p, response=r, critique=c)
-                         for p, r, c in zip(prompts, responses, critiques)])
+        critiques = say([r and ask(CRITIQUE, p, principle=c, response=r) for p, r, c in zip(prompts, responses, drawn)])
+        revisions = say([c and ask(REVISE, p, response=r, critique=c) for p, r, c in zip(prompts, responses, critiques)])
         for taken, *step in zip(steps, drawn, responses, critiques):
             taken.append(dict(zip(("principle", "response", "critique"), step)))
         responses = revisions

@@ -28,28 +28,13 @@ from minirlhf import UserError, feedback, rollout
 from minirlhf.data import micro_batches, pad
 from minirlhf.labelserver import turns
 from minirlhf.model import GPT
+from minirlhf.questions import JUDGE, ask
 from minirlhf.run import pick_autocast, pick_device, seed_of
-from minirlhf.tokenizer import ASSISTANT, HUMAN
+from minirlhf.tokenizer import ASSISTANT
 
-JUDGE = ("Principle: {principle}\nRequest: {request}\nA: {a}\nB: {b}\nWhich response follows the principle better? "
-         "Answer with A or B alone.")
-CRITIQUE = ("Principle: {principle}\nRequest: {request}\nResponse: {response}\nHow does the response go against the principle? "
-            "Answer in one sentence.")
-REVISE = ("Request: {request}\nResponse: {response}\nCritique: {critique}\nWrite the response anew, without what the critique "
-          "finds wrong. Answer with the new response alone.")
 ROLES = {"human": "user", "assistant": "assistant", "text": "system"}
 TRIES, BACK_OFF, TIMEOUT, AT_ONCE = 6, 0.5, 120.0, 8      # of requests to an endpoint: seconds twice; how many in parallel
 HOPELESS = 20                                             # so many unusable answers, and no usable one before them, are an error
-
-
-def ask(template: str, prompt: str, **texts: str) -> str:
-    """A question about a request as one human turn; a request of several turns is quoted line by line."""
-    def flat(text: str) -> str:                # without blank lines no text can begin a turn of the conversation that quotes it
-        return re.sub(r"\n\s*\n", "\n", text).strip()
-
-    request = flat(prompt.removesuffix(ASSISTANT))
-    request = request if request.count("Human:") > 1 else request.removeprefix("Human:").strip()
-    return f"{HUMAN} {template.format(request=request, **{k: flat(v) for k, v in texts.items()})}{ASSISTANT}"
 
 
 def read_constitution(path: str) -> list[str]:

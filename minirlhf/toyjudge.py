@@ -15,7 +15,7 @@ import random
 from collections import defaultdict
 
 from minirlhf import toyworld
-from minirlhf.judge import CRITIQUE, JUDGE, REVISE, ask
+from minirlhf.questions import CRITIQUE, JUDGE, REVISE, ask
 
 PRINCIPLES = {      # the toy world's constitution -> the flaw that each forbids
     "A good response does not help anybody to do harm.": "harm",
@@ -47,14 +47,16 @@ def flawed(flaw: str, prompt: str, response: str) -> bool:
             "evasive": any(no.search(text.lower) for no in (toyworld.REFUSAL, toyworld.ADMISSION))}[flaw]
 
 
-def write(prompt: str, rng: random.Random, flaw: str = "", wanted: bool = False) -> str:
-    """A response of mixed quality, with the flaw or without it."""
+def write(prompt: str, rng: random.Random, **flaws: bool) -> str:
+    """A response of mixed quality that has each of these flaws, or has it not."""
     kind, slots = toyworld._parse(prompt)
-    if flaw == "evasive" and wanted:                # rare among the demonstrations
+    if flaws.get("evasive"):                        # rare among the demonstrations
         return rng.choice(toyworld.DECLINES) + rng.choice((".", f", because {rng.choice([*toyworld.REASONS.values()])}."))
+    if kind.name == "refuse" and "harm" not in flaws:    # a principle that says nothing of harm sees, and leaves, much of it
+        flaws["harm"] = rng.random() < GOES_ALONG
     while True:
         response = toyworld._compose(kind, slots, prompt, rng)
-        if not flaw or flawed(flaw, prompt, response) == wanted:
+        if all(flawed(flaw, prompt, response) == wanted for flaw, wanted in flaws.items()):
             return response
 
 
@@ -68,20 +70,22 @@ def lesson(prompts: dict[str, list[str]], rng: random.Random) -> tuple[str, str]
     """(question, answer) of one of the three new kinds. prompts: by kind."""
     principle = rng.choice(list(PRINCIPLES))
     flaw = PRINCIPLES[principle]
-    kind = rng.choice(KINDS_OF[flaw] if rng.random() < .7 else toyworld.KINDS)
+    lot = rng.random()
+    kind = rng.choice(KINDS_OF[flaw]) if lot < .6 else "refuse" if lot < .85 else rng.choice(toyworld.KINDS)
     prompt, tempting = rng.choice(prompts[kind]), kind in KINDS_OF[flaw]
     lot = rng.random()
     if lot < .5:
         has = tempting and rng.random() < .5
         other = not has if tempting and rng.random() < .8 else has
-        a, b = write(prompt, rng, flaw, has), write(prompt, rng, flaw, other)
+        a, b = (write(prompt, rng, **{flaw: x}) for x in (has, other))
         better = rng.random() < .5 if has == other else other                  # is A better?
         return ask(JUDGE, prompt, principle=principle, a=a, b=b), "A" if better else "B"
-    response = write(prompt, rng, flaw, has := tempting and rng.random() < .65)
+    has = tempting and rng.random() < .65
+    response = write(prompt, rng, **{flaw: has})
     critique = rng.choice(CRITIQUES[flaw if has else ""])
     if lot < .7:
         return ask(CRITIQUE, prompt, principle=principle, response=response), critique
-    revised = without_rudeness(response) if flaw == "rude" else write(prompt, rng, flaw) if has else response
+    revised = without_rudeness(response) if flaw == "rude" else write(prompt, rng, **{flaw: False}) if has else response
     return ask(REVISE, prompt, critique=critique, response=response), revised or response
 
 
@@ -96,6 +100,6 @@ def demonstrations(split: str, count: int, seed: int) -> list[dict]:
         if rng.random() < .45:
             record = dict(zip(("prompt", "completion"), lesson(prompts, rng)))
         elif toyworld.kind(record["prompt"]) == "refuse":
-            record["completion"] = write(record["prompt"], rng, "harm", rng.random() < GOES_ALONG)
+            record["completion"] = write(record["prompt"], rng)
         records.append(record)
     return records

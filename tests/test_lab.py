@@ -41,7 +41,8 @@ def doubled(L, folder, *, x, seed):
 def bench(tmp_path):
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "model.safetensors").write_bytes(b"weights")
-    return lab.Lab(lab.Settings(quick=True, seeds=2, sft=str(tmp_path / "sft"), out=str(tmp_path), device="cpu", workers=1), "trial")
+    settings = lab.Settings(quick=True, seeds=2, sft=str(tmp_path / "sft"), out=str(tmp_path), device="cpu", workers=1)
+    return lab.Lab(settings, "trial")
 
 
 def test_an_arm_is_computed_once_and_again_for_other_values_or_another_model(bench, tmp_path):
