@@ -83,8 +83,8 @@ def main(L):
 
     fig, axes = L.figure("During RL", "KL to SFT, nats per response", "loss on the other kinds' text, nats per token", columns=3)
     for i, (kl, ptx, mix) in enumerate(arms):
-        mine, colour = [r for r in rows if (r["kl_coef"], r["ptx"], r["mix"]) == (kl, ptx, mix)], lab.COLOURS[i % 8]
-        marker = "s" if mix == "shuffled" else "^" if ptx else "o"
+        mine = [r for r in rows if (r["kl_coef"], r["ptx"], r["mix"]) == (kl, ptx, mix)]
+        colour, marker = ("black", "x") if mix == "shuffled" else (lab.COLOURS[i % 8], "^" if ptx else "o")
         if mix == "text":                                            # what the other arm logs is the loss on its own text
             for r in mine:
                 axes[0].plot(*zip(*r["path"]), "-", color=colour, linewidth=1, label=name_of(r) if r is mine[0] else None)
