@@ -2,12 +2,16 @@
 
 The model was made helpful and nothing else and goes along with most harmful requests, but it learnt to judge, criticise and revise
 (train_sft.py --data toy+judge; with --sft a model that did). It revises its own responses up to four times by the toy world's
-principles; null control: by a principle that says nothing of harm. Then it judges pairs of its responses, and reward models learn
-from its preferences as chances or rounded, asked in both orders or in one, from simulated people who are right as often as it is,
-and, the null control, from a coin. Gold's harmlessness is the truth for all.
+principles; null control: by a principle that says nothing of harm. Then a judge, which had a quarter of these lessons (after all of
+them it makes no mistakes), compares pairs of its responses, and reward models learn from the preferences as chances or
+rounded, asked in both orders or in one, from simulated people who are right as often as the judge is,
+and, the null control, from a coin. Gold's harmlessness is the truth for all. A reward model of a coin may by chance order all
+harmful responses right, or all wrong: its loss, not its accuracy, tells that it knows nothing.
 
     python experiments/constitution.py
 """
+import json
+import math
 import random
 from itertools import combinations, pairwise
 
@@ -17,7 +21,7 @@ import torch
 import label
 import revise
 import train_sft
-from minirlhf import feedback, toyworld
+from minirlhf import feedback, losses, probes, toyworld
 from minirlhf.run import read_jsonl
 from minirlhf.toyjudge import PRINCIPLES
 
@@ -55,10 +59,10 @@ def revisions(L, folder, *, helpful, null, count, turns, seed):
     return result | {"curve": scores.mean(0).tolist(), "usable": len(rows) / len(prompts)}
 
 
-def judged(L, folder, *, helpful, count, seed):
-    """The model's preferences among four of its responses to each harmful request."""
+def judged(L, folder, *, helpful, judge, count, seed):
+    """The judge's preferences among four of the model's responses to each harmful request."""
     lab.answers(L, folder, helpful, lab.wanted("train", count, 50 + seed, harmful), 4, seed, temperature=1.0)
-    label.main(label.Settings(candidates=f"{folder}/answers.jsonl", out=f"{folder}/rankings.jsonl", annotator="ai", judge=helpful,
+    label.main(label.Settings(candidates=f"{folder}/answers.jsonl", out=f"{folder}/rankings.jsonl", annotator="ai", judge=judge,
                               constitution=constitution(folder, HARM_ONLY), seed=seed, device=L.device))
     rows, found = read_jsonl(f"{folder}/rankings.jsonl"), []
     for r in rows:
@@ -76,9 +80,9 @@ def judged(L, folder, *, helpful, count, seed):
         one_order=((first > 0.5).double() + (second > 0.5).double()) / 2, both_orders=(both > 0.5).double(), likes_a=letter - 0.5)
 
 
-def labels(L, folder, *, source, helpful, count, seed):
+def labels(L, folder, *, source, helpful, judge, count, seed):
     """Preferences [i][j] from one of SOURCES, in the form that train_rm.py learns from as chances."""
-    ai, rng = L.arm(judged, helpful=helpful, count=count, seed=seed), random.Random(seed)
+    ai, rng = L.arm(judged, helpful=helpful, judge=judge, count=count, seed=seed), random.Random(seed)
     rows = read_jsonl(ai["data"])
     for r in rows:
         truth, asked = harmless([r["prompt"]] * 4, r["responses"]), {(i, j): x for i, j, *x in r["asked"]}
@@ -92,7 +96,8 @@ def labels(L, folder, *, source, helpful, count, seed):
             elif source == "coin":
                 p = float(rng.random() < 0.5)
             elif source == "people, equal accuracy":
-                p = 0.5 if truth[i] == truth[j] else float((truth[i] > truth[j]) == (rng.random() < ai["both_orders"]))
+                right = rng.random() < (0.5 if truth[i] == truth[j] else ai["both_orders"])         # who sees no difference guesses
+                p = float((truth[i] > truth[j]) == right)
             if p is not None:
                 matrix[i][j], matrix[j][i] = p, 1 - p
         wins = [sum(x for x in row if x is not None) for row in matrix]
@@ -100,32 +105,37 @@ def labels(L, folder, *, source, helpful, count, seed):
     return {"data": lab.write_lines(f"{folder}/rankings.jsonl", rows)}
 
 
-def arm(L, folder, *, source, helpful, count, steps, questions, seed):
-    """A reward model from one source: how often it prefers the harmless one of two held-out responses; RL against it."""
-    data = L.arm(labels, source=source, helpful=helpful, count=count, seed=seed)["data"]
+def arm(L, folder, *, source, helpful, judge, count, steps, questions, seed):
+    """A reward model from one source: how often and how surely it prefers the harmless one of two held-out responses; RL."""
+    data = L.arm(labels, source=source, helpful=helpful, judge=judge, count=count, seed=seed)["data"]
     rm = L.arm(lab.reward_model, data=data, seed=seed, init=helpful, validation=0.02)["rm"]
     asked = lab.wanted("test", questions, 1000 + seed, harmful)
     texts, responses, shape = lab.answers(L, f"{folder}/before", helpful, asked, 4, 1000 + seed, temperature=1.0)
     truth, scores = lab.table(harmless, texts, responses, shape), lab.table(lab.reward_of(L, rm), texts, responses, shape)
-    accuracy = lab.evaluate.ranked_right(scores, truth)
+    scale = json.loads(lab.Path(rm, "config.json").read_text(encoding="utf-8"))["score_std"]       # scores -> log odds
+    prompt, (better, worse) = probes.pairs(truth, scale * scores)
+    accuracy = probes.accuracy(prompt, better - worse)
+    loss = losses.estimate(prompt, [torch.nn.functional.softplus(worse - better)], [torch.ones_like(better)])
     policy = lab.improve(L, folder, init=helpful, reward=rm, data=data, steps=steps, seed=seed)
     said = lab.answers(L, f"{folder}/after", policy, asked, 4, 1000 + seed)
     return lab.means(harmless=lab.table(harmless, *said)) | {
-        "before": float(truth.mean()), "accuracy": accuracy["mean"], "accuracy_interval": accuracy["interval"]}
+        "before": float(truth.mean()), "accuracy": accuracy["mean"], "accuracy_interval": accuracy["interval"],
+        "loss": loss["mean"], "loss_interval": loss["interval"]}
 
 
 def main(L):
-    helpful = L.settings.sft or f"{L.settings.out}/helpful"
-    if not L.settings.sft:
-        train_sft.main(train_sft.Settings(data="toy+judge", count=40000, n_positions=256, steps=900, out=helpful, device=L.device,
-                                          resume=True))
+    helpful, judge = L.settings.sft or f"{L.settings.out}/helpful", f"{L.settings.out}/judge"
+    for folder, lessons in ((helpful, 900), (judge, 250)):
+        if folder != L.settings.sft:
+            train_sft.main(train_sft.Settings(data="toy+judge", count=40000, n_positions=256, steps=lessons, out=folder,
+                                              device=L.device, resume=True))
     count, ranked, steps, questions = L.pick((60, 40, 10, 40), (200, 100, 40, 150), (800, 400, 120, 400))
     turns = L.pick(3, 4, 4)
     turned = L.run(revisions, [{"helpful": helpful, "null": null, "count": count, "turns": turns, "seed": seed} for seed in L.seeds
                                for null in (False, True)])
-    opinions = L.run(judged, [{"helpful": helpful, "count": ranked, "seed": seed} for seed in L.seeds])
-    rows = L.run(arm, [{"source": source, "helpful": helpful, "count": ranked, "steps": steps, "questions": questions, "seed": seed}
-                       for seed in L.seeds for source in SOURCES])
+    opinions = L.run(judged, [{"helpful": helpful, "judge": judge, "count": ranked, "seed": seed} for seed in L.seeds])
+    rows = L.run(arm, [{"source": source, "helpful": helpful, "judge": judge, "count": ranked, "steps": steps,
+                        "questions": questions, "seed": seed} for seed in L.seeds for source in SOURCES])
 
     fig, axes = L.figure("Critique and revision", "revisions", "harmless responses to harmful requests", columns=3)
     by_null = {n: [r for r in turned if r["null"] == n] for n in (False, True)}
@@ -137,20 +147,23 @@ def main(L):
         axes[1].plot([c[0] for c in r["calibration"]], [c[1] for c in r["calibration"]], "o-", color=lab.COLOURS[0])
     axes[1].set(title="The judge's calibration", xlabel="its preference, both orders averaged", ylabel="agrees with gold on harm")
     by = {source: [r for r in rows if r["source"] == source] for source in SOURCES}
-    for i, (name, mark) in enumerate((("accuracy", "o"), ("harmless", "s"))):
+    for i, (name, mark, what) in enumerate((("loss", "^", "reward model's loss on harm, nats"), ("accuracy", "o", "its accuracy"),
+                                            ("harmless", "s", "harmless after RL"))):
         cells = [lab.estimate(by[s], name) for s in SOURCES]
         axes[2].errorbar([m for m, _ in cells], [y + 0.2 * i for y in range(5)], xerr=[h for _, h in cells], fmt=mark, capsize=2,
-                         label=("reward model's accuracy on harm", "harmless after RL")[i])
-    axes[2].set(title="Reward models by source of labels", yticks=range(5), yticklabels=SOURCES, xlim=(0, 1.05))
+                         label=what)
+    axes[2].axvline(math.log(2), color="grey", linestyle=":", linewidth=0.8)                               # of who knows nothing
+    axes[2].set(title="Reward models by source of labels", yticks=range(5), yticklabels=SOURCES, xlim=(0, 1.2), ylim=(-0.5, 6.2))
     axes[2].invert_yaxis()
 
     (first, fh), (later, _), (null, nh) = (
         lab.estimate(by_null[n], x) for n, x in ((False, "first"), (False, "later"), (True, "first")))
     one, both, likes = (lab.estimate(opinions, x) for x in ("one_order", "both_orders", "likes_a"))
-    soft, hard = (lab.estimate(by[s], "accuracy") for s in SOURCES[:2])
-    apart, apart_half = lab.estimate(by[SOURCES[0]], "accuracy", by[SOURCES[3]])
-    scores = ", ".join(f"{s} {lab.estimate(by[s], 'accuracy')[0]:.2f} (harmless after RL {lab.estimate(by[s], 'harmless')[0]:.2f})"
-                       for s in SOURCES)
+    soft, soft_half = lab.estimate(by[SOURCES[0]], "loss", by[SOURCES[1]])
+    apart, apart_half = lab.estimate(by[SOURCES[0]], "loss", by[SOURCES[3]])
+    scores = "; ".join(f"{s}: loss {lab.estimate(by[s], 'loss')[0]:.2f}, accuracy {lab.estimate(by[s], 'accuracy')[0]:.2f}, "
+                       f"harmless after RL {lab.estimate(by[s], 'harmless')[0]:.2f}" for s in SOURCES)
+    most = first > max(later, 0)
     L.finish(fig, [*turned, *opinions, *rows],
              expected="harmlessness rises with each revision, with the first the most, and not by a principle on manners (null "
                       "control); asking in both orders helps, calibrated soft labels beat hard ones, AI labels match people's of "
@@ -158,13 +171,11 @@ def main(L):
              found=f"the first revision made {first:+.2f} ± {fh:.2f}, each later one {later:+.2f}, the first of the null "
                    f"control {null:+.2f} ± {nh:.2f}; the judge was right on {one[0]:.3f} ± {one[1]:.3f} of pairs in one "
                    f"order, {both[0]:.3f} ± {both[1]:.3f} in both, its liking for A {likes[0]:+.3f} ± {likes[1]:.3f}; reward "
-                   f"models: {scores}.",
-             agrees=None if first < fh else first > later and null < nh and both[0] >= one[0] and apart > -apart_half,
-             why=f"the first revision does {'the most' if first > later else 'not do the most'}, {null / first:.0%} of it also "
-                 "by a principle on manners, which is what being revised at all does; soft labels are "
-                 f"{'better than' if soft[0] > hard[0] + hard[1] else 'not seen to be better than'} hard ones"
-                 f"{' (both at the ceiling)' * (min(soft[0], hard[0]) > 0.98)}, AI labels differ from people's by {apart:+.3f} "
-                 f"± {apart_half:.3f}")
+                   f"models from {scores}.",
+             agrees=None if first < fh else most and null < nh and both[0] >= one[0] and apart < apart_half,
+             why=f"the first revision does {'the most' if most else 'not do the most'}, {max(0, null) / first:.0%} of it also by a "
+                 "principle on manners, which is what being revised at all does; in loss, soft labels differ from hard ones by "
+                 f"{soft:+.3f} ± {soft_half:.3f}, AI labels from people's by {apart:+.3f} ± {apart_half:.3f}")
 
 
 if __name__ == "__main__":
