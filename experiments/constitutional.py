@@ -41,7 +41,7 @@ class Settings:
     init: str = ""                # the helpful model, if it is trained already (train_sft.py --data toy+judge)
     sft_steps: int = 900          # of the helpful model
     prompts: int = 400            # harmful ones to revise, and as many others whose responses stay; twice as many of both to rank
-    revisions: int = 1            # critiques and revisions of a response
+    revisions: int = 4            # critiques and revisions of a response
     tune_steps: int = 40          # of fine-tuning on the revisions
     ppo_steps: int = 40           # of PPO
     kl_coef: float = 0.2          # of PPO: reward lost per nat of log(policy/reference)

@@ -63,7 +63,7 @@ def trained(L, folder, *, how, kl_coef, labelled, count, members, steps, questio
     """RL against one member or all; the policy's gold and KL."""
     rms = ensemble(L, labelled, count, members, seed)
     reward, how = (rms[0], "mean") if how == "single" else (",".join(rms), how)
-    policy = lab.improve(L, folder, reward=reward, ensemble=how, kl_coef=kl_coef, steps=steps, seed=seed)
+    policy = lab.improve(L, folder, reward=reward, ensemble=how, kl_coef=kl_coef, steps=steps, seed=seed, lr=5e-4)
     result = lab.judge(L, folder, policy=policy, count=questions)
     return {"gold": result["gold"]["mean"], "gold_interval": result["gold"]["interval"], "kl": result["kl"]["mean"],
             "words": result["words"]["mean"]}
@@ -71,7 +71,7 @@ def trained(L, folder, *, how, kl_coef, labelled, count, members, steps, questio
 
 def main(L):
     count, members, prompts, samples, steps, questions = L.pick(
-        (200, 3, 40, 32, 16, 40), (400, 5, 80, 128, 60, 150), (1500, 5, 200, 256, 200, 400))
+        (200, 3, 40, 32, 16, 40), (400, 5, 80, 128, 30, 150), (1500, 5, 200, 256, 200, 400))
     common = {"count": count, "members": members}
     rows = L.run(chosen, [{"labelled": name, "prompts": prompts, "samples": samples, "seed": seed, **common}
                           for name in LABELS for seed in L.seeds])
