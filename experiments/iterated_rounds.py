@@ -10,8 +10,6 @@ import math
 
 import lab
 
-import train_ppo
-
 
 def arm(L, folder, *, rounds, fresh, labels, steps, kl_coef, prompts, seed):
     """Gold and KL along the way, and after the last round; the first reward model's accuracy on every round's responses."""
@@ -23,17 +21,14 @@ def arm(L, folder, *, rounds, fresh, labels, steps, kl_coef, prompts, seed):
         if not first:
             first = rm
             accuracy.append(L.arm(lab.judge, policy=L.sft, reward=first, count=prompts)["reward_accuracy"]["mean"])
-        train_ppo.main(train_ppo.Settings(
-            init=policy, reference=L.sft, reward=rm, watch="toy", out=f"{folder}/ppo{r + 1}", steps=steps // rounds,
-            kl_coef=kl_coef, advantage="rloo", samples_per_prompt=4, prompts_per_step=16, seed=seed + 100 * r, device=L.device,
-            resume=True))
-        policy = f"{folder}/ppo{r + 1}"
+        policy = lab.improve(L, f"{folder}/round{r + 1}", init=policy, reference=L.sft, reward=rm, watch="toy", kl_coef=kl_coef,
+                             lr=5e-4, steps=steps // rounds, seed=seed + 100 * r)
         now = lab.path(policy, ("watch_toy", "kl", "score"), 5)
         path = {k: path[k] + now[c] for k, c in (("gold", "watch_toy"), ("kl", "kl"), ("proxy", "score"))}
         found = lab.judge(L, folder, policy=policy, reward=first, count=prompts)
         accuracy.append(found["reward_accuracy"]["mean"])
-    return {"path": path, "accuracy": accuracy, "gold": found["gold"]["mean"], "interval": found["gold"]["interval"],
-            "kl": found["kl"]["mean"], "words": found["words"]["mean"]}
+    return {"path": path, "accuracy": accuracy, "peak": max(path["gold"]), "gold": found["gold"]["mean"],
+            "interval": found["gold"]["interval"], "kl": found["kl"]["mean"], "words": found["words"]["mean"]}
 
 
 def main(L):
@@ -59,13 +54,15 @@ def main(L):
     one, several, stale = of((1, True), "gold"), of((4, True), "gold"), of((4, False), "gold")
     gain, versus = ([a - b for a, b in zip(several, x)] for x in (one, stale))
     drop = [a[-1] - a[0] for a in of((4, True), "accuracy")]
+    peaks = ", ".join(f"{names[kind]} {lab.said(of(kind, 'peak'))}" for kind in kinds)
     half = lab.over_seeds(gain)[1]
     margin = half if half == half else rows[0]["interval"]
     mean = lab.over_seeds(gain)[0]
     L.finish(fig, rows, "more rounds with as many labels reach more gold, thanks to newer data, harder for the first reward model.",
              f"gold after one round {lab.said(one)}, after four {lab.said(several)} (difference {lab.said(gain)}), after four "
              f"with labels of the SFT model's responses only {lab.said(stale)} (difference {lab.said(versus)}); the first reward "
-             f"model's agreement with gold changed by {lab.said(drop)} from the SFT model's responses to the last round's.",
+             f"model's agreement with gold changed by {lab.said(drop)} from the SFT model's responses to the last round's; the "
+             f"highest gold on the way: {peaks}.",
              agrees=None if abs(mean) < margin else mean > 0 and lab.over_seeds(versus)[0] > 0)
 
 
