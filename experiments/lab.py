@@ -18,9 +18,9 @@
     if __name__ == "__main__":
         lab.start(main)
 
-An arm's result is a file named after its key (values, SFT model): what is there is not computed again, so a killed experiment goes
-on; training inside takes `resume=True`. After changing an arm's code delete its files. Output of the training goes to log.txt.
-On a CPU as many arms are computed at a time as it has cores, each on one thread: small models gain little from a second one.
+An arm's result is a file named after its key (values, SFT model, --data): what is there is not computed again, so a killed
+experiment goes on; training inside takes `resume=True`. After changing an arm's code delete its files. Output of the training
+goes to log.txt. On a CPU as many arms are computed at a time as it has cores, each on one thread: small models gain little from a second one.
 """
 import contextlib
 import hashlib
@@ -116,7 +116,8 @@ class Lab:
         return quick if self.settings.quick else full if self.settings.full else default
 
     def arm_folder(self, function, key: dict) -> Path:
-        words = hashlib.sha256(repr((function.__name__, sorted(key.items()), self.id)).encode()).hexdigest()[:12]
+        values = (function.__name__, sorted(key.items()), self.id, *filter(None, [self.data]))
+        words = hashlib.sha256(repr(values).encode()).hexdigest()[:12]
         return self.folder / "arms" / f"{function.__name__}-{words}"
 
     def arm(self, function, **key) -> dict:

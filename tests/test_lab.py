@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def bench(tmp_path):
     return lab.Lab(settings, "trial")
 
 
-def test_an_arm_is_computed_once_and_again_for_other_values_or_another_model(bench, tmp_path):
+def test_an_arm_is_computed_once_and_again_for_other_values_another_model_or_other_data(bench, tmp_path):
     calls = []
 
     def arm(L, folder, *, x, seed):
@@ -59,6 +60,8 @@ def test_an_arm_is_computed_once_and_again_for_other_values_or_another_model(ben
     (tmp_path / "sft" / "model.safetensors").write_bytes(b"others")
     lab.Lab(bench.settings, "trial").arm(arm, x=1, seed=0)
     assert len(calls) == 5
+    lab.Lab(replace(bench.settings, data="pairs.jsonl"), "trial").arm(arm, x=1, seed=0)
+    assert len(calls) == 6
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no lock on an arm")
