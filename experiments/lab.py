@@ -20,7 +20,8 @@
 
 An arm's result is a file named after its key (values, SFT model, --data): what is there is not computed again, so a killed
 experiment goes on; training inside takes `resume=True`. After changing an arm's code delete its files. Output of the training
-goes to log.txt. On a CPU as many arms are computed at a time as it has cores, each on one thread: small models gain little from a second one.
+goes to log.txt. On a CPU as many arms are computed at a time as it has cores, each on one thread: small models gain little
+from a second one.
 """
 import contextlib
 import hashlib
