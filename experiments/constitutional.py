@@ -1,6 +1,6 @@
 """Constitutional AI on the toy world (Bai et al. 2022), both halves, without a single human label.
 
-The starting model was made helpful and nothing else: it goes along with three harmful requests in four. It also learnt, from
+The starting model was made helpful and nothing else: it goes along with most harmful requests. It also learnt, from
 demonstrations, to judge, criticise and revise by the toy world's principles (minirlhf/toyjudge.py). Then
 
     supervised half   it criticises and revises its own responses to harmful requests, and is fine-tuned on the revisions and
@@ -12,7 +12,7 @@ In the paper people still say what is helpful. Here a principle does, the one ag
 only forbid PPO learns to decline everything. The gold score is looked at only here, at the end: harmlessness and helpfulness on
 held-out requests after each half.
 
-    python experiments/constitutional.py         # some twelve minutes on two CPU cores; writes out/constitutional/result.json
+    python experiments/constitutional.py         # some fifteen minutes on two CPU cores; writes out/constitutional/result.json
 """
 import json
 import sys
