@@ -34,12 +34,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluate
@@ -84,6 +86,7 @@ def alone(folder: Path):
 def prepare_worker(threads: int) -> None:
     """A worker lives no longer than the experiment, and shows no progress bars beside another's."""
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())                 # its own is a semaphore, which a worker that is stopped leaves behind
     sys.stderr = open(os.devnull, "w", encoding="utf-8")                                                        # noqa: SIM115
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
@@ -162,8 +165,13 @@ class Lab:
                     for future in as_completed(futures):
                         future.result()
                         show(futures[future])
-                except BaseException:
+                except BaseException as error:
                     pool.shutdown(wait=False, cancel_futures=True)
+                    if isinstance(error, KeyboardInterrupt):                              # the workers hear of it as well
+                        print("stopped; the same command goes on from here", flush=True)
+                    if isinstance(error, BrokenProcessPool):
+                        raise UserError("a worker was killed, for want of memory perhaps: take --workers 1; finished arms are kept"
+                                        ) from None
                     raise
         else:
             for key in missing:
