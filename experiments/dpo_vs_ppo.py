@@ -48,7 +48,7 @@ def arm(L, folder, *, method, beta, labels, samples, steps, prompts, seed):
 
 def main(L):
     size = L.pick({"labels": 300, "samples": 4, "steps": 15, "prompts": 100},
-                  {"labels": 1000, "samples": 4, "steps": 60, "prompts": 200},
+                  {"labels": 600, "samples": 4, "steps": 40, "prompts": 150},
                   {"labels": 6000, "samples": 6, "steps": 300, "prompts": 500})
     betas = L.pick((0.1,), (0.02, 0.1, 0.5), (0.01, 0.03, 0.1, 0.3, 1.0))
     rows = L.run(arm, [size | {"method": m, "beta": b, "seed": s} for s in L.seeds for m in METHODS for b in betas

@@ -18,13 +18,14 @@ from minirlhf.run import read_jsonl
 
 TASTE, NOISE = 2.0, 0.2       # in units of gold: what politeness is worth to either group, and their errors
 GROUPS = {"majority": TASTE, "minority": -TASTE}
+SAYS = {"majority": "I am red.", "minority": "I am blue."}       # how a prompt tells whose taste is meant
 KINDS = ("plain", "group known", "group at random")
 
 
 def tagged(prompt, group):
     """The prompt with its annotator's group in front of the last request."""
     before, turn = prompt.rsplit("\n\nHuman: ", 1)
-    return f"{before}\n\nHuman: [{group}] {turn}"
+    return f"{before}\n\nHuman: {SAYS[group]} {turn}"
 
 
 def utility(group):
@@ -63,7 +64,7 @@ def arm(L, folder, *, share, kind, count, prompts, samples, seed):
     """Satisfaction of both groups and the reward model's accuracy on either group's own order of held-out responses."""
     label = L.arm(labels, count=count, share=share, kind=kind, seed=seed)
     p = L.arm(pool, prompts=prompts, samples=samples, seed=seed)
-    rm = L.arm(lab.reward_model, data=label["data"], seed=seed)
+    rm = L.arm(lab.reward_model, data=label["data"], seed=seed, epochs=4.0)       # after two it has not learnt to read the group
     reward, result = lab.reward_of(L, rm["rm"]), {"bound": label["bound"], "agree": label["agree"],
                                                   "validation": rm["validation_accuracy"]}
     for group in GROUPS:
@@ -79,7 +80,7 @@ def arm(L, folder, *, share, kind, count, prompts, samples, seed):
 
 def main(L):
     count, prompts, samples = L.pick((1000, 50, 16), (2000, 150, 32), (5000, 400, 64))
-    shares = L.pick((0.5, 0.7, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9))
+    shares = L.pick((0.5, 0.7, 0.9), (0.5, 0.7, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9))
     rows = L.run(arm, [{"share": s, "kind": kind, "count": count, "prompts": prompts, "samples": samples, "seed": seed}
                        for seed in L.seeds for s in shares for kind in KINDS if kind != "group at random" or s == 0.7])
     by = {kind: [r for r in rows if r["kind"] == kind] for kind in KINDS}
