@@ -6,8 +6,6 @@ Null control: as many rounds whose labels are all of the SFT model's responses; 
 
     python experiments/iterated_rounds.py
 """
-import math
-
 import lab
 
 
@@ -38,14 +36,15 @@ def main(L):
     kinds = L.pick([(1, True), (4, True), (4, False)], [(1, True), (2, True), (4, True), (4, False)],
                    [(1, True), (2, True), (3, True), (4, True), (4, False)])
     rows = L.run(arm, [size | {"rounds": r, "fresh": f, "seed": s} for s in L.seeds for r, f in kinds])
-    fig, (ax, right) = L.figure(f"{size['labels']} rankings in all", "sqrt(KL)", "gold, 5 steps of RL", columns=2)
+    fig, (ax, right) = L.figure(f"{size['labels']} rankings in all", "step of RL", "gold, mean of 5 steps", columns=2)
     right.set(title="The first reward model", xlabel="round whose policy is judged (0: SFT)", ylabel="agrees with gold")
     names = {(r, f): f"{r} round{'s' * (r > 1)}" + ("" if f else ", labels of SFT's only") for r, f in kinds}
     for i, kind in enumerate(kinds):
         mine = [r for r in rows if (r["rounds"], r["fresh"]) == kind]
-        for j, r in enumerate(mine):
-            ax.plot([math.sqrt(max(0, k)) for k in r["path"]["kl"]], r["path"]["gold"], ".-", linewidth=0.8, color=lab.COLOURS[i],
-                    label=names[kind] if j == 0 else None)
+        golds = [r["path"]["gold"] for r in mine]
+        at = [size["steps"] * (k + 0.5) / len(golds[0]) for k in range(len(golds[0]))]
+        ax.plot(at, [sum(x) / len(x) for x in zip(*golds)], linewidth=2, color=lab.COLOURS[i], label=names[kind])
+        ax.plot(at, list(zip(*golds)), linewidth=0.7, alpha=0.5, color=lab.COLOURS[i])
         points = [{"round": k, "accuracy": x} for r in mine for k, x in enumerate(r["accuracy"])]
         lab.curve(right, points, "round", "accuracy", names[kind], color=lab.COLOURS[i])
 
