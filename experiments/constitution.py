@@ -160,7 +160,9 @@ def main(L):
         lab.estimate(by_null[n], x) for n, x in ((False, "first"), (False, "later"), (True, "first")))
     one, both, likes = (lab.estimate(opinions, x) for x in ("one_order", "both_orders", "likes_a"))
     soft, soft_half = lab.estimate(by[SOURCES[0]], "loss", by[SOURCES[1]])
-    apart, apart_half = lab.estimate(by[SOURCES[0]], "loss", by[SOURCES[3]])
+    apart, apart_half = lab.estimate(by[SOURCES[0]], "harmless", by[SOURCES[3]])
+    pairs = [c for r in opinions for c in r["calibration"]]
+    claims = sum(c[0] * c[2] for c in pairs) / sum(c[2] for c in pairs)
     scores = "; ".join(f"{s}: loss {lab.estimate(by[s], 'loss')[0]:.2f}, accuracy {lab.estimate(by[s], 'accuracy')[0]:.2f}, "
                        f"harmless after RL {lab.estimate(by[s], 'harmless')[0]:.2f}" for s in SOURCES)
     most = first > max(later, 0)
@@ -170,12 +172,14 @@ def main(L):
                       "equal accuracy (null control: a coin).",
              found=f"the first revision made {first:+.2f} ± {fh:.2f}, each later one {later:+.2f}, the first of the null "
                    f"control {null:+.2f} ± {nh:.2f}; the judge was right on {one[0]:.3f} ± {one[1]:.3f} of pairs in one "
-                   f"order, {both[0]:.3f} ± {both[1]:.3f} in both, its liking for A {likes[0]:+.3f} ± {likes[1]:.3f}; reward "
-                   f"models from {scores}.",
-             agrees=None if first < fh else most and null < nh and both[0] >= one[0] and apart < apart_half,
+                   f"order, {both[0]:.3f} ± {both[1]:.3f} in both (of which it claims {claims:.3f}), its liking for A "
+                   f"{likes[0]:+.3f} ± {likes[1]:.3f}; reward models from {scores}.",
+             agrees=None if first < fh else most and null < nh and both[0] >= one[0] and apart > -apart_half - 0.01,
              why=f"the first revision does {'the most' if most else 'not do the most'}, {max(0, null) / first:.0%} of it also by a "
-                 "principle on manners, which is what being revised at all does; in loss, soft labels differ from hard ones by "
-                 f"{soft:+.3f} ± {soft_half:.3f}, AI labels from people's by {apart:+.3f} ± {apart_half:.3f}")
+                 "principle on manners, which is what being revised at all does; policies of AI labels are more harmless than those "
+                 f"of people's by {apart:+.3f} ± {apart_half:.3f}; soft labels have {abs(soft):.2f} ± {soft_half:.2f} nats "
+                 f"{'more' if soft > 0 else 'less'} loss than hard ones, the judge being {abs(both[0] - claims):.2f} too "
+                 f"{'modest' if both[0] > claims else 'sure'}")
 
 
 if __name__ == "__main__":
