@@ -176,8 +176,8 @@ def main(L):
                    f"{likes[0]:+.3f} ± {likes[1]:.3f}; reward models from {scores}.",
              agrees=None if first < fh else most and null < nh and both[0] >= one[0] and apart > -apart_half - 0.01,
              why=f"the first revision does {'the most' if most else 'not do the most'}, {max(0, null) / first:.0%} of it also by a "
-                 "principle on manners, which is what being revised at all does; policies of AI labels are more harmless than those "
-                 f"of people's by {apart:+.3f} ± {apart_half:.3f}; soft labels have {abs(soft):.2f} ± {soft_half:.2f} nats "
+                 "principle on manners, which is what being revised at all does; policies from AI labels are more harmless than "
+                 f"those from people's by {apart:+.3f} ± {apart_half:.3f}; soft labels have {abs(soft):.2f} ± {soft_half:.2f} nats "
                  f"{'more' if soft > 0 else 'less'} loss than hard ones, the judge being {abs(both[0] - claims):.2f} too "
                  f"{'modest' if both[0] > claims else 'sure'}")
 
