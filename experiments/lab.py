@@ -20,8 +20,8 @@
 
 An arm's result is a file named after its key (values, SFT model, --data): what is there is not computed again, so a killed
 experiment goes on; training inside takes `resume=True`. After changing an arm's code delete its files. Output of the training
-goes to log.txt. On a CPU as many arms are computed at a time as it has cores, each on one thread: small models gain little
-from a second one.
+goes to log.txt. On a CPU as many arms are computed at a time as it has cores, up to four: small models gain little
+from a second thread.
 """
 import contextlib
 import hashlib
@@ -71,7 +71,7 @@ class Settings:
     data: str = ""                # where an experiment has a part on real comparisons: their files
     out: str = "out/experiments"  # everything is written to OUT/<name of the experiment>
     device: str = "auto"          # auto, cuda, mps, cpu
-    workers: int = 0              # arms computed at a time; 0: as many as a CPU has cores (up to 8), one on a GPU
+    workers: int = 0              # arms computed at a time; 0: as many as a CPU has cores (up to 4), one on a GPU
 
 
 def alone(folder: Path):
@@ -107,7 +107,7 @@ class Lab:
         self.settings, self.name, self.folder = settings, name, Path(settings.out) / name
         self.device, self.data, self.seconds = str(pick_device(settings.device)), settings.data, {}        # of each arm
         self.inside = 0.0            # seconds that this process has spent in arms so far
-        self.workers = settings.workers or (min(8, os.cpu_count() or 1) if self.device == "cpu" and os.name == "posix" else 1)
+        self.workers = settings.workers or (min(4, os.cpu_count() or 1) if self.device == "cpu" and os.name == "posix" else 1)
         self.seeds = range(settings.seeds or self.pick(1, 3, 5))
         self.sft = settings.sft or f"{settings.out}/sft"
         if not settings.sft:
