@@ -72,7 +72,7 @@ def test_workers_share_arms_and_give_what_one_gives(bench):
     rows = bench.run(doubled, keys)
     assert [r["y"] for r in rows] == [6, 2, 4, 16, 12, 14] and os.getpid() not in {r["worker"] for r in rows}
     assert [Path(f, "calls").read_text() for f in sorted({r["common"] for r in rows})] == ["x", "x"]
-    assert 2 <= sum(bench.seconds.values()) < 3 and len(bench.seconds) == 8
+    assert 2 <= sum(bench.seconds.values()) < 3.9 and len(bench.seconds) == 8                # 4 if outer arms held inner ones
     with pytest.raises(lab.UserError, match="x below 0"):
         bench.run(doubled, [{"x": -1, "seed": 0}, {"x": -2, "seed": 0}])
 
