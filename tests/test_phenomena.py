@@ -74,14 +74,14 @@ def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(bench,
 
 
 def test_two_groups_that_disagree_bound_accuracy(bench):
-    assert whose.tagged("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", "minority").endswith("\n\nHuman: [minority] c"
-                                                                                                       "\n\nAssistant:")
+    assert whose.tagged("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", "minority") == (
+        "\n\nHuman: a\n\nAssistant: b\n\nHuman: I am blue. c\n\nAssistant:")
     even, most, all_ = (bench.arm(whose.labels, count=60, share=s, kind="plain", seed=0) for s in (0.5, 0.9, 1.0))
     assert 0.5 < even["bound"] < most["bound"] < all_["bound"] <= 1
     assert even["bound"] >= 0.95 * (even["agree"] + (1 - even["agree"]) / 2) - 0.05
-    tags = [r["prompt"].count("[m") for r in read_jsonl(bench.arm(whose.labels, count=60, share=0.9, kind="group known",
-                                                                  seed=0)["data"])]
-    assert set(tags) == {1}
+    rows = read_jsonl(bench.arm(whose.labels, count=60, share=0.9, kind="group known", seed=0)["data"])
+    says = [[group for group, words in whose.SAYS.items() if words in r["prompt"]] for r in rows]
+    assert all(len(groups) == 1 for groups in says) and 1 < says.count(["majority"]) < len(says)
 
 
 def test_going_along_is_harm_and_the_second_set_holds_none(bench):
