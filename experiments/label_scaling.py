@@ -15,8 +15,9 @@ import lab
 
 import train_rm
 import train_sft
+from minirlhf import rewards
 from minirlhf.data import held_out, read_rankings
-from minirlhf.model import ScalarGPT, write_atomically
+from minirlhf.model import GPT, ScalarGPT, write_atomically
 from minirlhf.run import read_jsonl
 from minirlhf.tokenizer import parse_prompt
 from minirlhf.toyworld import gold_scores
@@ -32,7 +33,10 @@ def small_sft(L, folder, *, n_embd, n_layer, n_head, steps):
 def comparisons(L, folder, *, count, seed):
     """train.jsonl and test.jsonl of pairs; test pairs are of held-out prompts and ranked by gold. Real ones with --data."""
     if L.data:
-        train, test = held_out(read_rankings(L.data), lambda r: parse_prompt(r.prompt)[0][0], 0.25, seed)
+        sft = GPT.from_pretrained(L.sft)
+        read = [r for r in read_rankings(L.data) if all(
+            len(rewards.encode(sft.tokenizer, r.prompt, x)) <= sft.config.n_positions for x in r.responses)]
+        train, test = held_out(read, lambda r: parse_prompt(r.prompt)[0][0], 0.25, seed)
         train, test = ([{"prompt": r.prompt, "responses": r.responses, "ranks": r.ranks} for r in x] for x in (train, test))
         random.Random(seed).shuffle(train)
     else:
