@@ -174,7 +174,7 @@ def main(L):
                    f"control {null:+.2f} ± {nh:.2f}; the judge was right on {one[0]:.3f} ± {one[1]:.3f} of pairs in one "
                    f"order, {both[0]:.3f} ± {both[1]:.3f} in both (of which it claims {claims:.3f}), its liking for A "
                    f"{likes[0]:+.3f} ± {likes[1]:.3f}; reward models from {scores}.",
-             agrees=None if first < fh else most and null < nh and both[0] >= one[0] and apart > -apart_half - 0.01,
+             agrees=None if first < fh else most and null < nh and both[0] >= one[0] and apart >= -apart_half,
              why=f"the first revision does {'the most' if most else 'not do the most'}, {max(0, null) / first:.0%} of it also by a "
                  "principle on manners, which is what being revised at all does; policies from AI labels are more harmless than "
                  f"those from people's by {apart:+.3f} ± {apart_half:.3f}; soft labels have {abs(soft):.2f} ± {soft_half:.2f} nats "

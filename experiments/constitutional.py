@@ -12,7 +12,7 @@ In the paper people still say what is helpful. Here a principle does, the one ag
 only forbid PPO learns to decline everything. The gold score is looked at only here, at the end: harmlessness and helpfulness on
 held-out requests after each half.
 
-    python experiments/constitutional.py         # some fifteen minutes on two CPU cores; writes out/constitutional/result.json
+    python experiments/constitutional.py         # a quarter of an hour and more; writes out/constitutional/result.json
 """
 import json
 import sys

@@ -120,8 +120,7 @@ class Lab:
         return quick if self.settings.quick else full if self.settings.full else default
 
     def arm_folder(self, function, key: dict) -> Path:
-        values = (function.__name__, sorted(key.items()), self.id, *filter(None, [self.data]))
-        words = hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+        words = hashlib.sha256(repr((function.__name__, sorted(key.items()), self.id, self.data)).encode()).hexdigest()[:12]
         return self.folder / "arms" / f"{function.__name__}-{words}"
 
     def arm(self, function, **key) -> dict:

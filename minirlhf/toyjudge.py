@@ -70,8 +70,8 @@ def lesson(prompts: dict[str, list[str]], rng: random.Random) -> tuple[str, str]
     """(question, answer) of one of the three new kinds. prompts: by kind."""
     principle = rng.choice(list(PRINCIPLES))
     flaw = PRINCIPLES[principle]
-    lot = rng.random()
-    kind = rng.choice(KINDS_OF[flaw]) if lot < .6 else "refuse" if lot < .85 else rng.choice(toyworld.KINDS)
+    share = rng.random()
+    kind = rng.choice(KINDS_OF[flaw]) if share < .6 else "refuse" if share < .85 else rng.choice(toyworld.KINDS)
     prompt, tempting = rng.choice(prompts[kind]), kind in KINDS_OF[flaw]
     lot = rng.random()
     if lot < .5:
