@@ -1,0 +1,108 @@
+"""What data files hold, for a person to read: `python -m minirlhf.data FILE [MODEL]`."""
+
+import re
+import sys
+from collections import Counter
+from itertools import combinations
+
+from minirlhf import UserError, hub
+from minirlhf.data import (
+    Ranking,
+    read_demonstrations,
+    read_prompts,
+    read_rankings,
+    records,
+    transcript,
+)
+from minirlhf.tokenizer import Tokenizer
+
+WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+
+def check(data: str, model: str = "") -> str:
+    """What the files hold: counts, lengths, duplicates, whether longer is better, examples.
+
+    Lengths are tokens of `model` (a folder), or without one words, numbers and punctuation marks.
+    """
+    kind, rows, places, rankings = read_any(data)
+    if model:
+        encode = Tokenizer.from_pretrained(hub.model_folder(model)).encode
+        unit = "tokens"
+    else:
+        encode = WORD_OR_MARK.findall
+        unit = "words and marks"
+    sizes = [[len(encode(text)) for text in row] for row in rows]
+    lengths = [row[0] + max(row[1:]) for row in sizes]
+
+    unique_prompts = len({row[0] for row in rows})
+    duplicates = len(rows) - len({tuple(row) for row in rows})
+    lines = [
+        f"{data}: {len(rows)} {kind} of {unique_prompts} prompts, {duplicates} duplicates",
+        f"{unit} of prompt and longest response:",
+        *histogram(lengths),
+    ]
+    longest = sorted(range(len(rows)), key=lambda i: -lengths[i])[:3]
+    lines.append("longest: " + "; ".join(f"{lengths[i]} ({places[i]})" for i in longest))
+    if rankings:
+        lines.append(length_bias(rankings, [row[1:] for row in sizes]))
+    for i in sorted({0, len(rows) // 2, len(rows) - 1}):
+        lines += [f"\n--- {places[i]}", printable(rows[i][0])]
+        lines += [f">>> {printable(text)}" for text in rows[i][1:]]
+    return "\n".join(lines)
+
+
+def read_any(data: str) -> tuple[str, list[list[str]], list[str], list[Ranking]]:
+    """Kind, [prompt, response, ...] of each record, its place, and the rankings if it has any."""
+    _, first = next(records(data, "demonstrations"), ("", {}))
+    places: list[str] = []
+    if first.keys() & {"chosen", "responses"}:
+        rankings = read_rankings(data, places=places)
+        rows = [[transcript(r.prompt.turns), *r.responses] for r in rankings]
+        return "rankings", rows, places, rankings
+    if first.keys() & {"completion", "messages", "text"}:
+        conversations = read_demonstrations(data, places=places)
+        rows = [[transcript(turns[:-1]), turns[-1][1]] for turns in conversations]
+        return "demonstrations", rows, places, []
+    prompts = read_prompts(data, places=places)
+    return "prompts", [[transcript(prompt.turns), ""] for prompt in prompts], places, []
+
+
+def histogram(lengths: list[int]) -> list[str]:
+    """A line for each power of two."""
+    counts = Counter(max(1, length - 1).bit_length() for length in lengths)
+    lines = []
+    for bits in sorted(counts):
+        bar = "#" * round(50 * counts[bits] / max(counts.values()))
+        lines.append(f"  up to {2**bits:>6} {counts[bits]:>7} {bar}")
+    return lines
+
+
+def length_bias(rankings: list[Ranking], sizes: list[list[int]]) -> str:
+    """How often the better response is the longer one."""
+    longer = 0
+    total = 0
+    for ranked, lengths in zip(rankings, sizes):
+        for i, j in combinations(range(len(lengths)), 2):
+            if lengths[i] == lengths[j] or ranked.ranks[i] == ranked.ranks[j]:
+                continue
+            total += 1
+            longer += (lengths[i] > lengths[j]) == (ranked.ranks[i] < ranked.ranks[j])
+    return (
+        f"the better response is the longer one in {longer / max(1, total):.1%} of {total} "
+        "comparisons: a reward model that only counts would be as right"
+    )
+
+
+def printable(text: str) -> str:
+    """Without control characters, which could steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments:
+        print("python -m minirlhf.data FILE [MODEL]: what a file holds")
+        return
+    try:
+        print(check(*arguments[:2]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
