@@ -18,6 +18,7 @@ from minirlhf.tokenizer import Tokenizer
 
 WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
+
 def check(data: str, model: str = "") -> str:
     """What the files hold: counts, lengths, duplicates, whether longer is better, examples.
 
