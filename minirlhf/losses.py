@@ -1,269 +1,429 @@
 """Every formula of RLHF as a pure function: tensors in, tensors out, nothing but torch.
 
-A per-token tensor is (B, R), one column per response token, right-padded; `mask` (B, R) is bool, True on row i's first
-length_i columns. Padding, NaN included, reaches no result and no gradient: 0 replaces it before any arithmetic
-(0 * nan = nan, so multiplying by the mask would not do). Non-finite real tokens are not hidden. Floats are float32 or
-float64; log-probs, KL, entropy in nats; statistics are detached 0-d tensors over the call's own real tokens or pairs.
-Shapes that do not fit raise ValueError. `total` is the normaliser: a loss is sum / total. With the whole step's count
-(tokens; prompts for rankings) the losses of micro-batches sum to the full batch's; without it, the call's own count.
+Shapes. A per-token tensor is (B, R): B responses, one column per response token, right-padded.
+`mask` (B, R) is bool, True on real tokens. Other shapes raise ValueError: broadcasting would hide
+a mistake. Floats are float32 or float64; log-probs, KL and entropy are in nats.
+
+Padding. Whatever stands there, NaN included, reaches no result and no gradient.
+
+Normalisation. `total` divides a loss's sum. With the whole minibatch's total the losses of
+micro-batches add up to the minibatch's; without it, the call's own count is taken.
+
+Statistics that come with a loss are detached 0-d tensors over the call's real tokens or pairs.
 """
+
 import math
-from collections.abc import Callable
-from operator import truediv
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0  # PPO's |log(new/old)| is clamped here: exp(20) = 5e8 stays finite, also summed in float32
+MAX_LOG_RATIO = 20.0  # PPO's log(new/old) is clamped here: exp(20) is finite, also when summed
 
 
-def _real(x: Tensor, mask: Tensor) -> Tensor:
-    """x with 0 in padding; same shape as mask. ValueError if the shapes differ: broadcasting would hide a mistake."""
+def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """x with 0 in padding. Multiplying by the mask would not do: 0 * nan is nan."""
     if x.shape != mask.shape:
-        raise ValueError(f"expected one number per response token, {tuple(mask.shape)} like mask; got {tuple(x.shape)}")
+        raise ValueError(
+            f"expected one number per response token, {tuple(mask.shape)}; got {tuple(x.shape)}"
+        )
     return torch.where(mask, x, 0.0)
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Sum over real tokens -> 0-d."""
-    return _real(x, mask).sum()
+    return zero_padding(x, mask).sum()
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Sum over real tokens / total -> 0-d; total defaults to the number of real tokens (0 when there are none), and may
-    be (B, 1): a divisor for each row's tokens."""
-    if isinstance(total, Tensor) and total.dim() > 0:
-        return (_real(x, mask) / total).sum()
-    return masked_sum(x, mask) / (mask.sum().clamp(min=1) if total is None else total)
+    """Sum over real tokens / total -> 0-d.
+
+    total: a number, or (B, 1) for a divisor per response; default: the number of real tokens
+    """
+    if total is None:
+        total = mask.sum().clamp(min=1)
+    return (zero_padding(x, mask) / total).sum()
+
+
+def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    """Variance over real tokens (divided by n, not n - 1) -> 0-d."""
+    return masked_mean((x - masked_mean(x, mask)).square(), mask)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """Scale x (B, R) to mean 0 and variance 1 over real tokens; equal numbers become 0."""
+    mean = masked_mean(x, mask)
+    variance = masked_variance(x, mask)
+    return zero_padding((x - mean) * torch.rsqrt(variance + 1e-8), mask)
 
 
 def length_normaliser(kind: str, mask: Tensor, max_tokens: int) -> Tensor:
-    """The `total` of a loss over B responses, what papers disagree about -> 0-d, or (B, 1) for `response`.
-    token: every token of the batch weighs the same (PPO; DAPO, Yu 2025, eq. 8). response: every response does, its loss
-    is its tokens' mean (GRPO, Shao 2024, eq. 3), so that a long wrong one costs less per token. none: a response's loss
-    is its tokens' sum, over the constant max_tokens (RLOO's log-prob of a whole response; Dr. GRPO, Liu 2025)."""
-    if kind not in ("token", "response", "none"):
-        raise ValueError(f"unknown length normaliser {kind!r}: choose token, response or none")
-    if kind == "none":
-        return torch.tensor(max(1, len(mask) * max_tokens), device=mask.device)
-    return (mask.sum() if kind == "token" else len(mask) * mask.sum(1, keepdim=True)).clamp(min=1)
+    """What a token's loss is divided by, (B, 1); papers disagree.
+
+    token: the number of tokens in the batch, so that all weigh the same (PPO; DAPO, Yu 2025, eq. 8)
+    response: B x the response's own length: long ones weigh less per token (GRPO, Shao 2024, eq. 3)
+    none: B x the constant max_tokens: a response's loss is its sum (RLOO; Dr. GRPO, Liu 2025)
+    """
+    lengths = mask.sum(1, keepdim=True)  # (B, 1)
+    if kind == "token":
+        total = lengths.sum().expand_as(lengths)
+    elif kind == "response":
+        total = len(mask) * lengths
+    elif kind == "none":
+        total = torch.full_like(lengths, len(mask) * max_tokens)
+    else:
+        raise ValueError(
+            f"unknown length normaliser {kind!r}: choose from token, response and none"
+        )
+    return total.clamp(min=1)
 
 
-def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (divided by n, not n - 1) over real tokens, both 0-d; 0 and 0 when there are none."""
-    x, mean = _real(x, mask), masked_mean(x, mask)
-    return mean, masked_mean((x - mean).square(), mask)
+# --- KL divergence
 
 
-def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale x (B, R) to variance 1 over real tokens and mean 0, or its own mean if not shift_mean (for rewards).
-    Padding is 0. The 1e-8 keeps one token, or equal ones, finite: they come out as 0 (or as their mean)."""
-    mean, variance = masked_moments(x, mask)
-    scaled = (_real(x, mask) - mean) * torch.rsqrt(variance + 1e-8)
-    return _real(scaled if shift_mean else scaled + mean, mask)
-
-
-# --- KL divergence and entropy
 def kl_estimates(logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """k1, k2, k3 per token, same shape: estimates of KL(policy || reference) from tokens the policy sampled.
-    Schulman, "Approximating KL divergence" (2020): with d = logp - ref_logp, k1 = d (unbiased, signed), k2 = d^2 / 2
-    (biased), k3 = exp(-d) - 1 + d (unbiased, never negative). d is not clamped: k3 overflows to inf in float32 where
-    the reference finds a token e^88 times likelier. Garbage in padding stays there."""
+    """k1, k2, k3: estimates of KL(policy || reference) from tokens that the policy sampled.
+
+    Schulman, "Approximating KL divergence" (2020). With d = logp - ref_logp:
+    k1 = d (unbiased, signed), k2 = d^2 / 2 (biased), k3 = exp(-d) - 1 + d (unbiased, at least 0)
+    """
     d = logp - ref_logp
     return d, d.square() / 2, torch.expm1(-d) + d
 
 
 def exact_kl(logp_all: Tensor, ref_logp_all: Tensor) -> Tensor:
-    """KL(policy || reference) in nats, (..., V) -> (...), from normalised log-probs; impossible tokens count 0."""
+    """KL(policy || reference) of whole distributions, (..., V) -> (...), from log-probs."""
     p = logp_all.exp()
-    return (p * torch.where(p == 0, 0.0, logp_all - ref_logp_all)).sum(-1)
+    difference = torch.where(p == 0, 0.0, logp_all - ref_logp_all)  # impossible tokens count 0
+    return (p * difference).sum(-1)
 
 
-def entropy(logp_all: Tensor) -> Tensor:
-    """Entropy in nats, (..., V) -> (...), from normalised log-probs: minus the "KL" to log-probs of zero."""
-    return -exact_kl(logp_all, torch.zeros_like(logp_all))
+def adapt_kl_coef(
+    kl_coef: float, kl: float, target: float, episodes: int, horizon: float = 10_000
+) -> float:
+    """Next KL coefficient: a proportional controller (Ziegler 2019, section 2.2).
 
-
-def adapt_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: float = 10_000) -> float:
-    """Next KL coefficient after `episodes` responses of mean KL kl (nats, summed over a response); Ziegler 2019,
-    section 2.2: a proportional controller on the relative error, clipped to +-0.2."""
-    return kl_coef * (1 + min(max(float(kl) / target - 1, -0.2), 0.2) * episodes / horizon)
+    kl: mean KL of the last `episodes` responses, nats per response
+    """
+    error = float(kl) / target - 1
+    error = min(max(error, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon)
 
 
 # --- rewards and advantages
+
+
 def at_last_token(scores: Tensor, mask: Tensor) -> Tensor:
-    """Place scores (B,) on each row's last real token -> (B, R), 0 elsewhere; a zero-length row gets nothing."""
+    """Place scores (B,) on each response's last token -> (B, R); an empty response gets nothing."""
     if scores.shape != mask.shape[:1]:
-        raise ValueError(f"expected one score per response, ({mask.shape[0]},); got {tuple(scores.shape)}")
-    column = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(column == mask.sum(1, keepdim=True) - 1, scores[:, None], 0.0)  # an empty row looks for -1
+        raise ValueError(
+            f"expected one score per response, ({len(mask)},); got {tuple(scores.shape)}"
+        )
+    column = torch.arange(mask.shape[1], device=mask.device)  # (R,)
+    last = mask.sum(1, keepdim=True) - 1  # (B, 1)
+    return torch.where(column == last, scores[:, None], 0.0)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Reward per token (B, R): -kl_coef * kl, plus the score on the last real token (Ziegler 2019, eq. 2).
-    scores (B,), kl (B, R) in nats (k1, log policy - log reference). A row sums to score - kl_coef * sum of its kl."""
-    return at_last_token(scores, mask) - kl_coef * _real(kl, mask)
+    """Reward per token (B, R): -kl_coef * kl, and the score at the end (Ziegler 2019, eq. 2).
+
+    scores: (B,) of whole responses
+    kl: (B, R) log policy - log reference, nats
+    """
+    return at_last_token(scores, mask) - kl_coef * zero_padding(kl, mask)
 
 
 @torch.no_grad()
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman 2015, eq. 16) -> advantages, returns, both (B, R), 0 in padding.
-    The episode ends with the response: no value past it is bootstrapped. returns = advantages + values are the value
-    model's targets, computed here, before advantages are whitened."""
-    rewards, values = _real(rewards, mask), _real(values, mask)
-    deltas = rewards + gamma * F.pad(values, (0, 1))[:, 1:] - values  # (B, R); past the end value = 0
-    advantages, running = torch.zeros_like(deltas), 0.0
-    for t in reversed(range(mask.shape[1])):  # in padding deltas are 0, so running is too
-        running = advantages[:, t] = deltas[:, t] + gamma * lam * running
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman 2015, eq. 16) -> advantages, returns, (B, R).
+
+    The episode ends with the response: no value beyond it is bootstrapped.
+    returns = advantages + values are the value model's targets.
+    """
+    rewards = zero_padding(rewards, mask)
+    values = zero_padding(values, mask)
+    next_values = F.pad(values, (0, 1))[:, 1:]  # (B, R)
+    deltas = rewards + gamma * next_values - values  # (B, R), 0 in padding
+    advantages = torch.zeros_like(deltas)
+    advantage = torch.zeros_like(deltas[:, :1].sum(1))  # (B,)
+    for t in reversed(range(mask.shape[1])):
+        advantage = deltas[:, t] + gamma * lam * advantage
+        advantages[:, t] = advantage
     return advantages, advantages + values
 
 
-def group_advantages(rewards: Tensor, kind: str = "rloo", divide_by_std: bool | None = None) -> Tensor:
+def group_advantages(rewards: Tensor, kind: str = "rloo", divide_by_std: bool = True) -> Tensor:
     """Advantages (P, G) of G sampled responses to each of P prompts, from their rewards (P, G).
-    rloo: minus the mean of the prompt's other samples (Kool 2019, Ahmadian 2024). grpo: minus the prompt's mean, over
-    its standard deviation (Shao 2024, section 4.1.2) unless divide_by_std=False (Dr. GRPO, Liu 2025). reinforce: minus
-    the mean of the whole batch. divide_by_std=None: True for grpo alone. Equal rewards give 0, a lone one an error."""
-    if kind not in ("rloo", "grpo", "reinforce"):
-        raise ValueError(f"unknown kind of advantage {kind!r}: choose rloo, grpo or reinforce")
-    group = rewards.reshape(1, -1) if kind == "reinforce" else rewards
-    if (size := group.shape[1]) < 2:
-        raise ValueError(f"{kind} compares the rewards of one {'step' if kind == 'reinforce' else 'prompt'}'s samples: "
-                         f"at least 2 are needed, got {size}")
-    centred = group - group.mean(1, keepdim=True)
-    centred = centred * size / (size - 1) if kind == "rloo" else centred  # = r - mean of the other samples
-    if kind == "grpo" if divide_by_std is None else divide_by_std:
-        centred = centred / (group.std(1, keepdim=True) + 1e-6)
-    equal = group.amax(1, keepdim=True) == group.amin(1, keepdim=True)  # rounding of the mean must not be amplified
-    return torch.where(equal, 0.0, centred).reshape(rewards.shape)
+
+    rloo: reward - mean of the prompt's other samples (Kool 2019, Ahmadian 2024)
+    grpo: (reward - mean of the prompt's samples) / their std (Shao 2024, section 4.1.2);
+        divide_by_std=False: Dr. GRPO (Liu 2025)
+    reinforce: reward - mean of the whole batch
+    """
+    groups = rewards
+    if kind == "reinforce":
+        groups = rewards.reshape(1, -1)
+    size = groups.shape[1]
+    if size < 2:
+        raise ValueError(f"{kind} compares rewards: at least 2 samples are needed, got {size}")
+
+    advantages = groups - groups.mean(1, keepdim=True)
+    if kind == "rloo":
+        advantages = advantages * size / (size - 1)  # = reward - mean of the others
+    elif kind == "grpo":
+        if divide_by_std:
+            advantages = advantages / (groups.std(1, keepdim=True) + 1e-6)
+    elif kind != "reinforce":
+        raise ValueError(f"unknown advantage {kind!r}: choose from rloo, grpo and reinforce")
+
+    # equal rewards give exactly 0: the mean's rounding error must not be divided by a tiny std
+    equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+    return torch.where(equal, 0.0, advantages).reshape(rewards.shape)
+
+
+def combine_scores(scores: Tensor, kind: str, variance_weight: float = 0.5) -> Tensor:
+    """Scores (M, B) of an ensemble of M reward models -> (B,) (Coste 2023, eqs. 2 to 4).
+
+    kind: mean; min, the worst case; uwo: mean - variance_weight * variance over the models
+    """
+    if kind == "mean":
+        return scores.mean(0)
+    if kind == "min":
+        return scores.amin(0)
+    if kind == "uwo":
+        return scores.mean(0) - variance_weight * scores.var(0, correction=0)
+    raise ValueError(f"unknown ensemble {kind!r}: choose from mean, min and uwo")
 
 
 # --- PPO
-def ppo_policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float,
-                    total: Tensor | float | None = None, clip_high: float | None = None) -> tuple[Tensor, dict]:
-    """Clipped surrogate (Schulman 2017, eq. 7), negated: sum over real tokens / total -> 0-d loss, statistics.
-    new, old (B, R): log-probs of the sampled tokens now and when they were sampled; gradient flows to new alone.
-    advantages (B, R), or (B, 1) for one per response. clip_high, if given, replaces clip above 1 (Yu 2025). Log-ratios
-    are clamped to +-20 before exp: a wild token keeps the loss finite and gets no gradient. Statistics: ratio_mean;
-    ratio_max_dev, the largest |ratio - 1|; clip_fraction, the share of tokens where the clipped term binds; approx_kl,
-    k3 of KL(old || new) per token, never negative."""
-    log_ratio = (_real(new, mask) - _real(old, mask).detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    advantages = _real(advantages.expand_as(mask) if advantages.dim() == mask.dim() else advantages, mask).detach()
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
-    loss, clipped_loss = -advantages * ratio, -advantages * clipped  # (B, R)
-    change = ratio.detach() - 1
-    return masked_mean(torch.maximum(loss, clipped_loss), mask, total), {
-        "ratio_mean": 1 + masked_mean(change, mask),
-        "ratio_max_dev": F.pad(change.abs().flatten(), (0, 1)).max(),  # padded: max of nothing is an error
-        "clip_fraction": masked_mean((clipped_loss > loss).to(ratio.dtype), mask),
-        "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask).detach()}
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None = None,
-               total: Tensor | float | None = None) -> tuple[Tensor, dict]:
-    """Half the squared error of values (B, R) against returns (B, R): sum over real tokens / total -> 0-d, statistics.
-    With clip, the larger of that and the error of values kept within clip of old_values (B, R), those of the rollout
-    (Ziegler 2019's code). Statistics: value_clip_fraction, the share of tokens where the clipped term binds."""
-    values, old_values, returns = _real(values, mask), _real(old_values, mask).detach(), _real(returns, mask).detach()
-    near = values if clip is None else torch.clamp(values, old_values - clip, old_values + clip)
-    error, clipped_error = (values - returns).square(), (near - returns).square()
+def ppo_policy_loss(
+    new_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float,
+    total: Tensor | float | None = None,
+    clip_high: float | None = None,
+) -> tuple[Tensor, dict]:
+    """Clipped surrogate, negated (Schulman 2017, eq. 7) -> 0-d loss, statistics.
+
+    new_logprobs: (B, R) of the policy that is trained; the only one that gets a gradient
+    old_logprobs: (B, R) of the policy that sampled
+    advantages: (B, R), or (B, 1) for one per response
+    clip, clip_high: the ratio is kept within 1 - clip and 1 + clip_high (DAPO; default: clip)
+
+    Statistics: ratio_mean; clip_fraction, the share of tokens where clipping binds; approx_kl,
+    k3 of KL(old || new) per token; ratio_max_dev, the largest |ratio - 1|.
+    """
+    if clip_high is None:
+        clip_high = clip
+    if advantages.dim() == mask.dim():
+        advantages = advantages.expand_as(mask)
+    advantages = zero_padding(advantages, mask).detach()
+    log_ratio = zero_padding(new_logprobs, mask) - zero_padding(old_logprobs, mask).detach()
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()  # (B, R)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip_high)
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask, total)
+
+    with torch.no_grad():
+        stats = {
+            "ratio_mean": 1 + masked_mean(ratio - 1, mask),
+            "ratio_max_dev": F.pad((ratio - 1).abs().flatten(), (0, 1)).max(),  # 0 if empty
+            "clip_fraction": masked_mean((clipped > unclipped).to(ratio.dtype), mask),
+            "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
+        }
+    return loss, stats
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float | None = None,
+    total: Tensor | float | None = None,
+) -> tuple[Tensor, dict]:
+    """Half the squared error of values (B, R) against returns (B, R) -> 0-d loss, statistics.
+
+    old_values: (B, R) at the time of sampling
+    clip: values count as within clip of old_values where that error is larger (Ziegler 2019's code)
+
+    Statistics: value_clip_fraction, the share of tokens where clipping binds.
+    """
+    values = zero_padding(values, mask)
+    old_values = zero_padding(old_values, mask).detach()
+    returns = zero_padding(returns, mask).detach()
+    error = (values - returns).square()  # (B, R)
+    clipped_error = error
+    if clip is not None:
+        clipped_values = torch.clamp(values, old_values - clip, old_values + clip)
+        clipped_error = (clipped_values - returns).square()
+    loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask, total)
     binds = masked_mean((clipped_error > error).to(error.dtype), mask)
-    return 0.5 * masked_mean(torch.maximum(error, clipped_error), mask, total), {"value_clip_fraction": binds}
+    return loss, {"value_clip_fraction": binds}
 
 
+@torch.no_grad()
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over real tokens -> 0-d; 0 where the returns do not vary."""
-    (_, total), (_, left) = masked_moments(returns, mask), masked_moments(returns - values, mask)
-    return torch.where(total < 1e-8, 0.0, 1 - left / total).detach()
+    """1 - Var(returns - values) / Var(returns) -> 0-d; 0 where the returns do not vary."""
+    total = masked_variance(returns, mask)
+    unexplained = masked_variance(returns - values, mask)
+    return torch.where(total < 1e-8, 0.0, 1 - unexplained / total)
 
 
 # --- learning from rankings
+
+
 def untied_pairs(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(B, K) ranks, 1 = best -> (B, K, K) bool, True at [b, i, j] where response i is ranked above response j.
-    Responses with mask (B, K) False do not exist (ragged K). `.any((1, 2)).sum()` is the ranking loss's total."""
+    """Ranks (B, K), 1 = best -> (B, K, K) bool, True at [b, i, j] where i is ranked above j.
+
+    mask: (B, K) bool, False for responses that do not exist (ragged K)
+    """
     better = ranks[:, :, None] < ranks[:, None, :]
-    return better if mask is None else better & mask[:, :, None] & mask[:, None, :]
+    if mask is not None:
+        better = better & mask[:, :, None] & mask[:, None, :]
+    return better
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None, total: Tensor | float | None = None,
-                 preferences: Tensor | None = None) -> tuple[Tensor, dict]:
-    """K-way comparison loss (Ouyang 2022, eq. 1) of scores (B, K) against ranks (B, K), 1 = best -> 0-d, statistics.
-    Per prompt the mean of -log sigmoid(score_better - score_worse) over its untied pairs (at most C(K, 2)), then the
-    mean over prompts that have one, or their sum / total. Ties and absent responses (mask (B, K) False) count nothing;
-    no pairs, loss 0. Statistics over pairs: accuracy (equal scores count half), margin (mean difference), pairs.
-    preferences (B, K, K) make the targets soft: [b, i, j], the chance p that i is better than j, where [b, j, i] is 1 - p,
-    both 0 where i and j were not compared. A pair's loss is then the cross-entropy -p log sigmoid(s_i - s_j)
-    - (1 - p) log sigmoid(s_j - s_i) (Bai 2022b, section 4.1), whose optimum is s_i - s_j = logit(p)."""
-    scores = scores if mask is None else _real(scores, mask)
+def ranking_loss(
+    scores: Tensor,
+    ranks: Tensor,
+    mask: Tensor | None = None,
+    total: Tensor | float | None = None,
+    preferences: Tensor | None = None,
+) -> tuple[Tensor, dict]:
+    """K-way comparison loss (Ouyang 2022, eq. 1) -> 0-d loss, statistics.
+
+    Per prompt, the mean of -log sigmoid(better score - worse score) over its untied pairs; then
+    the mean over prompts that have such pairs.
+
+    scores: (B, K)
+    ranks, mask: (B, K) as of `untied_pairs`
+    total: number of prompts with untied pairs in the whole batch
+    preferences: (B, K, K) soft targets: [b, i, j] is the chance p that i is better than j, and
+        [b, j, i] is 1 - p; both 0 where not compared. The loss is then the cross-entropy
+        (Bai 2022b, section 4.1), whose optimum is score_i - score_j = logit(p)
+
+    Statistics over pairs: accuracy (equal scores count half), margin (mean difference), pairs.
+    """
+    if mask is not None:
+        scores = zero_padding(scores, mask)
     pairs = untied_pairs(ranks, mask)  # (B, K, K)
-    weights = pairs.to(scores.dtype) if preferences is None else preferences.to(scores.dtype)  # (B, K, K); a pair's sum to 1
+    weights = pairs if preferences is None else preferences
+    weights = weights.to(scores.dtype)  # (B, K, K), a pair's two weights sum to 1
     difference = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
-    count = weights.sum((1, 2)).round()  # (B,)
-    per_prompt = -(weights * F.logsigmoid(difference)).sum((1, 2)) / count.clamp(min=1)
-    loss = per_prompt.sum() / ((count > 0).sum().clamp(min=1) if total is None else total)
-    right, margin = masked_mean((difference.sign() + 1) / 2, pairs), masked_mean(difference, pairs)
-    return loss, {"accuracy": right.detach(), "margin": margin.detach(), "pairs": pairs.sum()}
+    count = weights.sum((1, 2)).round()  # (B,) pairs of each prompt
+    per_prompt = -(weights * F.logsigmoid(difference)).sum((1, 2)) / count.clamp(min=1)  # (B,)
+    if total is None:
+        total = (count > 0).sum().clamp(min=1)
+    stats = {
+        "accuracy": masked_mean((difference.sign() + 1) / 2, pairs).detach(),
+        "margin": masked_mean(difference, pairs).detach(),
+        "pairs": pairs.sum(),
+    }
+    return per_prompt.sum() / total, stats
 
 
-def dpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float,
-             label_smoothing: float = 0.0, kind: str = "sigmoid") -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (B,) and detached implicit rewards beta log(policy/reference), chosen and rejected (B,).
-    Inputs (B,): log-probs summed over a response; h = log(policy/reference) of chosen minus that of rejected. sigmoid:
-    -log sigmoid(beta h) (Rafailov 2023, eq. 7); label_smoothing, the chance of a flipped label, makes it conservative
-    DPO (Mitchell 2023), best at h = logit(1 - label_smoothing) / beta instead of infinity. robust: the same two terms
-    weighted so that their mean over flips is the loss on clean labels (Chowdhury 2024, eq. 12). ipo: (h - 1 / (2 beta))^2
-    (Azar 2023, eq. 17). ValueError for an unknown kind, label_smoothing with ipo or of 1/2 and more."""
-    chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected  # (B,)
-    h, flip = chosen - rejected, label_smoothing
-    if kind in ("sigmoid", "robust") and 0 <= flip < 0.5:
-        losses = -(1 - flip) * F.logsigmoid(beta * h) - (flip if kind == "sigmoid" else -flip) * F.logsigmoid(-beta * h)
-        losses = losses if kind == "sigmoid" else losses / (1 - 2 * flip)
-    elif kind == "ipo" and flip == 0:
+# --- DPO and its relatives: losses (B,) and detached implicit rewards, from log-probs (B,) that are
+# --- summed over a response
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+    kind: str = "sigmoid",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (B,) and rewards beta log(policy/reference) of chosen and rejected (B,).
+
+    With h = log(policy/reference) of chosen minus that of rejected:
+    sigmoid: -log sigmoid(beta h) (Rafailov 2023, eq. 7)
+    ipo: (h - 1 / (2 beta))^2 (Azar 2023, eq. 17)
+
+    label_smoothing: chance of a flipped label, conservative DPO (Mitchell 2023); sigmoid only
+    """
+    chosen = policy_chosen - ref_chosen
+    rejected = policy_rejected - ref_rejected
+    h = chosen - rejected  # (B,)
+    if kind == "sigmoid" and 0 <= label_smoothing < 0.5:
+        losses = -(1 - label_smoothing) * F.logsigmoid(beta * h)
+        losses = losses - label_smoothing * F.logsigmoid(-beta * h)
+    elif kind == "ipo" and label_smoothing == 0:
         losses = (h - 1 / (2 * beta)).square()
     else:
-        raise ValueError(f"kind {kind!r}, label_smoothing {flip}: choose sigmoid, robust, or ipo without smoothing")
+        raise ValueError(
+            f"kind {kind!r} with label_smoothing {label_smoothing}: choose sigmoid with less than "
+            "1/2, or ipo without"
+        )
     return losses, beta * chosen.detach(), beta * rejected.detach()
 
 
-def plackett_luce_loss(scores: Tensor, pairs: Tensor) -> Tensor:
-    """-log probability of a whole ranking, (B,): the best is drawn from all by a softmax of scores (B, K), the next from
-    the rest, and so on. With scores beta log(policy/reference) it is DPO's for K responses (Rafailov 2023, eq. 20), for
-    K = 2 its eq. 7. pairs (B, K, K) bool, True at [b, i, j] where i is ranked above j (untied_pairs): a draw is among i
-    and those below it, so that ties say nothing of one another, and a response below none (or absent) is no draw."""
-    below = scores[:, None, :].masked_fill(~pairs, -torch.inf)  # (B, K, K)
-    draws = torch.cat([scores[:, :, None], below], 2).logsumexp(2) - scores  # (B, K)
-    return torch.where(pairs.any(2), draws, 0.0).sum(1)
+def simpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+    margin: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-log sigmoid(reward_chosen - reward_rejected - margin) (Meng 2024, eq. 6), no reference.
 
-
-def simpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
-               beta: float, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (B,) and detached rewards beta * mean log-prob per token, chosen and rejected (B,), without a reference:
-    -log sigmoid(reward_chosen - reward_rejected - margin) (Meng 2024, eq. 6). Inputs (B,): log-probs summed over a
-    response, and numbers of its tokens."""
-    chosen, rejected = beta * policy_chosen / chosen_lengths, beta * policy_rejected / rejected_lengths
+    The rewards are beta * mean log-prob per token; lengths are (B,) numbers of tokens.
+    """
+    chosen = beta * policy_chosen / chosen_lengths
+    rejected = beta * policy_rejected / rejected_lengths
     return -F.logsigmoid(chosen - rejected - margin), chosen.detach(), rejected.detach()
 
 
-def orpo_loss(policy_chosen: Tensor, policy_rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
-              beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (B,) and detached rewards log odds, chosen and rejected (B,), without a reference: -mean log-prob of chosen
-    - beta log sigmoid(log odds_chosen - log odds_rejected) (Hong 2024, eqs. 6 and 7, their lambda is beta), where
-    odds = p / (1 - p) and log p is the mean log-prob per token, kept under -1e-6: a certain response has finite odds."""
-    def log_odds(mean: Tensor) -> Tensor:
-        return mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6)))
+def log_odds(mean_logprobs: Tensor) -> Tensor:
+    """log(p / (1 - p)) from log p; p is kept below 1: a certain response has finite odds."""
+    return mean_logprobs - torch.log(-torch.expm1(mean_logprobs.clamp(max=-1e-6)))
 
+
+def orpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-mean log-prob of chosen - beta log sigmoid(difference of log odds) (Hong 2024, eqs. 6, 7).
+
+    The rewards are log odds of the mean log-prob per token; no reference. Their lambda is beta.
+    """
     mean = policy_chosen / chosen_lengths
-    chosen, rejected = log_odds(mean), log_odds(policy_rejected / rejected_lengths)
-    return -mean - beta * F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach()
+    chosen = log_odds(mean)
+    rejected = log_odds(policy_rejected / rejected_lengths)
+    losses = -mean - beta * F.logsigmoid(chosen - rejected)
+    return losses, chosen.detach(), rejected.detach()
 
 
-def kto_loss(policy: Tensor, reference: Tensor, good: Tensor, kl: Tensor | float, beta: float,
-             good_weight: float = 1.0, bad_weight: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Losses (B,) of unpaired responses, good (B,) bool, and detached rewards beta log(policy/reference) (B,); 1/2 at the
-    start, between 0 and the weight. weight * (1 - sigmoid(reward - beta kl)) for good ones, with the sign turned for
-    bad (Ethayarajh 2024, eq. 8). kl (0-d, nats, a constant): the step's mean of log(policy/reference) over prompts with
-    responses to other prompts, at least 0. The paper: weights in which good_weight * (number of good) is 1 to 4/3 of bad's."""
+def kto_loss(
+    policy: Tensor,
+    reference: Tensor,
+    good: Tensor,
+    kl: Tensor | float,
+    beta: float,
+    good_weight: float = 1.0,
+    bad_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Losses (B,) of unpaired responses and their rewards beta log(policy/reference) (B,).
+
+    weight * (1 - sigmoid(reward - beta kl)), with the sign turned for bad responses
+    (Ethayarajh 2024, eq. 8).
+
+    good: (B,) bool
+    kl: nats, a constant: mean log(policy/reference) of responses to other prompts, at least 0
+    """
     rewards = beta * (policy - reference)
     z = rewards - beta * torch.as_tensor(kl).detach()
     losses = torch.where(good, good_weight * torch.sigmoid(-z), bad_weight * torch.sigmoid(z))
@@ -271,62 +431,37 @@ def kto_loss(policy: Tensor, reference: Tensor, good: Tensor, kl: Tensor | float
 
 
 # --- what is attainable: the optimum of KL-penalised RL, and best-of-n
+
+
 def sampled_optimum(rewards: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected reward and KL (nats) of the best policy under reward - beta * KL, and effective sample size, each (P,).
-    rewards (P, M): of M samples of the reference per prompt. The optimum is reference * exp(reward / beta) / Z
-    (Rafailov 2023, eq. 4), here by importance weights; trust it while the effective sample size is 50 or more."""
-    log_w = torch.log_softmax(rewards / beta, dim=1)  # (P, M)
-    w = log_w.exp()
-    kl = (w * (log_w + math.log(rewards.shape[1]))).sum(1)  # = reward / beta - log Z
-    return (w * rewards).sum(1), kl, 1 / w.square().sum(1)
+    """Reward, KL and effective sample size, each (P,), of the best policy under reward - beta * KL.
+
+    The optimum is reference * exp(reward / beta) / Z (Rafailov 2023, eq. 4), here by importance
+    weights. Trust it while the effective sample size is at least 50.
+
+    rewards: (P, M) of M samples of the reference per prompt
+    """
+    log_weights = torch.log_softmax(rewards / beta, dim=1)  # (P, M)
+    weights = log_weights.exp()
+    reward = (weights * rewards).sum(1)
+    kl = (weights * (log_weights + math.log(rewards.shape[1]))).sum(1)  # = reward / beta - log Z
+    return reward, kl, 1 / weights.square().sum(1)
 
 
 def best_of_n(proxy: Tensor, scores: Tensor, n: int) -> Tensor:
-    """Expected score of the response with the highest proxy among n, unbiased, from N >= n samples: (..., N) -> (...).
-    The mean over all C(N, n) subsets: sum_i C(i-1, n-1) / C(N, n) score_(i), i counting up by proxy (Nakano 2021).
-    Equal proxies keep their order. ValueError unless 1 <= n <= N."""
+    """Expected score of the response with the highest proxy among n, (..., N) -> (...).
+
+    Unbiased, from N >= n samples: the mean over all C(N, n) subsets is
+    sum_i C(i-1, n-1) / C(N, n) * score_(i), with i counting up by proxy (Nakano 2021).
+    """
     size = proxy.shape[-1]
     if not 1 <= n <= size or proxy.shape != scores.shape:
-        raise ValueError(f"best of {n} of {size}: need 1 <= n <= N, and proxy and scores of one shape")
-    weights = scores.new_tensor([math.comb(i, n - 1) / math.comb(size, n) for i in range(size)])
-    return (scores.gather(-1, proxy.argsort(dim=-1, stable=True)) * weights).sum(-1)
+        raise ValueError(f"best of {n} of {size}: need 1 <= n <= N, proxy and scores of one shape")
+    weights = [math.comb(i, n - 1) / math.comb(size, n) for i in range(size)]
+    order = proxy.argsort(dim=-1, stable=True)
+    return (scores.gather(-1, order) * scores.new_tensor(weights)).sum(-1)
 
 
 def best_of_n_kl_bound(n: int) -> float:
-    """log n - (n-1)/n nats: bounds KL(best-of-n || reference) from above, near it while repeats are rare."""
+    """log n - (n-1)/n nats: KL(best-of-n || reference) is at most this."""
     return math.log(n) - (n - 1) / n
-
-
-# --- reward ensembles
-def combine_scores(scores: Tensor, kind: str, variance_weight: float = 0.5) -> Tensor:
-    """Scores (M, B) of M reward models -> (B,). mean; min, the worst case; uwo, uncertainty-weighted: mean -
-    variance_weight * variance over the M, biased (Coste 2023, eqs. 2 to 4; they take 0.1 to 0.5)."""
-    if kind not in ("mean", "min", "uwo"):
-        raise ValueError(f"unknown ensemble {kind!r}: choose mean, min or uwo")
-    return scores.amin(0) if kind == "min" else scores.mean(0) - (kind == "uwo") * variance_weight * scores.var(0, correction=0)
-
-
-# --- statistics
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's r of two (N,) tensors; 0 where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(x.norm() * y.norm())
-    return float(x @ y) / scale if scale > 1e-8 else 0.0
-
-
-def estimate(prompt: Tensor, over: list[Tensor], under: list[Tensor], statistic: Callable = truediv, share: bool = False) -> dict:
-    """statistic(sums of over and under) with the jackknife's interval (Miller 1974): each prompt is left out in turn. prompt (N,):
-    whose the entries are. A share that no prompt disagrees on is known to 3 / their number (Hanley 1983)."""
-    index, columns = prompt.unique(return_inverse=True)[1], torch.stack([*over, *under]).double()                   # (k, N)
-    n = int(index.max()) + 1 if len(index) else 0
-    sums = torch.zeros(len(columns), n, dtype=torch.double).index_add(1, index, columns)          # (k, n)
-    total, count = sums.sum(1, keepdim=True), int((sums[len(over):] != 0).sum(1).min()) if n else 0
-    left = statistic(*(total - sums))          # (n,)
-    half = 1.96 * float((left - left.mean()).square().sum().mul((n - 1) / n).sqrt()) if n > 1 else math.nan
-    return {"mean": float(statistic(*total)), "interval": min(1.0, 3 / count) if share and half < 1e-9 else half, "prompts": count}
-
-
-def mean_of(x: Tensor, share: bool = False) -> dict:
-    """(P,) or (P, S) -> mean over prompts with its 95 % interval's half width."""
-    x = x.double().reshape(len(x), -1).mean(1) if len(x) else x
-    return estimate(torch.arange(len(x)), [x], [torch.ones_like(x)], share=share)
