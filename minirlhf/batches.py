@@ -1,0 +1,98 @@
+"""Which rows come when: a validation split, epochs, micro-batches of similar length, padding."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirlhf import UserError
+
+
+def held_out(
+    items: list, key: Callable[[Any], Hashable], fraction: float = 0.1, seed: int = 0
+) -> tuple[list, list]:
+    """Split into (train, validation), both in the order of items.
+
+    A hash of key(item), usually the prompt's turns, decides, so that no prompt is on both sides.
+    With two keys or more neither side is empty, unless the fraction is 0.
+    """
+    keys = [key(item) for item in items]
+    distinct = list(dict.fromkeys(keys))
+    numbers = {k: _uniform(f"{seed}\n{k}") for k in distinct}
+    size = sum(number < fraction for number in numbers.values())
+    if fraction > 0 and len(distinct) > 1:
+        size = min(max(size, 1), len(distinct) - 1)
+    chosen = set(sorted(distinct, key=numbers.get)[:size])
+    train = [item for item, k in zip(items, keys) if k not in chosen]
+    validation = [item for item, k in zip(items, keys) if k in chosen]
+    return train, validation
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return int(digest[:12], 16) / 16**12
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(n).tolist()
+
+
+def batch_indices(n: int, step: int, batch_size: int, seed: int) -> list[int]:
+    """The step's batch, of an endless stream of epochs, each a fresh permutation of n items."""
+    first = step * batch_size
+    stream = range(first, first + batch_size)
+    return [_permutation(n, seed, position // n)[position % n] for position in stream]
+
+
+def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
+    """Indices of all rows, longest first, cut where rows * longest would exceed the budget.
+
+    A row that is longer than the budget is a micro-batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    batches = []
+    for i in order:
+        if batches:
+            longest = lengths[batches[-1][0]]
+            if (len(batches[-1]) + 1) * longest <= token_budget:
+                batches[-1].append(i)
+                continue
+        batches.append([i])
+    return batches
+
+
+def pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> tokens (B, T), right-padded with 0, and lengths (B,)."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    tokens = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)  # (B, T)
+    return tokens, torch.tensor([len(row) for row in rows])
+
+
+def fit(
+    rows: list, limit: int, what: str, length: Callable[[Any], int] = len, needed: bool = True
+) -> list:
+    """The rows of at most `limit` tokens; prints how many are longer.
+
+    what: the rows' name in messages, such as "demonstrations".
+    Raises UserError if no row fits although some are needed.
+    """
+    fitting = [row for row in rows if length(row) <= limit]
+    if rows and not fitting and needed:
+        shortest = min(length(row) for row in rows)
+        raise UserError(
+            f"none of the {what} fits the model's context of {limit} tokens: the shortest has "
+            f"{shortest}; shorten them or choose a model with a longer context"
+        )
+    skipped = len(rows) - len(fitting)
+    if skipped:
+        print(
+            f"data: {skipped} of {len(rows)} {what} skipped: "
+            f"longer than the model's context of {limit} tokens"
+        )
+    return fitting
