@@ -1,9 +1,10 @@
-"""A person ranks: the questions of one sitting, and the page that asks them, served by the standard library.
+"""A person ranks: the questions of one sitting, and a local page that asks them.
 
-Every answer is on the disk before the next question goes out. Answering twice changes nothing, so a double click, a
-second tab, a reload or a second server on the same file can neither lose a ranking nor write it twice. The server stays
-on the loopback interface unless told otherwise; it wants its token with every request, a Host that is this machine and
-an Origin that is this page; the page runs no script but its own and shows model output as text, never as HTML.
+Every answer is on the disk before the next question goes out. An answer given twice counts once:
+double clicks, second tabs, reloads and a second server on the same file neither lose a ranking nor
+write it twice. The server listens on the loopback interface unless told otherwise. Each request
+needs the token, a Host that is this machine, and an Origin that is this page. The page runs only
+its own script and shows model output as text, never as HTML.
 """
 
 import hmac
@@ -26,125 +27,90 @@ from statistics import median
 from urllib.parse import parse_qs, urlsplit
 
 from minirlhf import UserError
-from minirlhf.feedback import append_ranking, open_rankings
-from minirlhf.tokenizer import ASSISTANT, HUMAN
+from minirlhf.feedback.rankings import Candidate, append_ranking, open_rankings
+from minirlhf.files import to_json
 
-PAGE = Path(__file__).with_name("label.html")
+PAGE = Path(__file__).with_name("page.html")
 REPEATS = 0.1  # share of prompts that come twice
-LARGEST_BODY = 65536  # bytes; only numbers are posted
+LARGEST_BODY = 65536  # bytes; answers hold only numbers
 LONGEST_REQUEST = 20  # seconds, body included
 
 
-def turns(prompt: str) -> list[dict]:
-    """A conversation's turns, [{"role": "human" | "assistant" | "text", "text"}]; the open turn at the end is left out."""
-    pieces, roles = (
-        ["", *re.split(f"({HUMAN}|{ASSISTANT})", prompt)],
-        {HUMAN: "human", ASSISTANT: "assistant", "": "text"},
-    )
-    return [
-        {"role": roles[marker], "text": text.strip()}
-        for marker, text in zip(pieces[::2], pieces[1::2])
-        if text.strip()
-    ]
-
-
 class Sitting:
-    """The questions that one annotator has of these candidates, in an order fixed by (seed, name); thread-safe.
+    """The questions for one annotator, in an order fixed by (seed, name). Thread-safe.
 
-    A question is a prompt with its different responses in blind order; where all are the same there is nothing to ask.
-    A tenth of the prompts come a second time, a dozen or so questions later, in another order.
+    Prompts whose responses are all equal are left out. A tenth of the prompts come a second time,
+    about a dozen questions later, in another order.
     """
 
-    def __init__(
-        self, candidates: list[dict], out: str | Path, name: str = "person", seed: int = 0
-    ):
-        self.candidates, self.out, self.name, self.lock = (
-            candidates,
-            Path(out),
-            name,
-            threading.RLock(),
-        )
-        dice, plan = random.Random(f"{seed}/{name}"), []
-        asked = [c for c in candidates if len(set(c["responses"])) > 1]
-        twice = set(dice.sample(range(len(asked)), round(REPEATS * len(asked))))
-        for at, c in enumerate(asked):
-            texts = list(dict.fromkeys(c["responses"]))
-            first = again = dice.sample(texts, len(texts))
-            plan.append((at, c, False, first))
-            if at in twice:
-                while again == first:
-                    again = dice.sample(texts, len(texts))
-                plan.append((at + 8 + 8 * dice.random(), c, True, again))
-        self.plan = [
-            question for _, *question in sorted(plan, key=lambda p: p[0])
-        ]  # [candidate, is a repeat, cards]
+    def __init__(self, candidates: list[Candidate], out: str | Path, name="person", seed: int = 0):
+        self.candidates = candidates
+        self.out = Path(out)
+        self.name = name
+        self.lock = threading.RLock()
+        self.plan = self._plan(random.Random(f"{seed}/{name}"))
         self.shown: dict[int, float] = {}  # question -> when it was first shown in this sitting
         self.seconds: list[float] = []  # how long the answers of this sitting took
-        self.size = -1
-        self._read()
+        self._unanswered()
 
-    def _read(self) -> list[int]:
-        """The questions still to ask. What is answered is what the file says: it may have grown by another's hand."""
-        if not self.out.exists() or self.out.stat().st_size != self.size:
-            mine = [
-                r
-                for r in open_rankings(self.out, self.candidates)
-                if r.get("annotator") == self.name
-            ]
-            self.done = {(r["id"], r.get("repeat", False)) for r in mine}
-            skipped = {(r["id"], True) for r in mine if r.get("skipped")}  # and is not asked again
-            self.left = [
-                q
-                for q, (c, repeat, _) in enumerate(self.plan)
-                if (c["id"], repeat) not in self.done | skipped
-            ]
-            self.size = self.out.stat().st_size
-        return self.left
+    def _plan(self, rng: random.Random) -> list[tuple[Candidate, bool, list[str]]]:
+        """Questions: a candidate, whether it is a repeat, the different texts in blind order."""
+        different = [c for c in self.candidates if len(set(c.responses)) > 1]
+        repeated = set(rng.sample(range(len(different)), round(REPEATS * len(different))))
+        questions = []  # (when, question)
+        for i, candidate in enumerate(different):
+            texts = list(dict.fromkeys(candidate.responses))
+            cards = again = rng.sample(texts, len(texts))
+            questions.append((i, (candidate, False, cards)))
+            if i in repeated:
+                while again == cards:
+                    again = rng.sample(texts, len(texts))
+                questions.append((i + 8 + 8 * rng.random(), (candidate, True, again)))
+        questions.sort(key=lambda question: question[0])
+        return [question for _, question in questions]
+
+    def _unanswered(self) -> list[int]:
+        """The questions left. The file decides: another server may have written to it."""
+        rankings = open_rankings(self.out, self.candidates)
+        own = [r for r in rankings if r.get("annotator") == self.name]
+        self.done = {(r["id"], r.get("repeat", False)) for r in own}
+        closed = self.done | {(r["id"], True) for r in own if r.get("skipped")}
+        asked = [(candidate.id, repeat) for candidate, repeat, _ in self.plan]
+        return [number for number, key in enumerate(asked) if key not in closed]
 
     def question(self) -> dict:
-        """The next one: {"question", "turns", "cards": [texts in blind order], ...} and the progress; no "question" at the end."""
+        """Progress, and unless all are answered the next question with its turns and cards."""
         with self.lock:
-            left = self._read()
-            rate = round(60 / max(0.1, median(self.seconds[-20:])), 1) if self.seconds else None
-            state = {"done": len(self.done), "left": len(left), "rate": rate}
+            left = self._unanswered()
+            state = {"done": len(self.done), "left": len(left), "rate": None}
+            if self.seconds:
+                state["rate"] = round(60 / max(0.1, median(self.seconds[-20:])), 1)
             if left:
-                candidate, _, cards = self.plan[left[0]]
-                self.shown.setdefault(left[0], time.monotonic())
-                state |= {"question": left[0], "turns": turns(candidate["prompt"]), "cards": cards}
+                number = left[0]
+                candidate, _, cards = self.plan[number]
+                self.shown.setdefault(number, time.monotonic())
+                turns = [{"role": role, "text": text} for role, text in candidate.prompt.turns]
+                state |= {"question": number, "turns": turns, "cards": cards}
             return state
 
-    def answer(
-        self,
-        question: int,
-        ranks: list[int] = (),
-        harmful: list[int] = (),
-        all_bad=False,
-        skip=False,
-    ) -> bool:
-        """Writes the record; False if this question was answered before. ranks, harmful: of the cards as they were shown."""
+    def answer(self, question: int, ranks=(), harmful=(), all_bad=False, skip=False) -> bool:
+        """Write the record; False if this question was answered before.
+
+        ranks, harmful: lists of whole numbers, about the cards in the order they were shown.
+        """
         with self.lock:
             if type(question) is not int or question not in self.shown:
                 raise UserError("this question was not asked: reload the page")
-            candidate, repeat, order = self.plan[question]
-            K, ranks = len(order), [1] * len(order) if skip is True else ranks
-            if not (
-                isinstance(ranks, list)
-                and len(ranks) == K
-                and all(type(r) is int for r in ranks)
-                and set(ranks) == set(range(1, len(set(ranks)) + 1))
-            ):
-                raise UserError(f"ranks must be {K} whole numbers, 1 for the best, without gaps")
-            if not (
-                isinstance(harmful, list | tuple)
-                and all(type(h) is int and 0 <= h < K for h in harmful)
-            ):
-                raise UserError(f"harmful must hold numbers of responses, 0 to {K - 1}")
-            if question not in self._read():
+            candidate, repeat, shown = self.plan[question]
+            if skip is True:
+                ranks = [1] * len(shown)
+            check_answer(ranks, harmful, len(shown))
+            if question not in self._unanswered():
                 return False
-            cards = [order.index(text) for text in candidate["responses"]]
+            cards = [shown.index(text) for text in candidate.responses]
             seconds = time.monotonic() - self.shown[question]
             flags = {
-                "harmful": [j for j, card in enumerate(cards) if card in harmful],
+                "harmful": [i for i, card in enumerate(cards) if card in harmful],
                 "all_bad": all_bad is True,
                 "skipped": skip is True,
                 "repeat": repeat,
@@ -155,105 +121,113 @@ class Sitting:
                 [ranks[card] for card in cards],
                 self.name,
                 seconds=round(seconds, 1),
-                **{k: v for k, v in flags.items() if v},
+                **{name: value for name, value in flags.items() if value},
             )
             self.seconds.append(seconds)
             return True
+
+
+def check_answer(ranks: list[int], harmful: list[int], count: int) -> None:
+    if not isinstance(ranks, list) or not isinstance(harmful, list | tuple):
+        raise UserError("ranks and harmful must be lists")
+    if not all(type(number) is int for number in (*ranks, *harmful)):
+        raise UserError("ranks and harmful must hold whole numbers")
+    if len(ranks) != count or set(ranks) != set(range(1, len(set(ranks)) + 1)):
+        raise UserError(f"ranks must be {count} numbers, 1 for the best, without gaps")
+    if not set(harmful) <= set(range(count)):
+        raise UserError(f"harmful must hold numbers of responses, 0 to {count - 1}")
 
 
 class Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds that a read may wait
     server_version, sys_version = "minirlhf", ""
 
-    def reply(self, status: int, content: dict | bytes, nonce: str = "") -> None:
-        body, kind = (
-            (content, "text/html")
-            if isinstance(content, bytes)
-            else (json.dumps(content).encode(), "application/json")
+    def reply(self, status: int, content: dict) -> None:
+        self.send(status, "application/json", to_json(content).encode())
+
+    def send(self, status: int, kind: str, body: bytes, nonce: str = "") -> None:
+        policy = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
         )
         self.send_response(status)
-        for name, value in {
-            "Content-Type": f"{kind}; charset=utf-8",
-            "Content-Length": str(len(body)),
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
-            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-        }.items():
-            self.send_header(name, value)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", policy)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.end_headers()
         self.wfile.write(body)
 
     def refusal(self, query: str) -> str:
-        """Why this request is none of ours; "" if it is."""
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        token = (parse_qs(query).get("token") or [self.headers.get("X-Token", "")])[0]
-        if not self.server.knows(urlsplit(f"//{host}").hostname or ""):
+        """Why this request is not the page's; empty if it is."""
+        host = self.headers.get("Host", "")
+        if not self.server.is_own_name(urlsplit(f"//{host}").hostname or ""):
             return "wrong Host"  # a foreign name that was made to point here
-        if origin not in (None, f"http://{host}"):
+        if self.headers.get("Origin") not in (None, f"http://{host}"):
             return "wrong Origin"  # a foreign page that asks from inside this browser
-        same = hmac.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode())
-        return "" if same else "wrong or missing token"
+        tokens = [*parse_qs(query).get("token", ()), self.headers.get("X-Token", "")]
+        given = tokens[0].encode("utf-8", "replace")
+        if not hmac.compare_digest(given, self.server.token.encode()):
+            return "wrong or missing token"
+        return ""
 
-    def do_GET(self, body: bytes = b"") -> None:
-        sitting, nonce = self.server.sitting, secrets.token_urlsafe(16)
-        try:
-            url = urlsplit(self.path)
-            what = self.command, url.path
-            if why := self.refusal(url.query):
-                self.reply(403, {"error": f"{why}: open the link that label.py printed"})
-            elif what == ("GET", "/"):
-                self.reply(200, PAGE.read_bytes().replace(b"NONCE", nonce.encode()), nonce)
-            elif what == ("GET", "/question"):
-                self.reply(200, sitting.question())
-            elif what == ("POST", "/answer"):
-                saved = sitting.answer(**json.loads(body))
-                state = sitting.question()
-                self.reply(200, state | {"saved": saved})
-                if "question" not in state:
-                    self.server.finished.set()
-            elif what == ("POST", "/finish"):
-                self.reply(200, {"finished": True})
-                self.server.finished.set()
-            else:
-                self.reply(404, {"error": "there is nothing here"})
-        except (ConnectionError, TimeoutError):  # they went away
-            raise
-        except OSError as error:
-            self.reply(
-                507,
-                {
-                    "error": f"not saved ({error.strerror or error}): make room on the disk, then confirm again"
-                },
-            )
-        except UserError as error:
-            self.reply(400, {"error": str(error)})
-        except (
-            ValueError,
-            TypeError,
-            RecursionError,
-        ):  # a Host or URL that is none, no JSON, unknown fields
-            self.reply(
-                400,
-                {
-                    "error": "not an answer: that is an object of question, ranks, harmful, all_bad, skip"
-                },
-            )
+    def do_GET(self) -> None:
+        self.respond(b"")
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,9}", length) or int(length) > LARGEST_BODY:
-            return self.reply(
-                413, {"error": f"a body needs a Content-Length, of at most {LARGEST_BODY}"}
-            )
+            self.reply(413, {"error": f"a body needs a Content-Length up to {LARGEST_BODY}"})
+            return
         body = self.rfile.read(int(length))
         if len(body) == int(length):  # else the other side went away in the middle
-            self.do_GET(body)
+            self.respond(body)
+
+    def respond(self, body: bytes) -> None:
+        try:
+            url = urlsplit(self.path)
+            refusal = self.refusal(url.query)
+            if refusal:
+                self.reply(403, {"error": f"{refusal}: open the link that label.py printed"})
+            else:
+                self.route(url.path, body)
+        except (ConnectionError, TimeoutError):  # the other side went away
+            raise
+        except OSError as error:
+            problem = error.strerror or error
+            self.reply(507, {"error": f"not saved ({problem}): make room, then confirm again"})
+        except UserError as error:
+            self.reply(400, {"error": str(error)})
+        except (ValueError, TypeError, RecursionError):  # no URL, no JSON, unknown fields
+            self.reply(400, {"error": "this is no answer"})
+
+    def route(self, path: str, body: bytes) -> None:
+        sitting, finished = self.server.sitting, self.server.finished
+        request = f"{self.command} {path}"
+        if request == "GET /":
+            nonce = secrets.token_urlsafe(16)
+            page = PAGE.read_bytes().replace(b"NONCE", nonce.encode())
+            self.send(200, "text/html", page, nonce)
+        elif request == "GET /question":
+            self.reply(200, sitting.question())
+        elif request == "POST /answer":
+            saved = sitting.answer(**json.loads(body))
+            state = sitting.question()
+            self.reply(200, state | {"saved": saved})
+            if "question" not in state:
+                finished.set()
+        elif request == "POST /finish":
+            self.reply(200, {"finished": True})
+            finished.set()
+        else:
+            self.reply(404, {"error": "there is nothing here"})
 
     def log_message(self, *args) -> None:
-        """Says nothing: the console is the person's."""
+        """Print nothing: the console belongs to the person."""
 
 
 class Server(ThreadingHTTPServer):
@@ -261,34 +235,38 @@ class Server(ThreadingHTTPServer):
     allow_reuse_address = os.name != "nt"  # on Windows it would let two programs share a port
 
     def __init__(self, sitting: Sitting, host: str, port: int):
-        self.sitting, self.host, self.token = sitting, host.lower(), secrets.token_urlsafe(24)
-        self.finished, self.live = threading.Event(), {}
-        self.everywhere, self.address_family = (
-            host in ("0.0.0.0", "::"),
-            socket.AF_INET6 if ":" in host else socket.AF_INET,
-        )
+        self.sitting = sitting
+        self.host = host.lower()
+        self.everywhere = host in ("0.0.0.0", "::")
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.token = secrets.token_urlsafe(24)
+        self.finished = threading.Event()
+        self.live: dict[socket.socket, float] = {}  # connection -> since when
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"the page cannot be served on {host}, port {port} ({getattr(error, 'strerror', error)}): choose "
-                "another --port (0 takes any that is free) or another --host"
+                f"the page cannot be served on {host}, port {port} ({error}): choose another "
+                "--port (0: any that is free) or another --host"
             ) from None
-        shown = socket.gethostname() if self.everywhere else f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self.server_address[1]}/?token={self.token}"
+        name = socket.gethostname() if self.everywhere else host
+        if ":" in name:
+            name = f"[{name}]"
+        self.url = f"http://{name}:{self.server_address[1]}/?token={self.token}"
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(
-            self
-        )  # HTTPServer's looks up our name, which can take seconds
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's looks up our name, which is slow
 
-    def knows(self, name: str) -> bool:
-        """Is this a name of ours? Besides names only addresses are: no stranger can make one of those point here."""
-        with suppress(ValueError):
-            return ipaddress.ip_address(name).is_loopback or self.everywhere or name == self.host
-        return name in ("localhost", self.host) or (
-            self.everywhere and name == socket.gethostname().lower()
-        )
+    def is_own_name(self, name: str) -> bool:
+        """Addresses are safe: only a name can be made to point here by a stranger."""
+        try:
+            is_loopback = ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            own = ["localhost", self.host]
+            if self.everywhere:
+                own.append(socket.gethostname().lower())
+            return name in own
+        return is_loopback or self.everywhere or name == self.host
 
     def process_request(self, request, client_address) -> None:
         self.live[request] = time.monotonic()
@@ -299,39 +277,37 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Twice a second: hangs up on who is still not done, however busily they drip."""
+        """Twice a second: hang up on connections that take too long, even if they keep sending."""
         for request, since in list(self.live.items()):
             if time.monotonic() - since > LONGEST_REQUEST and self.live.pop(request, None):
                 with suppress(OSError):  # gone already
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a hang-up is no news
+        if not isinstance(sys.exc_info()[1], OSError):  # other than a hang-up
             super().handle_error(request, client_address)
 
 
-def serve(
-    sitting: Sitting, host: str = "127.0.0.1", port: int = 0, open_browser: bool = True
-) -> None:
-    """Serves the page until everything is ranked or the person presses "Finish for now"; Ctrl-C raises KeyboardInterrupt."""
+def has_display() -> bool:
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def serve(sitting: Sitting, host="127.0.0.1", port: int = 0, open_browser: bool = True) -> None:
+    """Serve the page until all is ranked or "Finish for now" is pressed."""
     with Server(sitting, host, port) as server:
+        print(f"rank here: {server.url}")
         print(
-            f"rank here: {server.url}\n(Ctrl-C stops; what is confirmed is saved, the same command goes on)",
-            flush=True,
+            "(Ctrl-C stops; confirmed rankings are saved, repeat the command to go on)", flush=True
         )
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        if open_browser and (
-            sys.platform in ("win32", "darwin")
-            or os.environ.get("DISPLAY")
-            or os.environ.get("WAYLAND_DISPLAY")
-        ):
+        if open_browser and has_display():
             threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
         try:
-            while not server.finished.wait(
-                0.5
-            ):  # a wait without an end would not hear Ctrl-C on Windows
+            while not server.finished.wait(0.5):  # an endless wait ignores Ctrl-C on Windows
                 pass
-            time.sleep(0.2)  # other tabs' last requests
+            time.sleep(0.2)  # for the last requests of other tabs
         finally:
             server.shutdown()
             sitting.lock.acquire()  # for good: no answer is half-written now, and none comes later

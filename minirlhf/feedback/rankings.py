@@ -13,11 +13,11 @@ Reward models do not learn from the last two. What an AI's record has besides st
 import json
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -25,14 +25,10 @@ from types import ModuleType
 import torch
 
 from minirlhf import UserError, stats, world
-from minirlhf.data import Prompt, records
+from minirlhf.data import Prompt, list_field, prompt_of, read, records
 from minirlhf.files import append_jsonl
 
-Annotator = Callable[
-    [str | list, list[str]], list[int]
-]  # (prompt as in the file, responses) -> ranks
 Pairs = dict[tuple, int]  # (id, i, j) -> 1 if response i is better than j, 0 if tied, -1 if worse
-FIELDS = {"id", "prompt", "responses", "ranks", "annotator"}
 
 
 @dataclass
@@ -44,29 +40,26 @@ class Candidate:
     responses: list[str]
 
 
-# ------------------------------------------------------------------------- simulated annotators
-
-
 def rank_by(utilities: Sequence[float], noise=0.0, rng: random.Random | None = None) -> list[int]:
     """Utilities -> ranks, 1 is best. Without noise equal utilities tie.
 
     noise: scale of the Gumbel noise on each utility. Response i comes before j with probability
     sigmoid((u_i - u_j) / noise), as in the Bradley-Terry model behind every reward model.
     """
-    if noise:
-        gumbel = [-math.log(-math.log(1 - rng.random())) for _ in utilities]  # 1 - random() > 0
-        utilities = [u + noise * g for u, g in zip(utilities, gumbel)]
-    levels: list[float] = []  # distinct utilities, best first
-    for utility in sorted(utilities, reverse=True):
-        if not levels or levels[-1] - utility > 1e-9:
-            levels.append(utility)
-    return [1 + sum(level - utility > 1e-9 for level in levels) for utility in utilities]
+    if noise:  # 1 - random() is never 0
+        utilities = [u - noise * math.log(-math.log(1 - rng.random())) for u in utilities]
+    best_first = sorted(range(len(utilities)), key=utilities.__getitem__, reverse=True)
+    ranks = [1] * len(utilities)
+    for better, worse in pairwise(best_first):
+        tied = utilities[better] - utilities[worse] <= 1e-9
+        ranks[worse] = ranks[better] if tied else ranks[better] + 1
+    return ranks
 
 
 def parse_bias(text: str) -> dict[str, float]:
     """'length=0.3,agreement=0.5' -> {"length": 0.3, "agreement": 0.5}"""
     weights = {}
-    for part in text.split(","):
+    for part in filter(None, text.split(",")):
         name, _, weight = part.partition("=")
         try:
             weights[name.strip()] = float(weight)
@@ -75,79 +68,61 @@ def parse_bias(text: str) -> dict[str, float]:
     return weights
 
 
-def simulated_annotator(module: ModuleType, noise=0.2, bias: str = "", seed: int = 0) -> Annotator:
-    """Ranks by a world's `annotate`, plus weighted `features` (the bias), plus noise.
+def simulated_annotator(
+    module: ModuleType, noise: float = 0.2, bias: str = "", seed: int = 0
+) -> Callable[[str | list, list[str]], list[int]]:
+    """(prompt as in the file, responses) -> ranks, by a world's `annotate`, a bias and noise.
 
-    The noise depends on (seed, prompt), not on the order in which prompts come.
+    bias: weights on the world's `features`. The noise depends on (seed, prompt) alone, not on the
+    order in which prompts come.
     """
-    weights = parse_bias(bias) if bias else {}
-    features = getattr(module, "features", lambda prompt, response: {})
-    known = features("", "").keys() if weights else ()
-    unknown = [name for name in weights if name not in known]
-    if unknown:
-        raise UserError(
-            f"--bias {', '.join(unknown)}: {module.__name__} knows {', '.join(known) or 'no features'}"
-        )
+    weights = parse_bias(bias)
+    if weights:
+        known = module.features("", "")
+        unknown = ", ".join(weights.keys() - known.keys())
+        if unknown:
+            raise UserError(f"--bias {unknown}: the features are {', '.join(known)}")
 
     def annotate(prompt: str | list, responses: list[str]) -> list[int]:
         utilities = list(module.annotate(prompt, responses))
-        for i, response in enumerate(responses):
-            if weights:
-                values = features(prompt, response)
-                utilities[i] += sum(weight * values[name] for name, weight in weights.items())
+        for name, weight in weights.items():
+            for i, response in enumerate(responses):
+                utilities[i] += weight * module.features(prompt, response)[name]
         return rank_by(utilities, noise, random.Random(f"{seed}/{prompt}"))
 
     return annotate
 
 
-# ------------------------------------------------------------------------- files
-
-
 def read_candidates(path: str, template: str = "chat") -> list[Candidate]:
     """What sample.py --candidates_out wrote. UserError names file, line and field."""
-    candidates, ids = [], set()
-    remedy = "make the file with sample.py --candidates_out"
-    for where, record in records(path, "candidates"):
-        responses = record.get("responses")
-        if not isinstance(responses, list) or len(responses) < 2:
-            raise UserError(f"{where}: field 'responses' must be a list of two or more; {remedy}")
-        if not all(isinstance(response, str) for response in responses):
-            raise UserError(f"{where}: field 'responses' must hold texts; {remedy}")
-        candidate_id = record.get("id", str(len(candidates)))
-        if not isinstance(candidate_id, str | int):
-            raise UserError(f"{where}: field 'id' must be a text or a whole number; {remedy}")
-        if candidate_id in ids:
-            raise UserError(f"{where}: id {candidate_id!r} occurs twice: make ids unique")
-        try:
-            prompt = Prompt.of(record.get("prompt"), template)
-        except UserError as error:
-            raise UserError(f"{where}: field 'prompt': {error}") from None
-        ids.add(candidate_id)
-        candidates.append(Candidate(candidate_id, prompt, responses))
-    return candidates
+    candidates = {}
+
+    def add(record: dict, where: str) -> None:
+        responses = list_field(record, "responses")
+        if len(responses) < 2 or not all(isinstance(text, str) for text in responses):
+            raise UserError("field 'responses' must hold two texts or more")
+        key = record.get("id", str(len(candidates)))
+        if not isinstance(key, str | int) or key in candidates:
+            raise UserError(f"field 'id' holds {key!r}; give each record its own text or number")
+        candidates[key] = Candidate(key, prompt_of(record, template), responses)
+
+    read(path, "candidates", add)
+    return list(candidates.values())
 
 
 def open_rankings(path: str | Path, candidates: list[Candidate]) -> list[dict]:
-    """The rankings in the file so far, checked to be of these candidates. Creates the file."""
+    """The rankings in the file so far, which must be of these candidates. Creates the file."""
     path = Path(path)
     if path.suffix != ".jsonl":
-        raise UserError(f"--out {path}: name a file of rankings .jsonl")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _mend_last_line(path)
-    except OSError as error:
-        raise UserError(
-            f"--out {path} cannot be written ({error.strerror}): choose a file that you may write"
-        ) from None
-    expected = {c.id: (c.prompt.source, c.responses) for c in candidates}
+        raise UserError(f"--out {path}: a file of rankings is named .jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _mend_last_line(path)
+    texts = {c.id: (c.prompt.source, c.responses) for c in candidates}
     rankings = []
     for where, record in records(str(path), "rankings"):
-        content = record.get("prompt"), record.get("responses")
-        if expected.get(record.get("id")) != content:
-            raise UserError(
-                f"{where}: a ranking of other candidates (id {record.get('id')!r}): "
-                "choose another --out"
-            )
+        ranked = record.get("prompt"), record.get("responses")
+        if texts.get(record.get("id")) != ranked:
+            raise UserError(f"{where}: a ranking of other candidates: choose another --out")
         rankings.append(record)
     return rankings
 
@@ -187,57 +162,44 @@ def append_ranking(
     append_jsonl(path, [record | more], sync=sync)
 
 
-# ------------------------------------------------------------------------- agreement
-
-
-def comparisons(ranking: dict) -> Pairs:
-    """A ranking as pairs. Equal texts are not compared."""
-    ranks, responses = ranking["ranks"], ranking["responses"]
-    pairs = {}
-    for i, j in combinations(range(len(ranks)), 2):
-        if responses[i] != responses[j]:
-            pairs[ranking["id"], i, j] = (ranks[i] < ranks[j]) - (ranks[i] > ranks[j])
-    return pairs
-
-
-def all_comparisons(rankings: Iterable[dict]) -> Pairs:
+def comparisons(rankings: Iterable[dict]) -> Pairs:
+    """Rankings as pairs. Skipped prompts and equal texts are left out."""
     pairs = {}
     for ranking in rankings:
-        if not ranking.get("skipped"):
-            pairs |= comparisons(ranking)
+        ranks, responses = ranking["ranks"], ranking["responses"]
+        for i, j in combinations(range(len(ranks)), 2):
+            if responses[i] != responses[j] and not ranking.get("skipped"):
+                pairs[ranking["id"], i, j] = (ranks[i] < ranks[j]) - (ranks[i] > ranks[j])
     return pairs
 
 
 def agreement(a: Pairs, b: Pairs) -> tuple[float, float, int]:
-    """Share of common pairs that two annotators order alike, half its 95 % interval, number of pairs.
+    """Share of common pairs that two annotators order alike, half its 95 % interval, their number.
 
     A pair counts 1/2 if one of them has a tie. Prompts are the independent units of the interval.
     """
     alike = defaultdict(list)  # id -> 1, 1/2 or 0 for each common pair
-    for key in a.keys() & b.keys():
-        alike[key[0]].append(1 - abs(a[key] - b[key]) / 2)
-    sums = torch.tensor([float(sum(values)) for values in alike.values()])
-    counts = torch.tensor([float(len(values)) for values in alike.values()])
+    for pair in a:
+        if pair in b:
+            alike[pair[0]].append(1 - abs(a[pair] - b[pair]) / 2)
+    sums = torch.tensor([sum(values) for values in alike.values()])
+    counts = torch.tensor([len(values) for values in alike.values()])
     share = stats.estimate(torch.arange(len(counts)), [sums], [counts])
     return share["mean"], share["interval"], int(counts.sum())
 
 
 def position_bias(rankings: Iterable[dict]) -> dict[str, float]:
-    """Does an AI prefer a position? Pairs with two usable answers and different texts count.
+    """Does an AI prefer a position? Of the pairs with a usable answer in both orders:
 
-    flips: share of pairs in which the same letter, A or B, wins in both orders.
-    first: mean preference for A, minus 1/2.
+    flips: the share in which the same letter, A or B, wins both times.
+    first: the mean preference for A, minus 1/2.
     """
-    answers = []
-    for ranking in rankings:
-        responses = ranking["responses"]
-        for i, j, in_order, swapped in ranking["asked"]:
-            if None not in (in_order, swapped) and responses[i] != responses[j]:
-                answers.append((in_order, swapped))
-    flips = sum((in_order > 0.5) == (swapped > 0.5) for in_order, swapped in answers)
-    preference = sum(in_order + swapped - 1 for in_order, swapped in answers) / 2
+    asked = [answer for ranking in rankings for answer in ranking["asked"]]
+    answers = [(once, swapped) for *_, once, swapped in asked if None not in (once, swapped)]
     count = max(1, len(answers))
-    return {"flips": flips / count, "first": preference / count, "pairs": len(answers)}
+    flips = sum((once > 0.5) == (swapped > 0.5) for once, swapped in answers)
+    first = sum(once + swapped - 1 for once, swapped in answers)
+    return {"flips": flips / count, "first": first / 2 / count, "pairs": len(answers)}
 
 
 def summarize(data: str, compare: str = "") -> str:
@@ -245,87 +207,81 @@ def summarize(data: str, compare: str = "") -> str:
 
     compare: more files of rankings, or a world whose reward is compared where it sees a difference.
     """
-    module = world.find(compare) if compare else None
-    if compare and module is None:
+    compare_world = compare and world.find(compare)
+    if compare and not compare_world:
         data = f"{data},{compare}"
-    by_annotator = _read_rankings(data)
+    annotators = _by_annotator(data)
     lines, pairs = [], {}
-    for annotator, rankings in by_annotator.items():
-        pairs[annotator] = all_comparisons(r for r in rankings if not r.get("repeat"))
-        again = all_comparisons(r for r in rankings if r.get("repeat"))
-        lines.append(f"{annotator}: {_activity(rankings, pairs[annotator])}")
+    for name, rankings in annotators.items():
+        pairs[name] = comparisons(r for r in rankings if not r.get("repeat"))
+        again = comparisons(r for r in rankings if r.get("repeat"))
+        lines.append(f"{name}: {_activity(rankings, pairs[name])}")
         if again:
-            lines.append(f"    agrees with themselves: {_agree(pairs[annotator], again)}")
-        asked = [r for r in rankings if "asked" in r]
-        if asked:
-            bias = position_bias(asked)
+            lines.append(f"    agrees with themselves: {_agree(pairs[name], again)}")
+        by_ai = [r for r in rankings if "asked" in r]
+        if by_ai:
+            bias = position_bias(by_ai)
             lines.append(
                 f"    the same letter wins in both orders for {bias['flips']:.1%} of "
                 f"{bias['pairs']} pairs; mean preference for A {bias['first']:+.3f}"
             )
-    if module:
-        pairs[f"{compare}'s reward"] = _rewards(module, compare, by_annotator.values())
+    if compare_world:
+        ranked = [r for rankings in annotators.values() for r in rankings]
+        pairs[f"{compare}'s reward"] = _reward_pairs(compare, ranked)
     for a, b in combinations(pairs, 2):
         lines.append(f"{a} and {b} agree: {_agree(pairs[a], pairs[b])}")
     return "\n".join(lines)
 
 
-def _read_rankings(data: str) -> dict[str, list[dict]]:
-    """annotator -> rankings. The same ranking in two files counts once."""
-    by_annotator, texts = {}, {}
+def _by_annotator(data: str) -> dict[str, list[dict]]:
+    """Rankings of the same candidates by annotator; a copy of a ranking counts once."""
+    annotators, responses = {}, {}
     for where, record in records(data, "rankings"):
-        if not record.keys() >= FIELDS:
-            missing = ", ".join(sorted(FIELDS - record.keys()))
-            raise UserError(f"{where}: no {missing}: give rankings that label.py wrote")
-        key, annotator = record["id"], record["annotator"]
-        if texts.setdefault(key, record["responses"]) != record["responses"]:
-            raise UserError(
-                f"{where}: id {key!r} has other responses than before: give rankings of the "
-                "same candidates"
-            )
-        rankings = by_annotator.setdefault(annotator, {})
-        earlier = rankings.setdefault((key, record.get("repeat", False)), record)
+        if not {"id", "prompt", "responses", "ranks", "annotator"} <= record.keys():
+            raise UserError(f"{where}: this is no ranking that label.py wrote")
+        key, name = record["id"], record["annotator"]
+        if responses.setdefault(key, record["responses"]) != record["responses"]:
+            raise UserError(f"{where}: id {key!r} has other responses than before")
+        rankings = annotators.setdefault(name, {})
+        earlier = rankings.setdefault((key, record.get("repeat")), record)
         if earlier["ranks"] != record["ranks"]:
             raise UserError(
-                f"{where}: {annotator} ranked id {key!r} otherwise before: do two annotators "
-                "share one --name?"
+                f"{where}: {name} ranked id {key!r} otherwise before: "
+                "give each annotator a --name of their own"
             )
-    return {annotator: list(rankings.values()) for annotator, rankings in by_annotator.items()}
+    return {name: list(rankings.values()) for name, rankings in annotators.items()}
 
 
 def _activity(rankings: list[dict], pairs: Pairs) -> str:
-    skipped = sum(r.get("skipped", False) for r in rankings)
-    tied = list(pairs.values()).count(0) / max(1, len(pairs))
-    all_bad = sum(r.get("all_bad", False) for r in rankings)
-    harmful = sum(len(r.get("harmful", [])) for r in rankings)
-    text = f"{len(rankings) - skipped} rankings, {skipped} skipped, {tied:.0%} of pairs tied, "
-    text += f"{all_bad} times all bad, {harmful} harmful"
-    seconds = [r["seconds"] for r in rankings if "seconds" in r]
+    counts = Counter(field for ranking in rankings for field in ranking)
+    ties = list(pairs.values()).count(0) / max(1, len(pairs))
+    text = (
+        f"{len(rankings) - counts['skipped']} rankings, {counts['skipped']} skipped, "
+        f"{ties:.0%} of pairs tied, {counts['all_bad']} times all bad, "
+        f"{counts['harmful']} with harmful responses"
+    )
+    seconds = [ranking["seconds"] for ranking in rankings if "seconds" in ranking]
     if seconds:
         text += f", {60 / max(0.1, median(seconds)):.1f} labels/min"
     return text
 
 
 def _agree(a: Pairs, b: Pairs) -> str:
-    share, half, count = agreement(a, b)
+    share, interval, count = agreement(a, b)
     if not count:
         return "no common pairs"
-    interval = "" if math.isnan(half) else f" ±{half:.2f}"
-    return f"{share:.2f}{interval} on {count} pairs"
+    return f"{share:.2f} ±{interval:.2f} on {count} pairs"
 
 
-def _rewards(module: ModuleType, name: str, by_annotator: Iterable[list[dict]]) -> Pairs:
+def _reward_pairs(name: str, rankings: list[dict]) -> Pairs:
     """Every prompt that was ranked, as the world's reward compares its responses; no ties."""
-    if not hasattr(module, "reward"):
-        raise UserError(f"--compare {name}: the module has no reward; see minirlhf/world.py")
-    ranked = {r["id"]: r for rankings in by_annotator for r in rankings}
-    pairs = {}
-    for r in ranked.values():
-        if hasattr(module, "kind") and module.kind(r["prompt"]) == "other":
-            raise UserError(
-                f"--compare {name} does not know the prompt {str(r['prompt'])[:60]!r}: "
-                "compare with a file of rankings"
-            )
-        scores = module.reward([r["prompt"]] * len(r["responses"]), r["responses"])
-        pairs |= comparisons(r | {"ranks": rank_by(scores)})
-    return {key: order for key, order in pairs.items() if order}
+    module = world.load(name, "--compare", "reward")
+    kind = getattr(module, "kind", str)
+    scored = []
+    for ranking in {r["id"]: r for r in rankings}.values():
+        prompt, responses = ranking["prompt"], ranking["responses"]
+        if kind(prompt) == "other":
+            raise UserError(f"--compare {name}: the prompt {str(prompt)[:60]!r} is none of its own")
+        scores = module.reward([prompt] * len(responses), responses)
+        scored.append(ranking | {"ranks": rank_by(scores), "skipped": False})
+    return {pair: order for pair, order in comparisons(scored).items() if order}
