@@ -24,7 +24,7 @@ from itertools import combinations
 from typing import Any
 
 from minirlhf import UserError, formats, hub, readers, world
-from minirlhf.tokenizer import ASSISTANT_HEADER, USER_HEADER, Turns
+from minirlhf.tokenizer import ASSISTANT_HEADER, USER_HEADER, Turns, prompt_text
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 SHORTEST_REPEATED = 20  # characters of a prompt that both sides of a pair begin with by no accident
@@ -58,6 +58,10 @@ class Prompt:
 
     def last_request(self) -> str:
         return self.turns[-1][1]
+
+    def text(self) -> str:
+        """As it is encoded: a key that belongs to this prompt alone."""
+        return prompt_text(self.turns)
 
 
 @dataclass

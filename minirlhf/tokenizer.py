@@ -78,6 +78,11 @@ def render_text(turns: Turns) -> Iterator[tuple[str, bool]]:
         yield context, False
 
 
+def prompt_text(turns: Turns) -> str:
+    """A prompt as it is encoded, with the open header behind it: a key that is its own alone."""
+    return "".join(text for text, _ in render_text((*turns, ("assistant", ""))))
+
+
 def response_text(prompt: Turns, response: str) -> str:
     """The response as it stands behind its prompt: in a conversation, a space divides the two."""
     return response if is_raw(prompt) or not response else " " + response

@@ -13,26 +13,36 @@ import regex
 from conftest import SHARED
 
 from minirlhf import UserError
+from minirlhf.data import messages, parse_dialogue
 from minirlhf.tokenizer import (
-    ASSISTANT,
     BYTES,
     CHAT_TEMPLATE,
     EOS,
-    HUMAN,
     PIECE,
     SYMBOLS,
     TRAINING_PIECE,
     Tokenizer,
-    conversation_segments,
-    parse_prompt,
-    response_text,
+    prompt_text,
+    render_text,
 )
 
 TEXT = (
-    "the cat sat on the mat. The cat's hat, the rat's bat: that is that! 12 + 34 = 46, 7 x 8 = 56.\n\n"
-    "Human: aaaa baaa aaab abab babab ababab?\n\nAssistant: naïve café, 東京タワー, 東京 und Köln; 🦜 x² 2024 12\t\t\n"
+    "the cat sat on the mat. The cat's hat, the rat's bat: that is that! 12 + 34 = 46, "
+    "7 x 8 = 56.\n\nHuman: aaaa baaa aaab abab babab ababab?\n\n"
+    "Assistant: naïve café, 東京タワー, 東京 und Köln; 🦜 x² 2024 12\t\t\n"
 ) * 3
-HOSTILE = ["", "\x00", "\r\n", "\r", "a\u2028b\u2029c\x85d", "🦜👩\u200d👩", "東京", "\ufeffx", " \n \t x", EOS]
+HOSTILE = [
+    "",
+    "\x00",
+    "\r\n",
+    "\r",
+    "a\u2028b\u2029c\x85d",
+    "🦜👩\u200d👩",
+    "東京",
+    "\ufeffx",
+    " \n \t x",
+    EOS,
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,9 @@ def gpt2():
 def random_text(rng, length=40):
     kinds = [
         lambda: rng.choice("ab the cat'12 \n\t.,"),
-        lambda: rng.choice(["the", " cat", "'s", "aaa", "ab", "12", "  ", "\n\n", "Human:", EOS, "東京", "🦜"]),
+        lambda: rng.choice(
+            ["the", " cat", "'s", "aaa", "ab", "12", "  ", "\n\n", "Human:", EOS, "東京", "🦜"]
+        ),
         lambda: chr(rng.randrange(0xD800)),
         lambda: chr(rng.randrange(0xE000, 0x110000)),
     ]
@@ -141,7 +153,7 @@ def test_every_text_survives(tokenizer):
     rng = random.Random(3)
     for text in [TEXT, *HOSTILE, *(random_text(rng) for _ in range(1000))]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
-        for prompt in ("TL;DR:", HUMAN + " x" + ASSISTANT):
+        for prompt in ((("text", "TL;DR:"),), (("user", "x"),)):
             for finished in (True, False):
                 ids = tokenizer.encode_response(prompt, text, finished)
                 assert (ids[-1:] == [tokenizer.eos_id]) == finished
@@ -153,7 +165,8 @@ def test_every_text_survives(tokenizer):
 def test_special_tokens_in_text_are_text(tokenizer):
     assert tokenizer.eos_id not in tokenizer.encode(f"a{EOS}b {EOS}")
     assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eos_id]) == "a" + EOS
-    assert tokenizer.decode_response("x", [*tokenizer.encode("a"), tokenizer.eos_id, *tokenizer.encode("b")]) == "a"
+    ids = [*tokenizer.encode("a"), tokenizer.eos_id, *tokenizer.encode("b")]
+    assert tokenizer.decode_response((("text", "x"),), ids) == "a"
 
 
 @pytest.mark.parametrize("character", ["a", " ", "\n", "=", "1", "é", "\x1c", "ab"])
@@ -166,91 +179,116 @@ def test_long_runs_take_linear_time(tokenizer, character):
 
 
 def test_long_runs_do_not_disturb_ordinary_text(tokenizer):
-    assert tokenizer.encode("a" + " " * 9999 + "b") == tokenizer._bpe.encode_ordinary("a" + " " * 9999 + "b")
+    assert tokenizer.encode("a" + " " * 9999 + "b") == tokenizer._bpe.encode_ordinary(
+        "a" + " " * 9999 + "b"
+    )
     ids = tokenizer.encode("the cat" + "\n" * 25_000 + "the mat")
     assert ids[: len(tokenizer.encode("the cat"))] == tokenizer.encode("the cat")
     assert ids[-len(tokenizer.encode("the mat")) :] == tokenizer.encode("the mat")
 
 
-def test_prompts_parse_and_come_back():
-    conversation = [
-        ("\n\nHuman: hi\n\nAssistant:", False), (" Hello.", True), ("\n\nHuman: bye\n\nAssistant:", False),
-    ]  # fmt: skip
-    assert parse_prompt("".join(text for text, _ in conversation)) == conversation
-    assert parse_prompt("TL;DR:") == [("TL;DR:", False)] and parse_prompt("") == [("", False)]
-    assert parse_prompt("\n\nHumans: x") == [("\n\nHumans: x", False)]
-    assert parse_prompt("\n\nHuman: x\n\nAssistant: so far")[-1] == ("\n\nHuman: x\n\nAssistant: so far", False)
-    empty = [("a\n\nAssistant:", False), ("", True), ("\n\nHuman: b", False)]
-    assert parse_prompt("a\n\nAssistant:\n\nHuman: b") == empty
+MARKERS = ["\n\nHuman:", "\n\nAssistant:", " a", "\n\n", "Human:", " b\r", EOS, "", "naïve"]
+
+
+def random_conversation(rng, last="assistant"):
+    """Turns whose texts quote the markers of the format."""
+    turns = [("system", "".join(rng.choices(MARKERS, k=3)))] if rng.random() < 0.3 else []
+    for _ in range(rng.randrange(5)):
+        role = rng.choice(["user", "assistant"])
+        turns.append((role, "".join(rng.choices(MARKERS, k=rng.randrange(5)))))
+    turns.append((last, "".join(rng.choices(MARKERS, k=rng.randrange(5)))))
+    return tuple(turns)
+
+
+def test_a_conversation_is_rendered_as_hh_rlhf_writes_it(tokenizer):
+    turns = (("user", "hi"), ("assistant", "Hello."), ("user", "bye"), ("assistant", ""))
+    assert list(render_text(turns)) == [
+        ("\n\nHuman: hi\n\nAssistant:", False),
+        (" Hello.", True),
+        ("\n\nHuman: bye\n\nAssistant:", False),
+        ("", True),
+    ]
+    system = (("system", "Be brief."), ("user", "hi"))
+    assert prompt_text(system) == "Be brief.\n\nHuman: hi\n\nAssistant:"
+    assert tokenizer.encode_prompt(system) == tokenizer.encode(prompt_text(system))
+    assert prompt_text((("text", "TL;DR:"),)) == "TL;DR:"
+
+
+def test_an_empty_prompt_is_an_end_of_text_token(tokenizer):
+    empty = (("text", ""),)
+    assert tokenizer.encode_prompt(empty) == [tokenizer.eos_id]
+    ids, mask = tokenizer.render((*empty, ("assistant", "the cat")))
+    assert ids == [tokenizer.eos_id, *tokenizer.encode("the cat"), tokenizer.eos_id]
+    assert mask == [False] + [True] * (len(ids) - 1)
+
+
+def test_a_message_is_one_message_on_every_path(tokenizer):
+    """SFT renders the conversation; reward model, DPO and RL join prompt and response."""
     rng = random.Random(4)
+    for _ in range(500):
+        *prompt, (_, response) = turns = random_conversation(rng)
+        if not prompt:
+            continue
+        ids, mask = tokenizer.render(turns)
+        prompt_ids = tokenizer.encode_prompt(tuple(prompt))
+        response_ids = tokenizer.encode_response(tuple(prompt), response)
+        assert prompt_ids + response_ids == ids
+        assert mask[len(prompt_ids) :] == [True] * len(response_ids)
+        assert tokenizer.decode_response(tuple(prompt), response_ids) == response
+
+
+def test_the_loss_mask_covers_the_assistants_tokens_and_their_eos(tokenizer):
+    rng = random.Random(6)
     for _ in range(300):
-        text = "".join(rng.choice([HUMAN, ASSISTANT, " a", "\n\n", "Human:", " b\r"]) for _ in range(rng.randrange(12)))
-        segments = parse_prompt(text)
-        assert "".join(piece for piece, _ in segments) == text
-        assert [by for _, by in segments] == [i % 2 == 1 for i in range(len(segments))] and not segments[-1][1]
+        turns = random_conversation(rng, last=rng.choice(["user", "assistant"]))
+        ids, mask = tokenizer.render(turns)
+        assert len(ids) == len(mask)
+        responses = []
+        supervised_before = False
+        for i, supervised in zip(ids, mask):
+            if supervised and not supervised_before:
+                responses.append([])
+            if supervised:
+                responses[-1].append(i)
+            supervised_before = supervised and i != tokenizer.eos_id
+            assert supervised or i != tokenizer.eos_id
+        expected = [
+            (" " + text if text else "") + EOS for role, text in turns if role == "assistant"
+        ]
+        assert [tokenizer.decode(response) for response in responses] == expected
 
 
-def test_messages():
-    def say(*turns):
-        return conversation_segments([{"role": role, "content": content} for role, content in turns])
-
-    assert say(("user", "hi"), ("assistant", "yo")) == [("\n\nHuman: hi\n\nAssistant:", False), (" yo", True)]
-    assert say(("system", "Be brief."), ("human", "hi")) == [("Be brief.\n\nHuman: hi\n\nAssistant:", False)]
-    assert say(("assistant", ""), ("user", "x"))[1] == ("", True)
-    assert say() == [(ASSISTANT, False)]
-    for turns, words in [
-        ([("tool", "x")], "message 1 has role 'tool'"),
-        ([("user", "a"), ("system", "b")], "message 2"),
-        ([("user", None)], "message 1 must"),
-        ([("user", [{"type": "text"}])], "message 1 must"),
-    ]:
-        with pytest.raises(UserError, match=words):
-            say(*turns)
+def test_dialogues_in_text_form_render_as_they_were():
+    rng = random.Random(5)
+    for _ in range(300):
+        roles = rng.choices(["\n\nHuman:", "\n\nAssistant:"], k=rng.randrange(1, 8))
+        text = "".join(role + rng.choice([" a", "", " b\r\n", "  c "]) for role in roles)
+        turns = parse_dialogue(text)
+        assert len(turns) == len(roles)
+        rendered = "".join(piece for piece, _ in render_text(turns))
+        assert rendered.replace("\n\nHuman: ", "\n\nHuman:") == text.replace(
+            "\n\nHuman: ", "\n\nHuman:"
+        )
 
 
-def test_chat_template_renders_the_same(tokenizer):
+def test_chat_template_renders_the_same():
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
     rng = random.Random(5)
     for _ in range(100):
-        roles = ["system"] * rng.randrange(2) + [rng.choice(["user", "assistant"]) for _ in range(rng.randrange(1, 6))]
-        messages = [{"role": role, "content": random_text(rng, 5)} for role in roles]
-        rendered = template.render(messages=messages, eos_token=EOS, add_generation_prompt=roles[-1] != "assistant")
-        assert rendered == "".join(text + EOS * by_assistant for text, by_assistant in conversation_segments(messages))
-
-
-def test_loss_mask_covers_the_assistants_tokens_and_their_eos(tokenizer):
-    rng = random.Random(6)
-    for _ in range(300):
-        roles = [rng.choice(["user", "assistant"]) for _ in range(rng.randrange(1, 7))]
-        messages = [{"role": role, "content": random_text(rng)} for role in roles]
-        ids, mask = tokenizer.render(conversation_segments(messages))
-        assert len(ids) == len(mask)
-        runs, last = [], False
-        for i, supervised in zip(ids, mask):
-            if supervised and not last:
-                runs.append([])
-            if supervised:
-                runs[-1].append(i)
-            last = supervised and i != tokenizer.eos_id
-            assert supervised or i != tokenizer.eos_id
-        said = [response_text(ASSISTANT, m["content"]) + EOS for m in messages if m["role"] == "assistant"]
-        assert [tokenizer.decode(run) for run in runs] == said
-        assert all(run[-1] == tokenizer.eos_id and run.count(tokenizer.eos_id) == 1 for run in runs)
-        other = [i for i, supervised in zip(ids, mask) if not supervised]
-        expected = "".join(text for text, by_assistant in conversation_segments(messages) if not by_assistant)
-        assert tokenizer.decode(other) == expected
-
-
-def test_prompt_and_response_join_to_the_conversation(tokenizer):
-    turns = zip(["user", "assistant"] * 2, ["hi", "the cat", "12", "that's it"])
-    messages = [{"role": role, "content": content} for role, content in turns]
-    prompt = "".join(text for text, _ in conversation_segments(messages[:-1]))
-    ids, _ = tokenizer.render(conversation_segments(messages))
-    assert tokenizer.encode_prompt(prompt) + tokenizer.encode_response(prompt, "that's it") == ids
+        turns = random_conversation(rng, last=rng.choice(["user", "assistant"]))
+        answered = turns[-1][0] == "assistant"
+        theirs = template.render(
+            messages=messages(turns), eos_token=EOS, add_generation_prompt=not answered
+        )
+        ours = turns if answered else (*turns, ("assistant", ""))
+        texts = [text + EOS if by_assistant else text for text, by_assistant in render_text(ours)]
+        if not answered:
+            texts[-1] = ""
+        assert theirs == "".join(texts)
 
 
 def test_show(tokenizer):
-    shown = tokenizer.show(*tokenizer.render([("Q\x1b[31m\n", False), (" A", True)]))
+    shown = tokenizer.show(*tokenizer.render((("text", "Q\x1b[31m\n"), ("assistant", " A"))))
     assert "\x1b[31m" not in shown and "⏎" in shown
     assert f"\x1b[32m{EOS}\x1b[0m|" in shown and "\x1b[2mQ\x1b[0m|" in shown
 
@@ -260,15 +298,22 @@ def test_files_round_trip(tokenizer, tmp_path):
     again = Tokenizer.from_pretrained(tmp_path / "a")
     assert again.vocab == tokenizer.vocab and again.merges == tokenizer.merges
     assert again.encode(TEXT) == tokenizer.encode(TEXT)
-    assert sorted(f.name for f in (tmp_path / "a").iterdir()) == ["merges.txt", "tokenizer_config.json", "vocab.json"]
-    assert json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())["tokenizer_class"] == "GPT2Tokenizer"
+    assert sorted(f.name for f in (tmp_path / "a").iterdir()) == [
+        "merges.txt",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
+    assert (
+        json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())["tokenizer_class"]
+        == "GPT2Tokenizer"
+    )
 
 
 def test_ids_in_another_order_and_unused_ids(tokenizer):
     names = [EOS, *sorted(set(tokenizer.vocab) - {EOS})]
     vocab = {name: i for i, name in enumerate(names)} | {"<pad>": 1000}
     other = Tokenizer(vocab, tokenizer.merges)
-    assert other.eos_id == 0 and other.vocab_size == 1001 and other.decode([1000]) == "<pad>"
+    assert other.eos_id == 0 and other.vocab_size == 1001
     back = {i: name for name, i in tokenizer.vocab.items()}
     assert other.encode(TEXT) == [vocab[back[i]] for i in tokenizer.encode(TEXT)]
     assert other.decode(other.encode(TEXT)) == TEXT
@@ -288,13 +333,16 @@ def test_damaged_files_are_refused(tokenizer, tmp_path):
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
     vocab, merges = tokenizer.vocab, tokenizer.merges
-    refused(r"lacks <\|endoftext\|>", vocab={k: v for k, v in vocab.items() if k != EOS})
-    refused("lacks Ġ", vocab={k: v for k, v in vocab.items() if k != "Ġ"})
-    refused("out of order, or not in vocab.json", vocab={k: v for k, v in vocab.items() if k != "".join(merges[3])})
+    refused(r"lacks .*endoftext", vocab={k: v for k, v in vocab.items() if k != EOS})
+    refused("lacks .Ġ", vocab={k: v for k, v in vocab.items() if k != "Ġ"})
+    refused(
+        "out of order or not in vocab.json",
+        vocab={k: v for k, v in vocab.items() if k != "".join(merges[3])},
+    )
     refused("out of order", merges=merges[::-1])
     refused("out of order", merges=[*merges, merges[0]])
-    refused("id twice", vocab=vocab | {"<pad>": 0})
-    refused("whole number", vocab=vocab | {"<pad>": [1]})
+    refused("twice", vocab=vocab | {"<pad>": 0})
+    refused("wrong one", vocab=vocab | {"<pad>": [1]})
     refused("two tokens", merges=[("a", "b", "c")])
     for raw in (b"{", b"[1, 2]", b"\xff", b"3", b""):
         refused("vocab.json", raw=raw)

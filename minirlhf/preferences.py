@@ -1,0 +1,96 @@
+"""Rankings as token ids, their scores under a reward model, and how often it orders them right."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from minirlhf import losses, stats
+from minirlhf.batches import fit, micro_batches
+from minirlhf.data import Ranking
+from minirlhf.model import ScalarGPT
+from minirlhf.tokenizer import Tokenizer
+
+
+@dataclass
+class Group:
+    """One prompt with its K ranked responses: one element of a batch."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    ranks: list[float]  # 1 = best
+    chances: list[list[float]]  # [i][j]: the chance that i is better than j, 0 if not compared
+    key: str  # the prompt's text, for held_out
+    where: str  # the file it came from
+
+    def tokens(self) -> int:
+        """The prompt counts once: its responses share it."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    def longest(self) -> int:
+        return len(self.prompt) + max(map(len, self.responses))
+
+
+def to_groups(
+    tokenizer: Tokenizer, rankings: list[Ranking], context: int, soft: bool = True
+) -> list[Group]:
+    """Encode rankings. One with a response that does not fit is skipped whole, and counted.
+
+    soft: take an AI's preferences as chances; otherwise the ranks alone, as chances 0 and 1.
+    """
+    groups = []
+    for ranking in rankings:
+        prompt = ranking.prompt
+        responses = [tokenizer.encode_response(prompt.turns, text) for text in ranking.responses]
+        chances = ranking.preferences
+        if not (soft and chances):
+            chances = [[float(rank < other) for other in ranking.ranks] for rank in ranking.ranks]
+        ids = tokenizer.encode_prompt(prompt.turns)
+        groups.append(Group(ids, responses, ranking.ranks, chances, prompt.text(), ranking.where))
+    return fit(groups, context, "rankings", length=Group.longest)
+
+
+def micro_batches_of(groups: list[Group], token_budget: int) -> list[list[int]]:
+    """Whole prompts of similar size together."""
+    return micro_batches([group.tokens() for group in groups], token_budget)
+
+
+def group_scores(model: ScalarGPT, groups: list[Group]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores, ranks, mask (B, K) and chances (B, K, K); K is the largest number of responses."""
+    flat = model.score_groups([(group.prompt, group.responses) for group in groups])  # (N,)
+    sizes = torch.tensor([len(group.ranks) for group in groups])
+    B, K = len(groups), int(sizes.max())
+    mask = torch.arange(K) < sizes[:, None]  # (B, K)
+    ranks = torch.zeros(B, K)
+    chances = torch.zeros(B, K, K)
+    for i, group in enumerate(groups):
+        size = len(group.ranks)
+        ranks[i, :size] = torch.tensor(group.ranks, dtype=torch.float32)
+        chances[i, :size, :size] = torch.tensor(group.chances)
+    mask = mask.to(model.device)
+    scores = torch.zeros(B, K, device=model.device).masked_scatter(mask, flat)
+    return scores, ranks.to(model.device), mask, chances.to(model.device)
+
+
+@torch.no_grad()
+def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
+    """Accuracy on comparisons with its 95 % interval (prompts are independent), calibration."""
+    prompts = []
+    margins = []
+    for part in micro_batches_of(groups, token_budget):
+        scores, ranks, mask, _ = group_scores(model, [groups[i] for i in part])
+        better = losses.untied_pairs(ranks, mask)  # (B, K, K)
+        margin = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
+        margins += margin[better].tolist()
+        prompts += [part[i] for i in better.nonzero()[:, 0].tolist()]
+    prompt = torch.tensor(prompts, dtype=torch.long)  # (N,)
+    margin = torch.tensor(margins, dtype=torch.float64)  # (N,)
+    accuracy = stats.accuracy(prompt, margin)
+    return {
+        "validation_accuracy": accuracy["mean"],
+        "validation_interval": accuracy["interval"],
+        "validation_pairs": len(margins),
+        "validation_loss": float(softplus(-margin).mean()),
+        "calibration": stats.calibration(prompt, margin),
+    }
