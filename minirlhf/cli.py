@@ -1,81 +1,161 @@
-"""A dataclass of settings is a script's command line: one flag per field, its comment the help, its default the default."""
+"""A dataclass of settings is a script's command line: a flag per field, its comment the help."""
+
 import argparse
+import difflib
 import inspect
 import math
 import re
 import shlex
 import sys
+import typing
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from minirlhf import UserError
 
+HEADING = re.compile(r"\s+# (.+)")
+FIELD = re.compile(r"\s+(\w+): [^#]*#\s*(.*)")
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
+LESS_MEMORY = {  # setting -> advice, for scripts that have it
+    "token_budget": "half the --token_budget",
+    "checkpointing": "--checkpointing",
+    "max_tokens": "fewer --max_tokens",
+    "dtype": "--dtype bfloat16",
+    "init": "a smaller --init",
+}
 
-def comments(settings_class: type) -> dict[str, str]:
-    """Field name -> the comment behind it in the source."""
-    found = {}
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; see --help")
+
+
+def comments(settings_class: type) -> dict[str, tuple[str, str]]:
+    """Field -> (heading above it, comment behind it), both read from the source."""
+    heading = "options"
+    notes = {}
     for line in inspect.getsource(settings_class).splitlines():
-        if match := re.match(r"\s+(\w+): [^#]*#\s*(.*)", line):
-            found[match[1]] = match[2]
-    return found
+        if match := HEADING.fullmatch(line):
+            heading = match[1]
+        elif match := FIELD.fullmatch(line):
+            notes[match[1]] = heading, match[2]
+    return notes
+
+
+def _make_parser(settings_class: type) -> _Parser:
+    description = sys.modules[settings_class.__module__].__doc__
+    parser = _Parser(
+        usage="python %(prog)s [--flag value ...]",
+        description=(description or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    types = typing.get_type_hints(settings_class)
+    notes = comments(settings_class)
+    groups = {}
+    for field in fields(settings_class):
+        heading, note = notes.get(field.name, ("options", ""))
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        kind = types[field.name]
+        options = {"default": field.default}
+        options["help"] = f"{note} (default: {field.default!r})".replace("%", "%%")
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is Literal:
+            options["choices"] = typing.get_args(kind)
+        else:
+            options["type"] = kind
+            options["metavar"] = kind.__name__.upper()
+        groups[heading].add_argument(f"--{field.name}", **options)
+    return parser
 
 
 def parse(settings_class: type, argv: list[str] | None = None) -> Any:
-    """Command line -> settings. Booleans are --flag and --no-flag. A whole number may be 0 only where that is the default or its
-    comment says what 0 means; else, and for a float that is none, UserError."""
-    module = sys.modules[settings_class.__module__]
-    about = (module.__doc__ or "").strip()
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    help_texts = comments(settings_class)
+    """Command line -> settings. UserError for an unknown flag and for a value that cannot be.
+
+    Booleans are --flag and --no-flag. Numbers are finite, and 0 or more unless the default is negative.
+    """
+    values, unknown = _make_parser(settings_class).parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        known = [f"--{field.name}" for field in fields(settings_class)]
+        similar = difflib.get_close_matches(flag, known, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "see --help"
+        raise UserError(f"{flag}: no such flag; {hint}")
+    settings = settings_class(**vars(values))
     for field in fields(settings_class):
-        text = f"{help_texts.get(field.name, '')} (default: {field.default!r})".replace("%", "%%")
-        if field.type in (bool, "bool"):
-            parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default, help=text)
-        else:
-            kind = {"int": int, "float": float}.get(getattr(field.type, "__name__", field.type), str)
-            parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
-    settings = settings_class(**vars(parser.parse_args(argv)))
-    for field in fields(settings_class):
-        value, default, says = getattr(settings, field.name), field.default, help_texts.get(field.name, "")
-        if type(value) is int and field.name != "seed" and value < (0 if default == 0 or re.search(r"\b0\b", says) else 1):
-            raise UserError(f"--{field.name} {value}: too small ({says})")
-        if type(value) is float and not (math.isfinite(value) and (value >= 0 or default < 0)):
-            raise UserError(f"--{field.name} {value}: must be a number{'' if default < 0 else ', 0 or more'} ({says})")
+        value = getattr(settings, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{field.name} {value}: must be a finite number")
+        if isinstance(value, int | float) and value < 0 <= field.default:
+            raise UserError(f"--{field.name} {value}: must be 0 or more")
     return settings
 
 
+def at_least(minimum: float, settings: Any, *names: str) -> None:
+    """UserError if one of these settings is below the minimum."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < minimum:
+            raise UserError(f"--{name} {value}: must be {minimum} or more")
+
+
 def command(script: str, settings: Any) -> str:
-    """The command line that would start `script` with these settings: what differs from the defaults."""
+    """The command line that starts a script with these settings; defaults are left out."""
     words = ["python", script]
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if value != field.default:
-            words += [f"--{'' if value else 'no-'}{field.name}"] if isinstance(value, bool) else [f"--{field.name}", str(value)]
+        if value == field.default:
+            continue
+        if value is True:
+            words.append(f"--{field.name}")
+        elif value is False:
+            words.append(f"--no-{field.name}")
+        else:
+            words += [f"--{field.name}", str(value)]
     return shlex.join(words)
 
 
-def start(main, settings_class: type) -> None:
-    """Runs main(settings) as a script: a UserError, no memory, no room on the disk: one sentence, exit code 2; Ctrl-C: 130."""
-    for stream in (sys.stdout, sys.stderr):                    # a console that has no sign for a sample's letter stops no run
+def _disk_message(error: OSError, settings: Any) -> str:
+    place = error.filename or getattr(settings, "out", "a file")
+    message = f"{place}: {error.strerror or error}: make room on that disk or choose another folder"
+    if hasattr(settings, "resume"):
+        message += "; your last checkpoint is safe, --resume goes on from it"
+    return message
+
+
+def _memory_message(error: Exception, settings: Any) -> str:
+    advice = [text for name, text in LESS_MEMORY.items() if hasattr(settings, name)]
+    message = f"out of memory ({' '.join(str(error).split())[:120]}): try {', '.join(advice)}"
+    if hasattr(settings, "resume"):
+        message += "; --resume goes on from the last checkpoint"
+    return message
+
+
+def start(main: Callable, settings_class: type) -> None:
+    """Run main(settings) as a script.
+
+    A UserError, a full disk or too little memory: one sentence, exit code 2. Ctrl-C: exit code 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # some consoles lack a sample's letters
+    settings = None
     try:
-        main(settings := parse(settings_class))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:                                   # a full disk, a folder that is read-only
-        where = error.filename or getattr(settings, "out", "a file")
-        print(f"error: {where}: {error.strerror or error}: make room on that disk, or choose a place that you may write; what was "
-              "whole is whole, and the same command" + " with --resume" * hasattr(settings, "resume") + " goes on", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:               # torch's own are RuntimeErrors
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory|not enough memory", str(error)):
-            raise
-        lower = {"token_budget": "half the --token_budget", "checkpointing": "--checkpointing", "max_tokens": "fewer --max_tokens",
-                 "dtype": "--dtype bfloat16", "init": "a smaller --init", "resume": "--resume to go on from the last checkpoint"}
-        advice = ", ".join(words for name, words in lower.items() if hasattr(settings, name))
-        print(f"error: out of memory ({' '.join(str(error).split())[:120]}): take {advice}", file=sys.stderr)
-        sys.exit(2)
+        settings = parse(settings_class)
+        main(settings)
+        return
     except KeyboardInterrupt:
         sys.exit(130)
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = _disk_message(error, settings)
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeErrors
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        message = _memory_message(error, settings)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
