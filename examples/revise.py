@@ -1,87 +1,131 @@
-"""Constitutional AI, the supervised half: the model criticises its own responses by written principles and revises them.
+"""Constitutional AI's first half: a model criticises and revises its own responses.
 
-Sample a response; draw a principle; critique; revise; draw again. Prompts with their last revisions are demonstrations for
-train_sft.py, and no person has labelled anything (Bai et al. 2022, section 3.1). With --revisions 0 the samples stay as they
-are: mixed in for harmless prompts, they keep the model as helpful as it was.
+Sample a response; draw a principle; critique; revise; draw again. Prompts with their last revisions
+are demonstrations for train_sft.py that no person has labelled (Bai et al. 2022, section 3.1). With
+--revisions 0 the samples stay as they are: mix them in for harmless prompts, to stay as helpful.
 
-    python revise.py --init out/sft --data harmful_prompts.jsonl --out out/revisions.jsonl
-    python revise.py --init http://127.0.0.1:11434/v1 --model llama3.2 --data prompts.jsonl --out out/revisions.jsonl
+    python examples/revise.py --init out/sft --data harmful.jsonl --out out/revisions.jsonl
+    python examples/revise.py --init http://127.0.0.1:11434/v1 --model llama3.2 --data prompts.jsonl
     python train_sft.py --init out/sft --data out/revisions.jsonl --out out/sft_constitutional
 """
-import json
+
 import random
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from minirlhf import UserError, judge
-from minirlhf.cli import start
-from minirlhf.data import read_prompts
-from minirlhf.model import write_atomically
-from minirlhf.questions import CRITIQUE, REVISE, ask
-from minirlhf.run import read_jsonl
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-AT_ONCE = 64                      # prompts between two writes to the file
+from minirlhf import UserError
+from minirlhf.cli import start
+from minirlhf.data import Prompt, read_prompts
+from minirlhf.feedback import judge
+from minirlhf.feedback.judge import CRITIQUE, REVISE, ask
+from minirlhf.files import read_jsonl, write_jsonl
+
+AT_ONCE = 64  # prompts between two writes to the file
 
 
 @dataclass
 class Settings:
-    init: str = "out/sft"         # who responds, criticises and revises: a model folder, or an OpenAI-compatible endpoint's URL
-    model: str = ""               # the model's name at the endpoint
-    data: str = "toy"             # prompts: toy, or JSONL files with a "prompt" field, comma-separated
-    split: str = "train"          # toy prompts: train, or test (held out)
-    count: int = 500              # how many prompts
-    template: str = "chat"        # chat: a bare prompt is a human turn; raw: the model continues it as it is
-    constitution: str = "constitution.txt"      # a file of principles, one a paragraph; toy: the toy world's
-    revisions: int = 2            # rounds of critique and revision, 0 to 4
-    max_tokens: int = 64          # longest response, critique and revision
-    temperature: float = 0.7      # of sampling
-    out: str = "out/revisions.jsonl"    # records are added; prompts that it holds already are not asked again
-    seed: int = 0                 # of everything random
-    device: str = "auto"          # auto, cuda, mps, cpu
-    dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
+    # everyday
+    init: str = "out/sft"  # who responds and revises: a model folder, or an endpoint's URL
+    model: str = ""  # the model's name at the endpoint
+    data: str = "toyworld"  # prompts: files with a "prompt" field, or a world
+    out: str = "out/revisions.jsonl"  # records are added; prompts it holds are not asked again
+    constitution: str = ""  # a text or a module with PRINCIPLES; empty: feedback/constitution.txt
+    revisions: int = 2  # rounds of critique and revision, 0 to 4
+    # sampling
+    count: int = 500  # how many prompts
+    split: str = "train"  # of a world's prompts: train or test
+    template: str = "chat"  # chat, or raw for prompts that the model continues as they are
+    max_tokens: int = 64  # longest response, critique and revision
+    temperature: float = 0.7
+    # run
+    seed: int = 0  # of everything random
+    device: str = "auto"  # auto, cuda, mps, cpu
+    dtype: str = "auto"  # of matrix products: auto, float32, bfloat16
 
 
-def revised(model, prompts: list[str], principles: list[str], settings: Settings, count: Counter) -> list[dict | None]:
-    """A record per prompt; None where one of the model's texts was unusable (too long, empty, cut off)."""
-    def say(questions: list[str | None]) -> list[str | None]:
-        answers = judge.counted(model.say([q for q in questions if q], settings.max_tokens, settings.temperature), count)
-        return [q and next(answers) for q in questions]
+def say(
+    model, prompts: list[Prompt | None], settings: Settings, count: Counter
+) -> list[str | None]:
+    """An answer to each prompt; None for no prompt and where the answer is unusable."""
+    asked = [prompt for prompt in prompts if prompt]
+    answers = model.say(asked, settings.max_tokens, settings.temperature)
+    answers = judge.counted(answers, count)
+    return [next(answers) if prompt else None for prompt in prompts]
 
-    responses = say(prompts)
-    steps: list[list[dict]] = [[] for _ in prompts]
+
+def question(template: str, prompt: Prompt, **texts: str | None) -> Prompt | None:
+    """None if a text is missing, because an earlier answer was unusable."""
+    if not all(texts.values()):
+        return None
+    return Prompt.of(ask(template, prompt, **texts))
+
+
+def revise(
+    model, prompts: list[Prompt], principles: list[str], settings: Settings, count: Counter
+) -> list[dict]:
+    """A record for each prompt whose answers were all usable."""
+    steps = [[] for _ in prompts]
+    responses = say(model, prompts, settings, count)
     for turn in range(settings.revisions):
-        drawn = [random.Random(repr((settings.seed, p, turn))).choice(principles) for p in prompts]
-        critiques = say([r and ask(CRITIQUE, p, principle=c, response=r) for p, r, c in zip(prompts, responses, drawn)])
-        revisions = say([c and ask(REVISE, p, response=r, critique=c) for p, r, c in zip(prompts, responses, critiques)])
-        for taken, *step in zip(steps, drawn, responses, critiques):
-            taken.append(dict(zip(("principle", "response", "critique"), step)))
-        responses = revisions
-    return [{"prompt": p, "completion": r, "steps": s} if r else None for p, r, s in zip(prompts, responses, steps)]
+        drawn, questions = [], []
+        for prompt, response in zip(prompts, responses):
+            principle = random.Random(repr((settings.seed, prompt.source, turn))).choice(principles)
+            drawn.append(principle)
+            questions.append(question(CRITIQUE, prompt, principle=principle, response=response))
+        critiques = say(model, questions, settings, count)
+        questions = []
+        for i, prompt in enumerate(prompts):
+            step = {"response": responses[i], "critique": critiques[i]}
+            steps[i].append({"principle": drawn[i], **step})
+            questions.append(question(REVISE, prompt, **step))
+        responses = say(model, questions, settings, count)
+    records = []
+    for prompt, response, taken in zip(prompts, responses, steps):
+        if response:
+            records.append({"prompt": prompt.source, "completion": response, "steps": taken})
+    return records
 
 
 def main(settings: Settings) -> None:
-    if not 0 <= settings.revisions <= 4 or settings.temperature < 0:
-        raise UserError("--revisions must be 0 to 4, --temperature 0 or more")
+    if not 0 <= settings.revisions <= 4:
+        raise UserError(f"--revisions {settings.revisions}: choose 0 to 4")
     principles = judge.read_constitution(settings.constitution)
-    prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
-                           template=settings.template)[: settings.count]
+    prompts = read_prompts(
+        settings.data,
+        split=settings.split,
+        count=settings.count,
+        seed=settings.seed,
+        template=settings.template,
+    )
     out = Path(settings.out)
     records = read_jsonl(out)
-    if wrong := [r for r in records if len(r.get("steps", "?????")) != settings.revisions]:
-        raise UserError(f"{out} holds something else, or another number of revisions ({str(wrong[0])[:80]}): choose another --out")
-    done, count = {r["prompt"] for r in records}, Counter()
-    todo = [p for p in prompts if p not in done]
-    model = judge.load(settings.init, settings.model, settings.seed, settings.device, settings.dtype)
+    for record in records:
+        if len(record.get("steps", "other")) != settings.revisions:
+            raise UserError(f"{out} holds other records or --revisions: choose another --out")
+    before = len(records)
+    done = {Prompt.of(record["prompt"], settings.template) for record in records}
+    todo = [prompt for prompt in prompts[: settings.count] if prompt not in done]
+    model = judge.load(
+        settings.init, settings.model, settings.seed, settings.device, settings.dtype
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    for i in range(0, len(todo), AT_ONCE):
-        records += [r for r in revised(model, todo[i : i + AT_ONCE], principles, settings, count) if r]
-        write_atomically(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
-        print(f"{i + len(todo[i : i + AT_ONCE])} of {len(todo)} prompts", flush=True)
-    print(f"{len(records) - len(done)} records added to {out}, {len(records)} in all; "
-          f"{count['unusable']} of {count['all']} answers unusable")
+    count = Counter()
+    for start_at in range(0, len(todo), AT_ONCE):
+        chunk = todo[start_at : start_at + AT_ONCE]
+        records += revise(model, chunk, principles, settings, count)
+        write_jsonl(out, records)
+        print(f"{start_at + len(chunk)} of {len(todo)} prompts", flush=True)
+    print(
+        f"{len(records) - before} records added to {out}, {len(records)} in all; "
+        f"{count['unusable']} of {count['all']} answers unusable"
+    )
     if not records:
-        raise UserError("no prompt could be answered to the end: raise --max_tokens, or take a model with a longer context")
+        raise UserError("no usable answer: raise --max_tokens, or take a model of longer context")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,16 @@ PAGE = Path(__file__).with_name("page.html")
 REPEATS = 0.1  # share of prompts that come twice
 LARGEST_BODY = 65536  # bytes; answers hold only numbers
 LONGEST_REQUEST = 20  # seconds, body included
+CONTENT_POLICY = (
+    "default-src 'none'; style-src 'nonce-NONCE'; script-src 'nonce-NONCE'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
 class Sitting:
@@ -146,19 +156,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send(status, "application/json", to_json(content).encode())
 
     def send(self, status: int, kind: str, body: bytes, nonce: str = "") -> None:
-        policy = (
-            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
-            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'"
-        )
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", policy)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.send_header("Content-Security-Policy", CONTENT_POLICY.replace("NONCE", nonce))
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

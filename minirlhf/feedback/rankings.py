@@ -12,6 +12,7 @@ Reward models do not learn from the last two. What an AI's record has besides st
 
 import json
 import math
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -116,7 +117,8 @@ def open_rankings(path: str | Path, candidates: list[Candidate]) -> list[dict]:
     if path.suffix != ".jsonl":
         raise UserError(f"--out {path}: a file of rankings is named .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _mend_last_line(path)
+    path.touch()
+    _drop_torn_line(path)
     texts = {c.id: (c.prompt.source, c.responses) for c in candidates}
     rankings = []
     for where, record in records(str(path), "rankings"):
@@ -127,19 +129,15 @@ def open_rankings(path: str | Path, candidates: list[Candidate]) -> list[dict]:
     return rankings
 
 
-def _mend_last_line(path: Path) -> None:
-    """Complete a last line that lacks its newline. Drop one that a crash cut short."""
-    with path.open("ab+") as file:
-        file.seek(0)
-        last_line = file.read().rpartition(b"\n")[2]
-        if not last_line:
-            return
-        try:
-            json.loads(last_line)
-            file.write(b"\n")
-        except ValueError:
-            file.truncate(file.tell() - len(last_line))
-            print(f"{path}: dropped the last line, which was cut short while being written")
+def _drop_torn_line(path: Path) -> None:
+    """A crash can cut the last line short. It was never confirmed to anybody."""
+    content = path.read_bytes()
+    last_line = content.rpartition(b"\n")[2]
+    try:
+        json.loads(last_line or b"{}")
+    except ValueError:
+        os.truncate(path, len(content) - len(last_line))
+        print(f"{path}: dropped the last line, which was cut short while being written")
 
 
 def append_ranking(
