@@ -1,116 +1,202 @@
-"""Generate: answer one prompt, hold a conversation, or write K candidates per prompt for labelling; also the best of n.
+"""Generate: answer a prompt, hold a conversation, or write K candidates a prompt for labelling.
 
     python sample.py --init out/ppo --prompt "Tell me a story with a fox and a lamp."
     python sample.py --init out/ppo --chat
-    python sample.py --init out/sft --data toy --count 500 --samples 4 --candidates_out out/candidates.jsonl
-    python sample.py --init out/sft --data toy --best_of 16 --reward out/rm --sft_out out/best.jsonl   # then train_sft.py on it
+    python sample.py --init out/sft --data toyworld --samples 4 --candidates_out candidates.jsonl
+    python sample.py --init out/sft --data toyworld --best_of 16 --reward out/rm --sft_out best.jsonl
+
+The last line is rejection sampling: train_sft.py learns from the best answers.
 """
-import json
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from minirlhf import UserError, rewards, rollout
-from minirlhf.cli import start
-from minirlhf.data import read_prompts
-from minirlhf.model import GPT, write_atomically
-from minirlhf.run import pick_autocast, pick_device, seed_of
-from minirlhf.tokenizer import ASSISTANT, HUMAN
+from minirlhf.cli import at_least, start
+from minirlhf.data import Prompt, read_prompts
+from minirlhf.device import open_model
+from minirlhf.files import to_json, write_jsonl
+from minirlhf.model import GPT
+from minirlhf.run import seed_of
 
 
 @dataclass
 class Settings:
-    init: str = "out/sft"         # model folder
-    prompt: str = ""              # a request; "-" reads it from standard input
-    chat: bool = False            # a conversation in the terminal; an empty line ends it
-    data: str = ""                # prompts: toy, or JSONL files with a "prompt" field, comma-separated
-    split: str = "train"          # toy prompts: train, or test (held out)
-    count: int = 500              # how many prompts of --data
-    candidates_out: str = ""      # with --data: JSONL file of {"id", "prompt", "responses"} for label.py
-    template: str = "chat"        # chat: a bare prompt is a human turn; raw: the model continues it as it is
-    sft_out: str = ""             # with --data: JSONL file of {"prompt", "completion"} for train_sft.py (finished responses only)
-    samples: int = 1              # responses per prompt
-    best_of: int = 1              # each of them the best of so many by --reward, finished ones first
-    reward: str = ""              # with --best_of: a reward model's folder, file.py:function, or more (minirlhf/rewards.py)
-    ensemble: str = "mean"        # of rewards divided by commas: mean, min, uwo
-    max_tokens: int = 64          # longest response
-    temperature: float = 1.0      # below 1 bolder about its favourites; 0: always the likeliest token
-    top_k: int = 0                # only the k likeliest tokens; 0: all
-    top_p: float = 1.0            # only the likeliest tokens that together have this probability
-    seed: int = 0                 # of everything random
-    device: str = "auto"          # auto, cuda, mps, cpu
-    dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
+    # everyday
+    init: str = "out/sft"  # model: a folder or a Hugging Face name
+    prompt: str = ""  # a request; "-" reads it from standard input
+    chat: bool = False  # a conversation in the terminal; an empty line ends it
+    max_tokens: int = 64  # longest response
+    temperature: float = 1.0  # below 1 the likely tokens become likelier; 0: always the likeliest
+
+    # many prompts
+    data: str = ""  # prompts: files, comma-separated, or a world's module
+    count: int = 500  # how many of them
+    split: Literal["train", "test"] = "train"  # of a world's prompts; test: held out
+    template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
+    samples: int = 1  # responses to each prompt
+    candidates_out: str = ""  # JSON lines for label.py: {"id", "prompt", "responses"}
+    sft_out: str = (
+        ""  # JSON lines for train_sft.py, of finished responses: {"prompt", "completion"}
+    )
+
+    # choice
+    best_of: int = 1  # each response is the best of so many by --reward
+    reward: str = ""  # a reward model's folder, file.py:function or module; several: an ensemble
+    ensemble: str = "mean"  # of several rewards: mean, min, uwo (mean - variance / 2)
+    top_k: int = 0  # only the k likeliest tokens; 0: all
+    top_p: float = 1.0  # only the likeliest tokens that together have this probability
+
+    # run
+    seed: int = 0  # of everything random
+    device: str = "auto"  # auto, cuda, mps, cpu
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
 
 
-def chat(model: GPT, settings: Settings, answer) -> None:
-    """Turn by turn; the oldest turns are forgotten when the context is full, and this is said."""
-    turns: list[str] = []                                  # "\n\nHuman: a\n\nAssistant:", " b", ...
+def check(settings: Settings) -> None:
+    """UserError for settings that do not go together."""
+    at_least(1, settings, "samples", "best_of", "count")
+    modes = [bool(settings.prompt), settings.chat, bool(settings.data)]
+    if sum(modes) != 1:
+        raise UserError("say what to answer: use one of --prompt TEXT, --chat, --data FILE")
+    if not 0 < settings.top_p <= 1:
+        raise UserError(f"--top_p {settings.top_p}: must be above 0 and at most 1")
+    if settings.best_of > 1 and not (settings.reward and settings.temperature):
+        raise UserError("--best_of needs --reward, to know the best, and a --temperature above 0")
+    if settings.reward and settings.best_of == 1:
+        raise UserError("--reward chooses between samples: it needs --best_of 2 or more")
+    if (settings.sft_out or settings.candidates_out) and not settings.data:
+        raise UserError("--sft_out and --candidates_out need --data")
+    if settings.sft_out and settings.candidates_out:
+        raise UserError("use --sft_out or --candidates_out, not both")
+
+
+class Sampler:
+    """Answers prompts with one model; with --best_of, keeps the best answer of several."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.model = open_model(GPT, settings.init, settings.device, settings.dtype)
+        seed = seed_of(settings.seed, "sample.py")
+        self.generator = torch.Generator(self.model.device).manual_seed(seed)
+        self.reward_fn = None
+        if settings.reward:
+            self.reward_fn = rewards.load(
+                settings.reward, settings.device, settings.dtype, ensemble=settings.ensemble
+            )
+
+    def __call__(self, prompts: list[Prompt]) -> rollout.Rollout:
+        """len(prompts) * samples rows, those of one prompt side by side."""
+        settings = self.settings
+        batch = rollout.sample(
+            self.model,
+            prompts,
+            settings.max_tokens,
+            self.generator,
+            temperature=settings.temperature,
+            samples_per_prompt=settings.samples * settings.best_of,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        if self.reward_fn is None:
+            return batch
+        scores = self.reward_fn(batch.prompts, batch.responses)
+        quality = list(zip(batch.finished.tolist(), scores))  # a finished response comes first
+        best = []
+        for start_ in range(0, len(quality), settings.best_of):
+            candidates = range(start_, start_ + settings.best_of)
+            best.append(max(candidates, key=lambda row: quality[row]))
+        return batch.select(best)
+
+
+def chat(sampler: Sampler) -> None:
+    """Turn by turn. When the context is full the oldest turns are forgotten, and this is said."""
+    model = sampler.model
+    room = model.config.n_positions - sampler.settings.max_tokens
+    turns = ()
     print("(an empty line ends the conversation)")
-    while request := input("\nHuman: ").strip():
-        turns.append(f"{HUMAN} {request}{ASSISTANT}")
-        while len(turns) > 1 and len(model.tokenizer.encode_prompt("".join(turns))) + settings.max_tokens > \
-                model.config.n_positions:
+    while True:
+        try:
+            request = input("\nHuman: ").strip()
+        except EOFError:
+            return
+        if not request:
+            return
+        turns = (*turns, ("user", request))
+        while len(turns) > 1 and len(model.tokenizer.encode_prompt(turns)) > room:
             print("(the context is full: the oldest turn is forgotten)")
             turns = turns[2:]
-        response = answer(["".join(turns)]).responses[0]
+        response = sampler([Prompt(turns, request)]).responses[0]
         print(f"Assistant: {response}")
-        turns.append(" " + response)
+        turns = (*turns, ("assistant", response))
+
+
+def answer_one(sampler: Sampler) -> None:
+    text = sampler.settings.prompt
+    if text == "-":
+        text = sys.stdin.read().rstrip("\n")
+    role = "text" if sampler.settings.template == "raw" else "user"
+    batch = sampler([Prompt(((role, text),), text)])
+    print(*batch.responses, sep="\n---\n")
+
+
+def demonstrations(batch: rollout.Rollout) -> list[dict]:
+    """Finished responses, for train_sft.py."""
+    rows = []
+    for prompt, response, finished in zip(batch.prompts, batch.responses, batch.finished.tolist()):
+        if finished:
+            rows.append({"prompt": prompt.source, "completion": response})
+    return rows
+
+
+def candidates(batch: rollout.Rollout, samples: int, seed: int) -> list[dict]:
+    """All responses to a prompt together, for label.py."""
+    rows = []
+    for number, first in enumerate(range(0, len(batch), samples)):
+        rows.append(
+            {
+                "id": f"{seed}-{number}",
+                "prompt": batch.prompts[first].source,
+                "responses": batch.responses[first : first + samples],
+            }
+        )
+    return rows
 
 
 def main(settings: Settings) -> None:
-    if settings.temperature < 0 or settings.samples < 1 or not 0 < settings.top_p <= 1:
-        raise UserError("--temperature must be 0 or more, --samples 1 or more, --top_p above 0 and at most 1")
-    if (settings.best_of != 1 or settings.reward) and not (settings.best_of > 1 and settings.reward and settings.temperature):
-        raise UserError("--best_of 2 or more and --reward need one another (which of them is best?), and a temperature above 0")
-    if settings.sft_out and (settings.candidates_out or not settings.data):
-        raise UserError("--sft_out needs --data, and goes without --candidates_out")
-    if bool(settings.prompt) + settings.chat + bool(settings.data) != 1:
-        raise UserError("say what to answer: --prompt TEXT, --chat, or --data FILE (see --help)")
-    device = pick_device(settings.device)
-
-    def place(model, frozen=True):
-        model.autocast_dtype = pick_autocast(settings.dtype, device)
-        return model.to(device)
-
-    model = place(GPT.from_pretrained(settings.init))
-    generator = torch.Generator(device).manual_seed(seed_of(settings.seed, "sample.py"))
-
-    n = settings.best_of
-    reward_fn = rewards.load(settings.reward, place, settings.ensemble) if settings.reward else None
-
-    def answer(prompts: list[str]) -> rollout.Rollout:
-        batch = rollout.sample(model, prompts, settings.max_tokens, generator, temperature=settings.temperature,
-                               samples_per_prompt=settings.samples * n, top_k=settings.top_k, top_p=settings.top_p)
-        if not reward_fn:
-            return batch
-        scores = reward_fn(batch.prompts, batch.responses)
-        keys = list(zip(batch.finished.tolist(), scores))
-        return batch.select([max(range(i, i + n), key=keys.__getitem__) for i in range(0, len(keys), n)])
-
+    check(settings)
+    sampler = Sampler(settings)
     if settings.chat:
-        return chat(model, settings, answer)
+        return chat(sampler)
     if settings.prompt:
-        text = sys.stdin.read().rstrip("\n") if settings.prompt == "-" else settings.prompt
-        prompt = text if settings.template == "raw" or HUMAN in text else f"{HUMAN} {text}{ASSISTANT}"
-        return print(*answer([prompt]).responses, sep="\n---\n")
+        return answer_one(sampler)
 
-    prompts = read_prompts(settings.data, split=settings.split, count=settings.count, seed=settings.seed,
-                           template=settings.template)[: settings.count]
-    batch, K = answer(prompts), settings.samples
+    prompts = read_prompts(
+        settings.data,
+        split=settings.split,
+        count=settings.count,
+        seed=settings.seed,
+        template=settings.template,
+    )
+    batch = sampler(prompts[: settings.count])
+    file = settings.sft_out or settings.candidates_out
     if settings.sft_out:
-        rows = [{"prompt": p, "completion": r} for p, r, ended in zip(batch.prompts, batch.responses, batch.finished) if ended]
+        rows = demonstrations(batch)
+        what = f"{len(rows)} demonstrations, without {len(batch) - len(rows)} unfinished responses,"
     else:
-        rows = [{"id": f"{settings.seed}-{i}", "prompt": prompt, "responses": batch.responses[i * K : (i + 1) * K]}
-                for i, prompt in enumerate(prompts)]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if not (file := settings.sft_out or settings.candidates_out):
-        return print(lines, end="")
+        rows = candidates(batch, settings.samples, settings.seed)
+        what = f"{len(rows)} prompts with {settings.samples} responses each"
+    if not file:
+        for row in rows:
+            print(to_json(row, ensure_ascii=False))
+        return
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(file), lines.encode())
-    print(f"wrote {len(prompts)} prompts with {K} responses each to {file}" if not settings.sft_out else
-          f"wrote {len(rows)} demonstrations to {file}; left out {len(prompts) * K - len(rows)} responses that never ended")
+    write_jsonl(file, rows)
+    print(f"wrote {what} to {file}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from itertools import combinations
 from typing import Any
 
 from minirlhf import UserError, formats, hub, readers, world
-from minirlhf.tokenizer import ASSISTANT_HEADER, USER_HEADER, Turns, prompt_text
+from minirlhf.tokenizer import ASSISTANT_HEADER, USER_HEADER, Turns, is_raw, prompt_text
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 SHORTEST_REPEATED = 20  # characters of a prompt that both sides of a pair begin with by no accident
@@ -346,8 +346,8 @@ def completion(record: dict, name: str, prompt: Prompt) -> Turns:
     """What follows the prompt: a response as text, or messages that end with the assistant's."""
     value = require(record, name)
     if isinstance(value, str):
-        if prompt.turns[0][0] != "text" and is_hh_text(prompt.source):
-            value = value.removeprefix(" ")  # the space behind "Assistant:"
+        if not is_raw(prompt.turns):
+            value = value.removeprefix(" ")  # some files keep the space behind "Assistant:"
         return (("assistant", value),)
     turns = parse_field(record, name)
     if turns[: len(prompt.turns)] == prompt.turns:  # the messages repeat the prompt
@@ -452,7 +452,9 @@ def ranking(record: dict, place: str, template: str) -> Ranking:
     responses = []
     for number, response in enumerate(list_field(record, "responses")):
         name = f"responses[{number}]"
-        responses.append(last_text(completion({name: response}, name, prompt), name))
+        if not isinstance(response, str):  # label.py's are texts, which stay as they are
+            response = last_text(completion({name: response}, name, prompt), name)
+        responses.append(response)
     ranks = list_field(record, "ranks")
     if len(responses) < 2 or len(responses) != len(ranks):
         raise UserError(
