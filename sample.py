@@ -3,7 +3,7 @@
     python sample.py --init out/ppo --prompt "Tell me a story with a fox and a lamp."
     python sample.py --init out/ppo --chat
     python sample.py --init out/sft --data toyworld --samples 4 --candidates_out candidates.jsonl
-    python sample.py --init out/sft --data toyworld --best_of 16 --reward out/rm --sft_out best.jsonl
+    python sample.py --init out/sft --data toyworld --best_of 16 --reward out/rm --sft_out b.jsonl
 
 The last line is rejection sampling: train_sft.py learns from the best answers.
 """
@@ -192,7 +192,7 @@ def main(settings: Settings) -> None:
         what = f"{len(rows)} prompts with {settings.samples} responses each"
     if not file:
         for row in rows:
-            print(to_json(row, ensure_ascii=False))
+            print(to_json(row))
         return
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(file, rows)
