@@ -75,7 +75,7 @@ def _make_parser(settings_class: type) -> _Parser:
 def parse(settings_class: type, argv: list[str] | None = None) -> Any:
     """Command line -> settings. UserError for an unknown flag and for a value that cannot be.
 
-    Booleans are --flag and --no-flag. Numbers are finite, and 0 or more unless the default is negative.
+    Booleans are --flag and --no-flag. Numbers are finite, and not negative unless the default is.
     """
     values, unknown = _make_parser(settings_class).parse_known_args(argv)
     if unknown:

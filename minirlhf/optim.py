@@ -1,41 +1,76 @@
-"""Muon for the blocks' matrices, AdamW for all else: a small GPT trained from nothing learns about 1.6 times as much per step."""
+"""Muon for the blocks' matrices, AdamW for all else, and learning-rate schedules.
+
+A small GPT that is trained from nothing learns about 1.6 times as much per step with Muon.
+"""
+
+import math
+
 import torch
 from torch import Tensor
 
 
-def orthogonalise(G: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix to G (n, m), roughly: every singular value pushed to about 1 by a quintic
-    Newton-Schulz iteration. Coefficients: Jordan et al. 2024, "Muon: an optimizer for hidden layers"."""
-    X = G / (G.norm() + 1e-7)
+def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
+    """Factor on the learning rate: up from 0 over `warmup` steps, then down to 0 at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (steps - step) / max(1, steps - warmup)
+
+
+def cosine_decay(step: int, steps: int, warmup: int = 0) -> float:
+    """The same with half a cosine that ends at a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
+    """Push all singular values of a matrix (n, m) to about 1, by a quintic Newton-Schulz iteration.
+
+    Coefficients: Jordan et al. 2024, "Muon: an optimizer for hidden layers".
+    """
+    X = gradient / (gradient.norm() + 1e-7)
     tall = X.shape[0] > X.shape[1]
-    X = X.T if tall else X
-    A, Q = X @ X.T, None                      # each step is X <- B X with B a polynomial of A = X X': all of them commute,
-    for left in reversed(range(steps)):       # so the small A is iterated and X is multiplied once, at the end
+    if tall:
+        X = X.T
+    # A step is X <- B X with a polynomial B of A = X X'. They all commute: iterate the small A,
+    # collect the product of all B, and multiply X once.
+    A = X @ X.T  # (n, n)
+    product = None
+    for _ in range(steps):
         B = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)
         B.diagonal().add_(3.4445)
-        Q = B if Q is None else B @ Q
-        A = B @ A @ B if left else A
-    X = Q @ X
+        product = B if product is None else B @ product
+        A = B @ A @ B
+    X = product @ X
     return X.T if tall else X
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose groups with `orthogonal=True` step along the orthogonalised Nesterov momentum instead.
+    """AdamW whose groups with `orthogonal=True` step along the orthogonalised Nesterov momentum.
 
-    A step has the root mean square that AdamW's would have (0.2, Liu et al. 2025, "Muon is scalable", section 2.2), so one
-    learning rate scale serves both.
+    A step has the root mean square of AdamW's (0.2, Liu et al. 2025, "Muon is scalable", section
+    2.2), so one learning rate serves both.
     """
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for p in group["params"] if group["orthogonal"] else ():
-                if p.grad is not None:
-                    self.state[p].setdefault("step", torch.zeros(()))      # AdamW asks for it when a checkpoint is loaded
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 1 - group["betas"][1])
-                    update = orthogonalise(p.grad.lerp(momentum, group["betas"][1]))
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
-                    p.grad = None                          # AdamW passes over it
+            if group["orthogonal"]:
+                for parameter in group["params"]:
+                    self._step_matrix(parameter, group)
         super().step()
+
+    def _step_matrix(self, parameter: Tensor, group: dict) -> None:
+        if parameter.grad is None:
+            return
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())  # AdamW wants it when a checkpoint is loaded
+            state["momentum"] = torch.zeros_like(parameter)
+        beta = group["betas"][1]
+        state["momentum"].lerp_(parameter.grad, 1 - beta)
+        direction = orthogonalise(parameter.grad.lerp(state["momentum"], beta))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+        parameter.grad = None  # AdamW passes over it

@@ -1,277 +1,398 @@
-"""A run's folder: settings, metrics, samples, checkpoint and exact resume; device, precision, optimiser.
+"""A run's folder: settings, metrics, samples, checkpoints, and resuming from them.
 
-A run is a function of (settings, seed, step): whatever is random draws from `generator(name, step)`, so a run that was
-killed and resumed from its last checkpoint ends as if it had never stopped, bit for bit on a CPU.
+    out/ppo/run.json             settings, versions, "finished"
+    out/ppo/metrics.jsonl        a line per step
+    out/ppo/samples.jsonl        responses to look at
+    out/ppo/resume.safetensors   weights and optimiser of the last checkpoint, until it is finished
+    out/ppo/config.json, model.safetensors, ...   the finished model, a Hugging Face folder
 
-    out/ppo/run.json          all settings, parent, versions, "finished"
-    out/ppo/metrics.jsonl     a line per logged step
-    out/ppo/samples.jsonl     responses to look at
-    out/ppo/resume.safetensors   weights and optimiser of the last checkpoint; gone when the run is finished
-    out/ppo/config.json, model.safetensors, vocab.json, merges.txt   the model, once finished
+A run is a function of (settings, data, seed, step): everything random draws from
+`generator(name, step)`. On a CPU, a run that was killed and resumed ends bit for bit as one that
+was not.
 """
-import ctypes
+
 import hashlib
 import json
 import math
-import os
 import platform
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minirlhf import UserError, atomically, write_atomically
-from minirlhf.model import LOGITS_AT_ONCE, checksum
-from minirlhf.muon import Muon
+from minirlhf import UserError, device
+from minirlhf.checkpoint import read_tensors, write_tensors
+from minirlhf.files import (
+    append_jsonl,
+    atomically,
+    read_json,
+    read_jsonl,
+    to_json,
+    write_json,
+    write_jsonl,
+)
+from minirlhf.model import LOGITS_AT_ONCE
+from minirlhf.optim import Muon
 
+CHECKPOINT = "resume.safetensors"
 LOGS = ("metrics.jsonl", "samples.jsonl")
-OURS = ("resume.safetensors", "run.json", *LOGS, "model.safetensors")     # in this order: what is left resumes nothing else
-MAY_CHANGE_ON_RESUME = {"resume", "overwrite", "device", "out", "show_batch", "log_every", "save_every", "token_budget",
-                        "checkpointing", "compile"}
+MAY_CHANGE_ON_RESUME = {
+    "resume",
+    "overwrite",
+    "device",
+    "out",
+    "show_batch",
+    "log_every",
+    "save_every",
+    "token_budget",
+    "checkpointing",
+    "compile",
+}
 
 
 class Stopped(UserError):
-    """The run cannot go on; the last checkpoint is whole."""
+    """The run cannot go on. Its last checkpoint is good."""
 
 
 def seed_of(*key) -> int:
-    """A 63-bit seed from anything printable: (seed, "sample", step)."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """auto takes the first of cuda, mps, cpu that is there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no usable CUDA device; take --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: unknown; take auto, cuda, mps or cpu") from None
-
-
-def pick_autocast(name: str, device: torch.device) -> torch.dtype | None:
-    """auto: bfloat16 matrix products where the GPU has them; weights and log-softmax stay float32."""
-    if name not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"--dtype {name}: unknown; take auto, float32 or bfloat16")
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if name == "bfloat16" else None
-
-
-def keep_pages(keep: bool = True) -> None:
-    """glibc: freed memory stays with the process. To give the pages of large temporaries back and to fault them in again,
-    one by one, costs an eighth of a CPU's training step. Where there is no glibc, nothing happens."""
-    with suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0 if keep else 2**16)       # M_MMAP_MAX: how many blocks are mapped each by itself
-        libc.mallopt(-1, -1 if keep else 2**17)      # M_TRIM_THRESHOLD: what may lie free at the heap's end; -1: all
-
-
-def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
-    """Factor on the learning rate: up from 0 over `warmup` steps, then down to 0 at the end."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return (steps - step) / max(1, steps - warmup)
-
-
-def cosine_decay(step: int, steps: int, warmup: int = 0) -> float:
-    """The same with half a cosine, ending at a tenth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    """A 63-bit seed from anything printable, as seed_of(0, "sample", step)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def describe_result(folder: str | Path) -> dict:
-    """run.json of a folder; {} where there is none."""
-    path = Path(folder) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """run.json of a folder, {} if it has none."""
+    return read_json(Path(folder) / "run.json")
 
 
-def read_jsonl(path: str | Path) -> list[dict]:
-    """The whole lines of one of our own logs."""
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []     # a torn last line is left out
-    return [json.loads(line) for line in lines]
+def refuse_input_as_output(settings: Any) -> None:
+    """UserError if a setting names a folder or file that is, or lies in, --out."""
+    out = Path(settings.out).resolve()
+    for flag, value in asdict(settings).items():
+        if flag == "out" or not isinstance(value, str):
+            continue
+        for name in value.split(","):
+            path = Path(name.strip())
+            if name.strip() and path.exists() and path.resolve().is_relative_to(out):
+                raise UserError(
+                    f"--out {settings.out} would overwrite --{flag} {path}: choose another --out"
+                )
+
+
+def activation_bytes(model: nn.Module, tokens: int) -> int:
+    """About what autograd keeps of a forward pass over that many tokens."""
+    config = model.config
+    block = 34 * config.n_embd + 8 * (config.n_inner or 4 * config.n_embd)
+    if model.autocast_dtype:
+        block = block // 2
+    blocks = 1 if model.checkpointing else config.n_layer
+    logits = min(LOGITS_AT_ONCE, tokens * config.vocab_size)
+    return tokens * block * blocks + 12 * logits
+
+
+def short(number: float) -> str:
+    """Three digits or a whole number, eight columns."""
+    style = ".0f" if 1000 <= abs(number) < 1e7 else ".3g"
+    return format(number, style).rjust(8)
 
 
 class Run:
+    """Making a Run only checks its folder: an older run stays there until `log` has a first line."""
+
     def __init__(self, settings: Any, script: str):
-        self.settings, self.folder = settings, Path(settings.out)
-        self.script, self.seed = script, settings.seed
-        self.device = pick_device(settings.device)
-        self.autocast_dtype = pick_autocast(settings.dtype, self.device)
-        if self.device.type == "cpu":
-            keep_pages()
+        self.settings = settings
+        self.script = script
+        self.folder = Path(settings.out)
+        self.seed = settings.seed
+        self.device = device.pick_device(settings.device)
+        self.autocast_dtype = device.pick_autocast(settings.dtype, self.device)
         self.started = time.time()
-        self.seconds_before = 0.0             # spent by the runs that this one resumes
+        self.seconds_before = 0.0  # spent before this run was resumed
         self.first_step = 0
+        self.first_logged: tuple[int, float] | None = None  # step and time, for the ETA
         self.stop_signal: int | None = None
+        self.begun = False  # the folder holds nothing of an older run
         self.placed: list[nn.Module] = []
         self.tracked: dict[str, nn.Module] = {}
-        self.extra: dict[str, float] = {}     # small numbers that belong to a checkpoint: a KL coefficient
-        self.row: dict = {}                   # what was logged last
+        self.extra: dict[str, float] = {}  # numbers that belong to a checkpoint: a KL coefficient
+        self.row: dict = {}  # the last row of metrics.jsonl
         self.finished = self._open_folder()
 
-    # ------------------------------------------------------------------------------------------ folder and settings
+    # ---- folder and settings
 
     def _open_folder(self) -> bool:
-        """Makes or checks the folder. True if it holds the finished run of these very settings."""
-        mine, path = asdict(self.settings), self.folder / "run.json"
-        if self.settings.overwrite and not self.settings.resume:
-            for name in OURS:                          # and nothing else that may lie there
-                (self.folder / name).unlink(missing_ok=True)
-        if path.exists():
-            theirs = describe_result(self.folder)
-            for name in OURS:                          # of a save that was killed
-                (self.folder / f"{name}.partial").unlink(missing_ok=True)
-            if not self.settings.resume:
-                raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
-                                "or choose another --out")
-            free = MAY_CHANGE_ON_RESUME | ({"lr"} if not theirs.get("finished") else set())      # it may have led to NaN
-            changed = sorted(k for k in mine.keys() - free if theirs.get("settings", {}).get(k) != mine[k])
-            if changed:
-                raise UserError(f"{self.folder} was started with other settings ({', '.join(changed)}): resume with the "
-                                "same ones, or take --overwrite or another --out")
-            self.seconds_before = theirs.get("seconds", 0.0)
-            if theirs.get("finished"):                 # killed before the last line of finish()
-                (self.folder / "resume.safetensors").unlink(missing_ok=True)
-            return bool(theirs.get("finished"))
+        """Check the folder. True if it holds this very run, finished."""
+        settings = self.settings
+        refuse_input_as_output(settings)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be made ({error.strerror}): choose a folder you may write") from None
-        self._write_run_json(finished=False)
+            raise UserError(
+                f"--out {self.folder} cannot be made ({error.strerror}): choose another folder"
+            ) from None
+        earlier = describe_result(self.folder)
+        if earlier and settings.resume:
+            self._compare_settings(earlier)
+            self.seconds_before = earlier.get("seconds", 0.0)
+            if earlier.get("finished"):  # it may have been killed just after that was written
+                self._delete_checkpoint()
+            return earlier.get("finished", False)
+        for name in ("run.json", "config.json", "model.safetensors"):
+            if (self.folder / name).exists() and not settings.overwrite:
+                raise UserError(
+                    f"{self.folder} already holds a run or a model ({name}): use --resume to "
+                    "continue the run, --overwrite to replace it, or another --out"
+                )
         return False
 
-    def _write_run_json(self, **more) -> None:
-        parent = getattr(self.settings, "init", "")
-        content = {"script": self.script, "settings": asdict(self.settings), "parent": parent, "seed": self.seed,
-                   "device": str(self.device), "torch": torch.__version__, "python": platform.python_version(),
-                   "seconds": round(self.seconds_before + time.time() - self.started, 2)} | more
-        write_atomically(self.folder / "run.json", json.dumps(content, indent=1).encode())
+    def _compare_settings(self, earlier: dict) -> None:
+        may_change = set(MAY_CHANGE_ON_RESUME)
+        if not earlier.get("finished"):
+            may_change.add("lr")  # a run that stopped at NaN goes on with a lower one
+        old = earlier.get("settings", {})
+        changed = []
+        for field in fields(self.settings):
+            name = field.name
+            if name in may_change:
+                continue
+            if old.get(name, field.default) != getattr(self.settings, name):
+                changed.append(name)
+        if changed:
+            raise UserError(
+                f"{self.folder} was started with other settings ({', '.join(changed)}): resume "
+                "with the same ones, or use --overwrite or another --out"
+            )
+
+    def _begin(self) -> None:
+        """Before the first line is written: replace an older run's run.json, delete its results."""
+        if self.begun:
+            return
+        with atomically(self.folder / "run.json") as temporary:
+            write_json(temporary, self._description(finished=False))
+            self._delete_checkpoint()  # first: it must never meet the new settings
+        for name in (*LOGS, "model.safetensors"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.begun = True
+
+    def _delete_checkpoint(self) -> None:
+        for path in self.folder.glob(f"{CHECKPOINT}*"):  # also a part of one
+            path.unlink()
+
+    def _description(self, **results) -> dict:
+        seconds = self.seconds_before + time.time() - self.started
+        return {
+            "script": self.script,
+            "settings": asdict(self.settings),
+            "parent": getattr(self.settings, "init", ""),
+            "seed": self.seed,
+            "device": str(self.device),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "seconds": round(seconds, 2),
+            **results,
+        }
 
     def generator(self, *key) -> torch.Generator:
-        """A generator that depends on (seed, key) alone: run.generator("sample", step)."""
+        """A generator that depends on (seed, key) alone, as generator("sample", step)."""
         return torch.Generator(self.device).manual_seed(seed_of(self.seed, *key))
 
-    def place(self, model: nn.Module, frozen: bool = False) -> nn.Module:
-        """To the run's device and precision. Frozen models keep no gradients, and of their blocks' matrices only what autocast
-        would round them to at every use: the same numbers from half the memory."""
-        model.autocast_dtype = self.autocast_dtype
-        model.checkpointing = getattr(self.settings, "checkpointing", False)
-        model.to(self.device).requires_grad_(not frozen)
-        for layer in model.h.modules():
-            if frozen and self.autocast_dtype and isinstance(layer, nn.Linear):
-                layer.to(self.autocast_dtype)
-        if getattr(self.settings, "compile", False):
-            for block in model.h:
-                block.compile(dynamic=True)
+    # ---- models and optimisers
+
+    def place(self, model: nn.Module, *, trained: bool = False) -> nn.Module:
+        """device.place with the run's settings."""
         self.placed.append(model)
-        return model
+        return device.place(
+            model,
+            self.device,
+            self.autocast_dtype,
+            trained=trained,
+            checkpointing=getattr(self.settings, "checkpointing", False),
+            compile=getattr(self.settings, "compile", False),
+        )
+
+    def open(self, cls, folder: str | Path, *, trained: bool = False, **overrides) -> nn.Module:
+        """device.open_model with the run's settings."""
+        return self.place(cls.from_pretrained(folder, **overrides), trained=trained)
+
+    def adamw(
+        self, models: list[nn.Module], lr: float, eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> torch.optim.AdamW:
+        """AdamW. Matrices decay; biases and gains do not."""
+        parameters = [p for model in models for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=(0.9, 0.95), fused=True)
+
+    def muon(self, model: nn.Module, lr: float, weight_decay: float = 0.0) -> Muon:
+        """Muon at four times `lr` for the blocks' matrices, AdamW without decay for all else."""
+        matrices = [p for p in model.h.parameters() if p.dim() == 2]
+        in_blocks = {id(p) for p in matrices}
+        others = [p for p in model.parameters() if id(p) not in in_blocks]
+        blocks = {"params": matrices, "orthogonal": True, "lr_factor": 4.0}
+        rest = {"params": others, "orthogonal": False, "weight_decay": 0.0}
+        groups = [blocks, rest]
+        return Muon(groups, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+
+    def update(
+        self,
+        optimizer: torch.optim.Optimizer,
+        models: list[nn.Module],
+        lr: float,
+        loss: float,
+        step: int,
+        clip: float = 1.0,
+    ) -> float:
+        """One optimiser step on the gradients that are there; each model's norm is clipped.
+
+        Returns the first model's norm before clipping. Raises Stopped, before anything is updated,
+        if the loss or a gradient is not finite.
+        """
+        norms = []
+        for model in models:
+            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), clip)))
+        if not all(math.isfinite(number) for number in (loss, *norms)):
+            raise Stopped(
+                f"step {step}: loss {loss} or gradient norm {norms} is not finite; nothing was "
+                f"updated. Use --resume with a lower --lr (now {lr:g})"
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norms[0]
+
+    # ---- memory
 
     def memory(self, cached_tokens: int = 0) -> dict[str, float]:
-        """GiB that the placed models will take in a step, by purpose; their sum at the peak is printed with the flags that lower
-        it. cached_tokens: those whose keys and values sampling keeps; that and the activations are never there at one time.
-        A block's activations are counted as autograd saves them."""
-        trained, tokens = [m for m in self.placed if any(p.requires_grad for p in m.parameters())], self.settings.token_budget
-        cast = 2 if self.autocast_dtype else 0             # bytes of a weight as autocast keeps it for the backward pass
-        first = self.placed[0].config
-        parts = {"weights": sum(p.numel() * p.element_size() for m in self.placed for p in m.parameters()), "activations": 0,
-                 "gradients and AdamW": sum((12 * p.requires_grad + cast * (p.dtype == torch.float32)) * p.numel()
-                                            for m in trained for p in m.parameters()),
-                 "sampling": cached_tokens * (4 if cast else 8) * first.n_layer * first.n_embd}
-        for m in trained:
-            D, inner = m.config.n_embd, m.config.n_inner or 4 * m.config.n_embd
-            block = 22 * D + 4 * inner if self.autocast_dtype else 34 * D + 8 * inner           # bytes per token
-            parts["activations"] += tokens * (block + 4 * D * m.config.n_layer if m.checkpointing else block * m.config.n_layer)
-            parts["activations"] += 12 * min(LOGITS_AT_ONCE, tokens * m.config.vocab_size) * hasattr(m, "token_logprobs")
+        """Estimate the GiB of a step, by purpose; print them if they are 1 or more in all.
+
+        cached_tokens: tokens whose keys and values sampling keeps. Sampling and the activations of
+            an update are never there at the same time.
+        """
+        tokens = self.settings.token_budget
+        config = self.placed[0].config
+        number_bytes = 2 if self.autocast_dtype else 4
+        parts = {"weights": 0, "gradients and optimiser": 0, "activations": 0}
+        parts["sampling"] = 2 * number_bytes * cached_tokens * config.n_layer * config.n_embd
+        for model in self.placed:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            parts["weights"] += sum(p.numel() * p.element_size() for p in model.parameters())
+            parts["gradients and optimiser"] += 12 * sum(p.numel() for p in trained)
+            if trained:
+                parts["activations"] += activation_bytes(model, tokens)
         parts = {name: size / 2**30 for name, size in parts.items()}
-        there = f" of {torch.cuda.mem_get_info(self.device)[1] / 2**30:.1f}" if self.device.type == "cuda" else ""
         peak = sum(parts.values()) - min(parts["activations"], parts["sampling"])
-        print(f"memory: about {peak:.2g}{there} GiB: {', '.join(f'{k} {v:.2g}' for k, v in parts.items() if v)}; "
-              f"--token_budget {tokens // 2} or --checkpointing would lower the activations, a smaller --init the rest")
+        if peak >= 1:
+            listed = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
+            print(
+                f"memory: about {peak:.1f} GiB ({listed}); if that is too much, use --token_budget "
+                f"{tokens // 2} or --checkpointing"
+            )
         return parts
 
-    # ------------------------------------------------------------------------------------------ checkpoints
+    def peak_memory(self) -> float:
+        """GiB: of the GPU if there is one, else of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        try:
+            import resource  # not on Windows
+        except ImportError:
+            return math.nan
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+    # ---- checkpoints
 
     def track(self, optimizer: torch.optim.Optimizer, **models: nn.Module) -> None:
-        """Says what a checkpoint holds; loads the last one if the run is resumed."""
-        self.optimizer, self.tracked = optimizer, models
-        path = self.folder / "resume.safetensors"
+        """Say what a checkpoint holds. Loads the last one if the run is resumed."""
+        self.optimizer = optimizer
+        self.tracked = models
+        path = self.folder / CHECKPOINT
         if not (self.settings.resume and path.exists()):
-            for name in LOGS:                                    # lines of a run that died before its first checkpoint
-                (self.folder / name).unlink(missing_ok=True)
             return
         try:
-            with safe_open(path, "pt") as f:
-                tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()           # noqa: SIM118 (no dict)
-            if meta["crc32"] != checksum(tensors, meta["state"] + str(sorted(tensors))):
-                raise ValueError("its checksum is wrong")
-            meta = json.loads(meta["state"])
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): put back a copy, or delete it to begin again at step 0") from None
+            tensors, metadata = read_tensors(path)
+            state = json.loads(metadata["state"])
+        except (UserError, KeyError):
+            raise UserError(
+                f"{path} is damaged: restore a copy, or delete it to begin again at step 0"
+            ) from None
         for name, model in models.items():
-            model.load_state_dict({k: tensors[f"{name}.{k}"] for k in model.state_dict()})
-        state = {}
-        for key in tensors:
+            weights = {key: tensors[f"{name}.{key}"] for key in model.state_dict()}
+            model.load_state_dict(weights)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
             if key.startswith("optimizer."):
-                _, i, field = key.split(".", 2)
-                state.setdefault(int(i), {})[field] = tensors[key].clone()       # else it is the file, which must be replaced
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.first_step, self.extra = meta["step"], meta["extra"]
-        for name in (x for x in LOGS if (self.folder / x).exists()):     # what the dead run logged after its last checkpoint goes
-            kept = [r for r in read_jsonl(self.folder / name) if r["step"] < self.first_step]
-            write_atomically(self.folder / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
-        self.row = (read_jsonl(self.folder / LOGS[0]) or [{}])[-1]
+                _, index, name = key.split(".", 2)
+                moments.setdefault(int(index), {})[name] = tensor.clone()  # the file is replaced
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.first_step = state["step"]
+        self.extra = state["extra"]
+        self._cut_logs()
+        self.begun = True
         print(f"resuming {self.folder} at step {self.first_step}")
 
+    def _cut_logs(self) -> None:
+        """Delete what was logged after the checkpoint: it will be logged again."""
+        for name in LOGS:
+            path = self.folder / name
+            if path.exists():
+                rows = [row for row in read_jsonl(path) if row["step"] < self.first_step]
+                write_jsonl(path, rows)
+                if name == "metrics.jsonl" and rows:
+                    self.row = rows[-1]
+
     def checkpoint(self, step: int) -> None:
-        """Everything needed to go on at `step`, in one file that appears whole or not at all."""
-        tensors = {f"{name}.{k}": v for name, model in self.tracked.items() for k, v in model.state_dict().items()}
-        for i, fields in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": v for k, v in fields.items()}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        state = json.dumps({"step": step, "extra": self.extra})
-        with atomically(self.folder / "resume.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"state": state, "crc32": checksum(tensors, state + str(sorted(tensors)))})
-            for name in LOGS:                                     # after a power cut they must not lack a step before this one
-                with suppress(FileNotFoundError), (self.folder / name).open("r+b") as f:
-                    os.fsync(f.fileno())
-        self._write_run_json(finished=False)
+        """Write all that is needed to go on at `step`, in one file."""
+        self._begin()
+        tensors = {}
+        for name, model in self.tracked.items():
+            for key, tensor in model.state_dict().items():
+                tensors[f"{name}.{key}"] = tensor
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            for key, tensor in moments.items():
+                tensors[f"optimizer.{index}.{key}"] = tensor
+        for name in LOGS:  # a power cut must not lose lines from before the checkpoint
+            if (self.folder / name).exists():
+                append_jsonl(self.folder / name, [], sync=True)
+        state = to_json({"step": step, "extra": self.extra})
+        write_tensors(self.folder / CHECKPOINT, tensors, state=state)
+        write_json(self.folder / "run.json", self._description(finished=False))
 
     @contextmanager
     def _signals(self):
         """Ctrl-C and SIGTERM let the step finish; a second one stops at once."""
+
         def note(number, frame):
             if self.stop_signal is not None:
                 raise KeyboardInterrupt
             self.stop_signal = number
 
-        before = {}
-        with suppress(ValueError):       # not the main thread: whoever runs us handles signals
-            before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {}
+        with suppress(ValueError):  # not the main thread, which handles signals itself
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handlers[number] = signal.signal(number, note)
         try:
             yield
         finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
-    def steps(self, total: int):
-        """The steps still to do, with a progress bar; checkpoints every save_every steps and when told to stop."""
-        bar = tqdm(total=total, initial=self.first_step, desc=self.folder.name, unit="step", mininterval=1,
-                   disable=not sys.stderr.isatty())
+    def steps(self, total: int) -> Iterator[int]:
+        """The steps still to do; checkpoints every save_every steps and when told to stop."""
         self.total = total
+        bar = tqdm(total=total, initial=self.first_step, unit="step", mininterval=1, disable=None)
         with self._signals(), bar:
             for step in range(self.first_step, total):
                 yield step
@@ -280,81 +401,57 @@ class Run:
                 if self.stop_signal is not None:
                     self.checkpoint(done)
                     bar.close()
-                    alone = Path(sys.argv[0]).name == self.script             # run_rlhf.py resumes unasked
-                    print(f"stopped at step {done}; the same command{' with --resume' * alone} goes on from here", flush=True)
+                    print(f"stopped at step {done}; {self.folder} can be resumed", flush=True)
                     raise KeyboardInterrupt
                 if done % self.settings.save_every == 0 and done < total:
                     self.checkpoint(done)
 
-    def finish(self, model, **more) -> None:
-        """Writes the model folder, then marks the run finished."""
+    def finish(self, model, **results) -> None:
+        """Write the model's folder, then mark the run finished."""
+        self._begin()
         model.save_pretrained(self.folder)
-        self._write_run_json(finished=True, **more)
-        (self.folder / "resume.safetensors").unlink(missing_ok=True)
+        write_json(self.folder / "run.json", self._description(finished=True, **results))
+        self._delete_checkpoint()
         print(f"wrote {self.folder}")
 
-    # ------------------------------------------------------------------------------------------ optimisation
+    # ---- what the user sees
 
-    def adamw(self, models: list[nn.Module], lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> torch.optim.AdamW:
-        """AdamW (fused); matrices decay, biases and LayerNorm gains do not."""
-        parameters = [p for m in models for p in m.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-                  {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=(0.9, 0.95), fused=self.device.type in ("cuda", "cpu"))
-
-    def muon(self, model: nn.Module, lr: float, weight_decay: float = 0.0) -> Muon:
-        """Muon for the blocks' matrices at four times `lr`; AdamW for embeddings, biases and gains, which do not decay."""
-        blocks = {id(p) for p in model.h.parameters() if p.dim() == 2}
-        groups = [{"params": [p for p in model.parameters() if (id(p) in blocks) == matrix], "orthogonal": matrix,
-                   "lr_factor": 4.0 if matrix else 1.0, "weight_decay": weight_decay * matrix} for matrix in (True, False)]
-        return Muon(groups, lr=lr, betas=(0.9, 0.95), fused=self.device.type in ("cuda", "cpu"))
-
-    def update(self, optimizer, models: list[nn.Module], lr: float, loss: float, step: int, clip: float = 1.0) -> float:
-        """Clips each model's gradient norm, steps, clears; returns the norm of the first model before clipping.
-
-        A loss or gradient that is not finite stops the run before the step: the last checkpoint stays good.
-        """
-        norms = [float(nn.utils.clip_grad_norm_(m.parameters(), clip)) for m in models]
-        if not (math.isfinite(loss) and all(map(math.isfinite, norms))):
-            raise Stopped(f"step {step}: loss {loss}, gradient norms {norms} are not finite. Nothing was updated; try a "
-                          f"lower --lr (now {lr:g}) and --resume from the last checkpoint in {self.folder}")
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_factor", 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norms[0]
-
-    # ------------------------------------------------------------------------------------------ what the user sees
+    def _eta(self, step: int) -> str:
+        """Minutes and seconds; from the second logged step on, as the first one warms up."""
+        if self.first_logged is None:
+            self.first_logged = step, time.time()
+            return "    -"
+        first, since = self.first_logged
+        seconds = (time.time() - since) / (step - first) * (self.total - step - 1)
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
-        """A line of metrics.jsonl (tensors become their means); every log_every steps, one on the console with an ETA."""
-        row = {"step": step} | {k: float(v.float().mean()) if isinstance(v, Tensor) else v for k, v in metrics.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+        """Add a row to metrics.jsonl; every log_every steps also a line on the console.
+
+        Tensors become their means. show: the metrics on the console, by default all.
+        """
+        self._begin()
+        row = {"step": step}
+        for name, value in metrics.items():
+            row[name] = float(value.float().mean()) if isinstance(value, Tensor) else value
+        append_jsonl(self.folder / "metrics.jsonl", [row])
         self.row = row
+        eta = self._eta(step)
         if step % self.settings.log_every == 0 or step == self.total - 1:
-            gone = time.time() - self.started
-            eta = gone / (step + 1 - self.first_step) * (self.total - step - 1)
-            numbers = "  ".join(f"{k} {row[k]:>7.3g}" if abs(row[k]) < 1e4 else f"{k} {row[k]:>7.0f}" for k in show or metrics
-                                if isinstance(row.get(k), int | float))
-            tqdm.write(f"step {step:>5}/{self.total}  {numbers}  left {eta // 60:.0f}:{eta % 60:02.0f}")
+            numbers = []
+            for name in show or metrics:
+                if isinstance(row.get(name), int | float):
+                    numbers.append(f"{name} {short(row[name])}")
+            tqdm.write(f"step {step:>5}/{self.total}  {'  '.join(numbers)}  left {eta:>5}")
         return row
 
     def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
-        """Responses to samples.jsonl; the first `show` to the console."""
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
+        """Add responses to samples.jsonl; the first `show` also go to the console."""
+        self._begin()
+        append_jsonl(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
         for row in rows[:show]:
+            prompt = row["prompt"]
+            if isinstance(prompt, list):
+                prompt = prompt[-1]["content"]
             score = f"{row['score']:+.2f} " if "score" in row else ""
-            tqdm.write(f"    {score}{row['prompt'].strip()[-100:]!r} -> {row['response'][:140]!r}")
-
-    def peak_memory(self) -> float:
-        """GiB: of the GPU where there is one, else of this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        try:
-            import resource  # not on Windows
-        except ImportError:
-            return float("nan")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**30 if sys.platform == "darwin" else 2**20)
+            tqdm.write(f"    {score}{prompt.strip()[-100:]!r} -> {row['response'][:140]!r}")
