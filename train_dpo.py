@@ -1,266 +1,438 @@
-"""The shortcut: the policy learns from rankings directly, without a reward model and, unless --online, without sampling.
+"""The shortcut: the policy learns from rankings directly, without a reward model and, unless
+--online, without sampling.
 
-log(policy/reference) of a whole response is its implicit reward; the loss raises the better response's over the worse one's
-(Rafailov et al. 2023). Relatives by --loss: ipo, robust, simpo, orpo, kto; formulas and papers in minirlhf/losses.py.
+log(policy/reference) of a whole response is its implicit reward, and the loss raises the better
+response's over the worse one's (Rafailov et al. 2023). Its relatives are chosen with --loss; the
+formulas and papers are in minirlhf/losses.py.
 
     python train_dpo.py --init out/sft --data out/round1/rankings.jsonl --out out/dpo
-    python train_dpo.py --loss kto --data thumbs.jsonl            # {"prompt", "response", "label": true or false}
-    python train_dpo.py --online --reward out/rm --data toy       # sample, rank by the reward, one step, again
+    python train_dpo.py --loss kto --data thumbs.jsonl     # {"prompt", "response", "label": true}
+    python train_dpo.py --online --reward out/rm --data toyworld   # sample, rank, learn, again
 """
+
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from minirlhf import UserError, data, lora, losses, rewards, rollout
-from minirlhf.cli import start
-from minirlhf.feedback import rank_by
+from minirlhf import UserError, lora, losses, rewards, rollout
+from minirlhf.batches import batch_indices, fit, held_out, micro_batches, pad
+from minirlhf.cli import at_least, start
+from minirlhf.data import Prompt, distinct, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
-from minirlhf.run import Run, linear_decay, seed_of
-
-BETA = {"sigmoid": 0.1, "robust": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}      # the papers'
+from minirlhf.optim import linear_decay
+from minirlhf.run import Run, seed_of
+from minirlhf.stats import estimate, right
 
 
 @dataclass
 class Settings:
-    init: str = "out/sft"         # policy to start from
-    reference: str = ""           # model that holds the policy back, and that the KL is measured against; empty: --init
-    data: str = "out/round1/rankings.jsonl"   # rankings or pairs; for kto also labelled responses; with --online prompts, or toy
-    out: str = "out/dpo"          # the run's folder
-    template: str = "chat"        # chat: a bare prompt is a human turn; raw: the response continues it as it is
-    loss: str = "sigmoid"         # sigmoid (DPO), ipo, simpo, orpo, kto, robust
-    beta: float = 0.0             # how dear it is to leave the reference (simpo: scale; orpo: weight); 0: the paper's
-    ranking: str = "pairs"        # of K responses: pairs (all untied ones), or plackett_luce (sigmoid only)
-    label_smoothing: float = 0.0  # chance that a label is wrong: conservative DPO with sigmoid; robust needs it
-    simpo_margin: float = 1.0     # by which simpo's chosen reward must exceed the rejected one
-    bad_weight: float = 1.0       # of kto's bad responses; good ones weigh 1
-    online: bool = False          # responses are sampled from the policy at every step and ranked by --reward
-    reward: str = ""              # online: what ranks: a reward model's folder, or file.py:function, or toy (the gold score)
-    count: int = 8000             # online: how many prompts the toy world writes
-    samples_per_prompt: int = 2   # online: responses to each prompt
-    unfinished_score: float = -1.0  # online: score of a response that did not end with EOS, on the normalised scale
-    max_tokens: int = 64          # longest sampled response
-    temperature: float = 0.7      # of the policy that is trained and sampled: log-probs use it too; 1 is the papers'
-    steps: int = 0                # optimiser steps; 0: as many as --epochs needs
-    epochs: float = 1.0           # passes over the data, when --steps is 0
-    batch_size: int = 32          # prompts a step, each with all its responses; kto: responses
-    lr: float = 3e-4              # decays linearly to 0
-    warmup: int = 10              # steps until the peak; 0: none
-    lora_rank: int = 0            # train low-rank adapters of this rank and leave the weights as they are; 0: train all
-    lora_alpha: float = 16.0      # the adapters' scale is alpha / rank
-    token_budget: int = 4096      # tokens in a micro-batch; lower it if memory runs out, results stay
-    validation: float = 0.1       # share of prompts held out
-    eval_every: int = 50          # steps between looks at held-out accuracy and at samples
-    eval_samples: int = 64        # held-out prompts that are answered then, for the KL
-    log_every: int = 10           # steps between lines on the console
-    save_every: int = 100         # steps between checkpoints
-    seed: int = 0                 # of everything random
-    device: str = "auto"          # auto, cuda, mps, cpu
-    dtype: str = "auto"           # of matrix products: auto, float32, bfloat16
-    resume: bool = False          # go on with the run in --out
-    overwrite: bool = False       # replace the run in --out
-    show_batch: bool = False      # print the first batch with its ranks, trained tokens coloured, and exit
+    # everyday
+    init: str = "out/sft"  # policy to start from
+    data: str = "out/round1/rankings.jsonl"  # rankings, pairs; kto: also labels; --online: prompts
+    out: str = "out/dpo"  # the run's folder
+    loss: Literal["sigmoid", "ipo", "simpo", "orpo", "kto"] = "sigmoid"  # sigmoid is DPO
+    beta: float = 0.0  # price of leaving the reference (simpo: scale; orpo: weight); 0: the paper's
+    epochs: float = 1.0  # passes over the data
+    steps: int = 0  # optimiser steps; 0: as many as --epochs needs
+    batch_size: int = 32  # prompts a step, each with all its responses; kto: responses
+    lr: float = 3e-4  # at its peak; decays linearly to 0
+
+    # method
+    reference: str = ""  # model that holds the policy back; empty: --init
+    label_smoothing: float = 0.0  # sigmoid: chance that a label is wrong (conservative DPO)
+    simpo_margin: float = 1.0  # simpo: by how much chosen must exceed rejected
+    bad_weight: float = 1.0  # kto: weight of bad responses; good ones weigh 1
+    warmup: int = 10  # steps until the learning rate's peak; 0: none
+    lora_rank: int = 0  # train low-rank adapters of this rank; 0: train all weights
+
+    # sampling
+    online: bool = False  # learn from responses that the policy samples and --reward ranks
+    reward: str = ""  # online: a reward model's folder, file.py:function or a world
+    samples_per_prompt: int = 2  # online: responses to each prompt
+    unfinished_score: float = -1.0  # online: score of a response without EOS
+    count: int = 8000  # online: prompts that a world writes
+    max_tokens: int = 64  # longest sampled response
+    temperature: float = 0.7  # of the policy that is trained and sampled; the papers: 1
+    template: Literal["chat", "raw"] = "chat"  # chat: a text is a user turn; raw: it is continued
+
+    # memory
+    token_budget: int = 4096  # tokens in a micro-batch; lower it if memory runs out
+    checkpointing: bool = False  # recompute activations in the backward pass
+
+    # run
+    validation: float = 0.1  # share of prompts held out
+    eval_every: int = 50  # steps between validations, with samples
+    log_every: int = 10  # steps between lines on the console
+    save_every: int = 100  # steps between checkpoints
+    seed: int = 0  # of everything random
+    device: str = "auto"  # auto, cuda, mps, cpu
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    resume: bool = False  # go on with the run in --out
+    overwrite: bool = False  # replace the run in --out
+    show_batch: bool = False  # print the first batch, trained tokens coloured, and exit
+
+
+BETA = {"sigmoid": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}  # the papers'
+LORA_ALPHA = 16.0
+SHOWN = (
+    "loss",
+    "accuracy",
+    "margin",
+    "chosen_logp",
+    "rejected_logp",
+    "score",
+    "validation_accuracy",
+    "kl",
+)
+EVAL_SAMPLES = 64  # held-out prompts that are answered at a validation, for the KL
 
 
 @dataclass
 class Item:
-    """A prompt with K responses that differ, as token ids."""
-    text: str                     # the prompt
-    prompt: list[int]
-    responses: list[list[int]]    # kto: K = 1
-    ranks: list[float]            # 1 = best, ties share a number; kto: 1 good, 2 bad
-    reference: list[float]        # log-probs of the responses under the reference
+    """A prompt with K different responses, as token ids."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    responses: list[list[int]]  # kto: one
+    ranks: list[float] = field(default_factory=list)  # 1 = best, ties share a number
+    good: bool = False  # kto
+    reference: list[float] = field(default_factory=list)  # log-probs under the reference
 
     def longest(self) -> int:
-        return len(self.prompt) + max(map(len, self.responses))
+        return len(self.prompt_ids) + max(len(response) for response in self.responses)
 
-    def __len__(self) -> int:     # tokens to compute
+    def tokens(self) -> int:
         return len(self.responses) * self.longest()
 
 
-def check(settings: Settings) -> None:
-    """What does not go together is a UserError."""
-    loss, flip = settings.loss, settings.label_smoothing
-    if loss not in BETA or settings.ranking not in ("pairs", "plackett_luce") or settings.beta < 0:
-        raise UserError(f"--loss {loss} --ranking {settings.ranking} --beta {settings.beta}: losses are {', '.join(BETA)}; "
-                        "rankings pairs and plackett_luce; beta is positive, or 0 for the paper's")
-    if settings.ranking == "plackett_luce" and (loss != "sigmoid" or flip):
-        raise UserError("--ranking plackett_luce is DPO's: it goes with --loss sigmoid, without --label_smoothing")
-    if not 0 <= flip < 0.5 or (loss == "robust" and not flip) or (flip and loss not in ("sigmoid", "robust")):
-        raise UserError(f"--label_smoothing {flip} with --loss {loss}: the chance of a wrong label, 0 to under 0.5; sigmoid may "
-                        "have it, robust must, no other loss can")
-    if settings.online and (not settings.reward or settings.samples_per_prompt < 2 or loss == "kto"):
-        raise UserError("--online compares samples: it needs a --reward, 2 or more --samples_per_prompt and another loss than kto")
-
-
 def read(settings: Settings, policy: GPT) -> list[Item]:
-    """The data as token ids; what does not fit the model is skipped and counted."""
+    """The data as token ids. What does not fit the model is skipped and counted."""
+    tokenizer = policy.tokenizer
+
+    def encode(prompt: Prompt, responses: list[str]) -> tuple:
+        response_ids = [tokenizer.encode_response(prompt.turns, text) for text in responses]
+        return prompt, tokenizer.encode_prompt(prompt.turns), response_ids
+
+    items = []
     if settings.loss == "kto":
-        found = [(p, [x], [2 - good]) for p, x, good in data.read_labelled(settings.data, template=settings.template)]
+        for prompt, response, good in read_labelled(settings.data, template=settings.template):
+            items.append(Item(*encode(prompt, [response]), good=good))
     else:
-        rankings = data.read_rankings(settings.data, template=settings.template)
-        found = [(r.prompt, *data.distinct(r.responses, r.ranks)) for r in rankings]
-    t = policy.tokenizer
-    items = [Item(prompt, t.encode_prompt(prompt) or [t.eos_id], [t.encode_response(prompt, x) for x in responses], ranks, [])
-             for prompt, responses, ranks in found]
-    return data.fit(items, policy.config.n_positions, "records", length=Item.longest)
+        for ranking in read_rankings(settings.data, template=settings.template):
+            responses, ranks = distinct(ranking.responses, ranking.ranks)
+            items.append(Item(*encode(ranking.prompt, responses), ranks=ranks))
+    return fit(items, policy.config.n_positions, "records", length=Item.longest)
 
 
-def sample_and_rank(settings: Settings, policy: GPT, prompts: list[str], reward_fn, generator) -> tuple[list[Item], Tensor]:
-    """Online: the policy's own responses, ranked by their scores -> what can be compared, and all the scores (B,)."""
-    K, items = settings.samples_per_prompt, []
-    batch = rollout.sample(policy, prompts, settings.max_tokens, generator, temperature=settings.temperature, samples_per_prompt=K)
-    scores = torch.tensor(reward_fn(batch.prompts, batch.responses))
-    scores = torch.where(batch.finished.cpu(), scores, settings.unfinished_score)
-    rows = [row[:length] for row, length in zip(batch.tokens.tolist(), batch.lengths.tolist())]     # not encoded anew
-    for i in range(0, len(rows), K):
-        P = int(batch.prompt_lengths[i])
-        responses, ranks = data.distinct([row[P:] for row in rows[i : i + K]], rank_by(scores[i : i + K].tolist()))
-        items += [Item(batch.prompts[i], rows[i][:P], responses, ranks, [])] * (len(set(ranks)) > 1)
-    return items, scores
+# --- log-probs of whole responses
 
 
-def logprobs(model: GPT, items: list[Item], temperature: float) -> Tensor:
-    """Of all responses, each summed over its tokens, one after another (N,): chosen and rejected in one forward."""
-    rows = [(item.prompt, response) for item in items for response in item.responses]
-    tokens, lengths = (x.to(model.device) for x in data.pad([prompt + response for prompt, response in rows]))  # (N, T), (N,)
-    prompt_lengths = torch.tensor([len(prompt) for prompt, _ in rows], device=model.device)                  # (N,)
-    return rollout.logprobs(model, rollout.Rollout([], [], tokens, prompt_lengths, lengths, lengths > 0), temperature).sum(1)
+def response_logprobs(model: GPT, items: list[Item], temperature: float) -> Tensor:
+    """Log-probs of the items' responses, one after another, summed over tokens (N,)."""
+    rows = []
+    prompt_lengths = []
+    for item in items:
+        for response in item.responses:
+            rows.append(item.prompt_ids + response)
+            prompt_lengths.append(len(item.prompt_ids))
+    tokens, lengths = pad(rows)  # (N, T), (N,)
+    tensors = [x.to(model.device) for x in (tokens, torch.tensor(prompt_lengths), lengths)]
+    batch = rollout.Rollout([], [], *tensors, finished=torch.ones_like(lengths).bool())
+    return rollout.logprobs(model, batch, temperature).sum(1)
 
 
 @torch.no_grad()
-def with_reference(model: GPT, items: list[Item], settings: Settings) -> list[Item]:
-    """The items with their responses' log-probs under this model."""
-    out = list(items)
-    for part in data.micro_batches(list(map(len, items)), settings.token_budget):
-        found = iter(logprobs(model, [items[i] for i in part], settings.temperature).tolist())
-        for i in part:
-            out[i] = replace(items[i], reference=[next(found) for _ in items[i].responses])
-    return out
+def add_reference(model: GPT, items: list[Item], settings: Settings) -> None:
+    """Set the items' `reference`: log-probs of their responses under this model."""
+    for part in micro_batches([item.tokens() for item in items], settings.token_budget):
+        part_items = [items[i] for i in part]
+        logprobs = response_logprobs(model, part_items, settings.temperature).tolist()
+        for item in part_items:
+            size = len(item.responses)
+            item.reference, logprobs = logprobs[:size], logprobs[size:]
+
+
+# --- losses: the sum over items, and what there is to look at
+
+
+def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tensor, dict]:
+    """DPO, IPO, SimPO, ORPO: an item's loss is the mean over its untied pairs."""
+    beta = settings.beta or BETA[settings.loss]
+    logprobs = response_logprobs(policy, items, settings.temperature)  # (N,) of all responses
+    flat = [x for item in items for x in item.reference]
+    reference = torch.tensor(flat, device=logprobs.device)  # (N,)
+    flat = [len(response) for item in items for response in item.responses]
+    lengths = torch.tensor(flat, device=logprobs.device)  # (N,)
+
+    chosen, rejected, weights, item_of_pair = [], [], [], []  # of each pair
+    first = 0
+    for number, item in enumerate(items):
+        pairs = losses.untied_pairs(torch.tensor([item.ranks]))[0].nonzero() + first  # (pairs, 2)
+        chosen += pairs[:, 0].tolist()
+        rejected += pairs[:, 1].tolist()
+        weights += [1 / len(pairs)] * len(pairs)
+        item_of_pair += [number] * len(pairs)
+        first += len(item.responses)
+
+    policy_logprobs = logprobs[chosen], logprobs[rejected]
+    if settings.loss == "simpo":
+        pair_lengths = lengths[chosen], lengths[rejected]
+        pair_losses, chosen_reward, rejected_reward = losses.simpo_loss(
+            *policy_logprobs, *pair_lengths, beta, settings.simpo_margin
+        )
+    elif settings.loss == "orpo":
+        pair_lengths = lengths[chosen], lengths[rejected]
+        pair_losses, chosen_reward, rejected_reward = losses.orpo_loss(
+            *policy_logprobs, *pair_lengths, beta
+        )
+    else:
+        pair_losses, chosen_reward, rejected_reward = losses.dpo_loss(
+            *policy_logprobs,
+            reference[chosen],
+            reference[rejected],
+            beta,
+            settings.label_smoothing,
+            settings.loss,
+        )
+    loss = (pair_losses * torch.tensor(weights, device=logprobs.device)).sum()
+    return loss, {
+        "chosen_logp": policy_logprobs[0].tolist(),
+        "rejected_logp": policy_logprobs[1].tolist(),
+        "chosen_reward": chosen_reward.tolist(),
+        "rejected_reward": rejected_reward.tolist(),
+        "right": right(chosen_reward - rejected_reward).tolist(),
+        "item": item_of_pair,
+    }
+
+
+def kto_loss(policy: GPT, items: list[Item], settings: Settings, kl: float) -> tuple[Tensor, dict]:
+    """KTO: every response is good or bad by itself; kl is that of `mismatched_kl`."""
+    beta = settings.beta or BETA["kto"]
+    logprobs = response_logprobs(policy, items, settings.temperature)  # (B,)
+    reference = torch.tensor([item.reference[0] for item in items], device=logprobs.device)
+    good = torch.tensor([item.good for item in items], device=logprobs.device)
+    item_losses, reward = losses.kto_loss(
+        logprobs, reference, good, kl, beta, bad_weight=settings.bad_weight
+    )
+    return item_losses.sum(), {
+        "chosen_logp": logprobs[good].tolist(),
+        "rejected_logp": logprobs[~good].tolist(),
+        "chosen_reward": reward[good].tolist(),
+        "rejected_reward": reward[~good].tolist(),
+        "right": ((reward > beta * kl) == good).float().tolist(),
+        "item": list(range(len(items))),
+    }
 
 
 def mismatched_kl(policy: GPT, reference: GPT, items: list[Item], settings: Settings) -> float:
-    """KTO's point of reference: mean log(policy/reference), at least 0, of prompts with the next item's response."""
-    pairs = [replace(a, responses=b.responses) for a, b in zip(items, items[1:] + items[:1]) if a.prompt != b.prompt]
-    pairs = [pair for pair in pairs if pair.longest() <= policy.config.n_positions and settings.loss == "kto"]
-    p, q = (sum(x.reference[0] for x in with_reference(model, pairs, settings)) for model in (policy, reference))
-    return max(0.0, (p - q) / max(1, len(pairs)))
+    """KTO's point of reference: mean log(policy/reference) of mismatched responses, at least 0.
+
+    Each prompt is paired with the next item's response.
+    """
+    pairs = []
+    for item, following in zip(items, items[1:] + items[:1]):
+        pair = replace(item, responses=following.responses)
+        if item.prompt != following.prompt and pair.longest() <= policy.config.n_positions:
+            pairs.append(pair)
+    if not pairs:
+        return 0.0
+    sums = []
+    for model in (policy, reference):
+        add_reference(model, pairs, settings)
+        sums.append(sum(pair.reference[0] for pair in pairs))
+    return max(0.0, (sums[0] - sums[1]) / len(pairs))
 
 
-def loss_of(policy: GPT, items: list[Item], settings: Settings, kl: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of the items' losses, an item's being its pairs' mean; and, of each pair (kto: response), what there is to look at."""
-    def table(rows) -> Tensor:
-        return pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True).to(policy.device)
-
-    beta, flip = settings.beta or BETA[settings.loss], settings.label_smoothing
-    ref, ranks = table(item.reference for item in items), table(item.ranks for item in items)       # (B, K)
-    n = table(list(map(len, item.responses)) for item in items)                                     # (B, K), 0: no response
-    logp = rollout.per_token(logprobs(policy, items, settings.temperature), n > 0)                  # (B, K)
+def batch_loss(
+    policy: GPT, reference: GPT, items: list[Item], settings: Settings
+) -> tuple[float, dict]:
+    """Mean loss and means to look at, in micro-batches. Gradients, where enabled, add up."""
+    if not items:  # no samples of this step differ in score
+        return 0.0, {}
+    kl = 0.0
     if settings.loss == "kto":
-        good = ranks[:, 0] == 1                                                                     # (B,)
-        each, reward = losses.kto_loss(logp[:, 0], ref[:, 0], good, kl, beta, 1.0, settings.bad_weight)
-        loss, c, r, chosen, rejected = each.sum(), (good, 0), (~good, 0), reward[good], reward[~good]
-        right, pairs = (reward > beta * kl) == good, torch.ones_like(good)
-    else:
-        better = losses.untied_pairs(ranks, n > 0)                                                  # (B, K, K)
-        pairs, (row, i, j) = better.sum((1, 2)), better.nonzero(as_tuple=True)                      # (B,); (N,) of all pairs
-        c, r = (row, i), (row, j)                                                                   # chosen, rejected
-        if settings.loss == "simpo":
-            each, chosen, rejected = losses.simpo_loss(logp[c], logp[r], n[c], n[r], beta, settings.simpo_margin)
-        elif settings.loss == "orpo":
-            each, chosen, rejected = losses.orpo_loss(logp[c], logp[r], n[c], n[r], beta)
+        kl = mismatched_kl(policy, reference, items, settings)
+    mean_loss = 0.0
+    values = defaultdict(list)
+    for part in micro_batches([item.tokens() for item in items], settings.token_budget):
+        part_items = [items[i] for i in part]
+        if settings.loss == "kto":
+            loss, part_values = kto_loss(policy, part_items, settings, kl)
         else:
-            each, chosen, rejected = losses.dpo_loss(logp[c], logp[r], ref[c], ref[r], beta, flip, settings.loss)
-        whole = settings.ranking == "plackett_luce"
-        loss = (losses.plackett_luce_loss(beta * (logp - ref), better) if whole else each / pairs[row]).sum()
-        right = torch.zeros(len(items)).to(each).index_add(0, row, (1 + (chosen - rejected).sign()) / 2)
-    return loss, {"chosen_logp": logp.detach()[c], "rejected_logp": logp.detach()[r], "chosen_reward": chosen,
-                  "rejected_reward": rejected, "right": right, "pairs": pairs}
-
-
-def in_micro_batches(policy: GPT, items: list[Item], settings: Settings, kl: float) -> tuple[float, dict[str, float]]:
-    """The items' mean loss, and means of what there is to look at. Where gradients are enabled they are added up."""
-    loss, seen = 0.0, defaultdict(list)
-    for part in data.micro_batches(list(map(len, items)), settings.token_budget):
-        part_loss, stats = loss_of(policy, [items[i] for i in part], settings, kl)
+            loss, part_values = pair_loss(policy, part_items, settings)
+        loss = loss / len(items)
         if torch.is_grad_enabled():
-            (part_loss / len(items)).backward()
-        loss += float(part_loss.detach()) / len(items)
-        for name, values in stats.items():
-            seen[name] += values.tolist()
-    right, pairs = (torch.tensor(seen.pop(name, [])) for name in ("right", "pairs"))
-    accuracy = losses.estimate(torch.arange(len(pairs)), [right], [pairs])
-    means = {name: sum(values) / len(values) for name, values in seen.items() if values}
-    means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)     # kto's step may have one side only
-    return loss, means | ({"accuracy": accuracy["mean"], "interval": accuracy["interval"]} if items else {})
+            loss.backward()
+        mean_loss += loss.item()
+        part_values["item"] = [part[i] for i in part_values["item"]]
+        for name, numbers in part_values.items():
+            values[name] += numbers
+
+    item = torch.tensor(values.pop("item"))
+    is_right = torch.tensor(values.pop("right"))
+    accuracy = estimate(item, [is_right], [torch.ones_like(is_right)])
+    means = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
+    means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)
+    means["accuracy"] = accuracy["mean"]
+    means["interval"] = accuracy["interval"]
+    return mean_loss, means
+
+
+# --- online
+
+
+def sample(
+    settings: Settings, policy: GPT, prompts: list[Prompt], generator, samples_per_prompt: int = 1
+) -> rollout.Rollout:
+    return rollout.sample(
+        policy,
+        prompts,
+        settings.max_tokens,
+        generator,
+        temperature=settings.temperature,
+        samples_per_prompt=samples_per_prompt,
+    )
+
+
+def sample_and_rank(
+    settings: Settings, policy: GPT, prompts: list[Prompt], reward_fn, generator
+) -> tuple[list[Item], Tensor]:
+    """The policy's own responses, ranked by score -> items that differ in rank, all scores (B,)."""
+    size = settings.samples_per_prompt
+    batch = sample(settings, policy, prompts, generator, size)
+    scores = torch.tensor(reward_fn(batch.prompts, batch.responses))
+    scores = torch.where(batch.finished.cpu(), scores, settings.unfinished_score)
+    rows = []
+    for ids, length in zip(batch.tokens.tolist(), batch.lengths.tolist()):
+        rows.append(ids[:length])
+
+    items = []
+    for i in range(0, len(rows), size):
+        prompt_length = int(batch.prompt_lengths[i])
+        responses = [row[prompt_length:] for row in rows[i : i + size]]
+        group = scores[i : i + size]
+        ranks = 1 + (group[:, None] < group).sum(1)  # (K,): how many others are better
+        responses, ranks = distinct(responses, ranks.tolist())
+        if len(set(ranks)) > 1:
+            items.append(Item(batch.prompts[i], rows[i][:prompt_length], responses, ranks=ranks))
+    return items, scores
+
+
+# --- main
+
+
+def check(settings: Settings) -> None:
+    at_least(1, settings, "batch_size", "eval_every", "log_every", "save_every")
+    smoothing = settings.label_smoothing
+    if smoothing >= 0.5 or (smoothing and settings.loss != "sigmoid"):
+        raise UserError(
+            f"--label_smoothing {smoothing} with --loss {settings.loss}: the chance of a wrong "
+            "label is below 0.5 and goes with sigmoid only"
+        )
+    if not settings.online:
+        return
+    if not settings.reward or settings.samples_per_prompt < 2 or settings.loss == "kto":
+        raise UserError(
+            "--online compares samples: it needs a --reward, 2 or more --samples_per_prompt and "
+            "another --loss than kto"
+        )
+
+
+def load_reference(run: Run, policy: GPT) -> GPT:
+    settings = run.settings
+    if settings.lora_rank and settings.reference in ("", settings.init):
+        return lora.base(policy)  # the same weights without the adapters
+    reference = run.open(GPT, settings.reference or settings.init)
+    if reference.tokenizer.vocab != policy.tokenizer.vocab:
+        raise UserError(
+            f"--reference {settings.reference} has other tokens than --init: both read the same "
+            "tokens, so choose a model of the same family"
+        )
+    return reference
+
+
+def show_batch(policy: GPT, items: list[Item]) -> None:
+    for item in items:
+        for i, response in enumerate(item.responses):
+            label = f"rank {item.ranks[i]:g}" if item.ranks else f"good: {item.good}"
+            trained = [False] * len(item.prompt_ids) + [True] * len(response)
+            print(f"{label}: {policy.tokenizer.show(item.prompt_ids + response, trained)}\n")
 
 
 def main(settings: Settings) -> None:
-    # 1. policy, reference, data
+    # 1. data, policy, reference
     check(settings)
     policy = GPT.from_pretrained(settings.init)
-    shared = settings.lora_rank and settings.reference in ("", settings.init)
-    reference = None if shared else GPT.from_pretrained(settings.reference or settings.init)
-    if reference and reference.tokenizer.vocab != policy.tokenizer.vocab:
-        raise UserError(f"--reference {settings.reference} has another vocabulary than {settings.init}: both give log-probs of the "
-                        "same tokens, so take models of one family")
-    prompts = {"count": settings.count, "seed": settings.seed, "template": settings.template}
-    train = data.read_prompts(settings.data, **prompts) if settings.online else read(settings, policy)
-    train, validation = data.held_out(train, key=lambda x: getattr(x, "text", x), fraction=settings.validation)
-    questions = list(dict.fromkeys(getattr(x, "text", x) for x in validation or train))
-    if settings.show_batch:
-        first = data.batch_indices(len(train), 0, settings.batch_size, settings.seed)
-        for item in [] if settings.online else [train[i] for i in first]:
-            for rank, x in zip(item.ranks, item.responses):
-                print(f"rank {rank:g}: {policy.tokenizer.show(item.prompt + x, [False] * len(item.prompt) + [True] * len(x))}\n")
-        return
+    if settings.online:
+        everything = read_prompts(
+            settings.data, template=settings.template, count=settings.count, seed=settings.seed
+        )
+        train, validation = held_out(everything, lambda p: p.turns, settings.validation)
+        questions = validation or train
+    else:
+        everything = read(settings, policy)
+        train, validation = held_out(everything, lambda x: x.prompt.turns, settings.validation)
+        questions = list(dict.fromkeys(item.prompt for item in validation or train))
+    if settings.show_batch and not settings.online:
+        first = batch_indices(len(train), 0, settings.batch_size, settings.seed)
+        return show_batch(policy, [train[i] for i in first])
     run = Run(settings, "train_dpo.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
-    lora.add(run.place(policy), settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
-    reference = lora.base(policy) if shared else run.place(reference, frozen=True)
-    reward_fn = rewards.load(settings.reward, run.place) if settings.reward else None
-    if not settings.online:
-        train, validation = (with_reference(reference, items, settings) for items in (train, validation))
+    run.place(policy, trained=True)
+    lora.add(policy, settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
+    reference = load_reference(run, policy)
+    if settings.online:
+        reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
+    else:
+        add_reference(reference, train + validation, settings)
     steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
-    print(f"{len(train)} {'prompts' if settings.online else 'records'}, {len(validation)} held out, {steps} steps on {run.device}")
+    print(f"{len(train)} records, {len(validation)} held out, {steps} steps on {run.device}")
 
     for step in run.steps(steps):
         # 2. a batch: from the file, or answered by the policy and ranked now
-        began, row = time.time(), {}
-        batch = [train[i] for i in data.batch_indices(len(train), step, settings.batch_size, settings.seed)]
+        started = time.time()
+        row = {}
+        batch = [
+            train[i] for i in batch_indices(len(train), step, settings.batch_size, settings.seed)
+        ]
         if settings.online:
-            batch, row["score"] = sample_and_rank(settings, policy, batch, reward_fn, run.generator("sample", step))
-            batch = with_reference(reference, batch, settings)
+            generator = run.generator("sample", step)
+            batch, row["score"] = sample_and_rank(settings, policy, batch, reward_fn, generator)
+            add_reference(reference, batch, settings)
 
-        # 3. its loss, one step of AdamW
-        loss, means = in_micro_batches(policy, batch, settings, mismatched_kl(policy, reference, batch, settings))
+        # 3. its loss, one step of the optimiser
+        loss, means = batch_loss(policy, reference, batch, settings)
         lr = settings.lr * linear_decay(step, steps, settings.warmup)
-        norm = run.update(optimizer, [policy], lr, loss, step)
-        row |= means | {"loss": loss, "lr": lr, "grad_norm": norm, "compared": len(batch)}
+        grad_norm = run.update(optimizer, [policy], lr, loss, step)
+        row |= means | {"loss": loss, "lr": lr, "grad_norm": grad_norm, "compared": len(batch)}
 
-        # 4. look at it: held-out comparisons, and how far from the reference the policy's own samples are
+        # 4. look at it: held-out comparisons, and how far the policy's own samples have moved
         if (step + 1) % settings.eval_every == 0 or step + 1 == steps:
-            if validation and not settings.online:
+            if not settings.online and validation:
                 with torch.no_grad():
-                    _, held = in_micro_batches(policy, validation, settings, mismatched_kl(policy, reference, validation, settings))
-                row |= {f"validation_{k}": held[k] for k in ("accuracy", "interval", "margin") if k in held}
-            said = rollout.sample(policy, questions[: settings.eval_samples], settings.max_tokens, run.generator("look"),
-                                  temperature=settings.temperature)
-            row["kl"] = (rollout.in_parts(rollout.logprobs, policy, said, settings.temperature)
-                         - rollout.in_parts(rollout.logprobs, reference, said, settings.temperature)).sum(1)
-            row["finished"] = said.finished
-            run.samples(step, [{"prompt": p, "response": r} for p, r in zip(said.prompts[:8], said.responses)], show=1)
-        run.log(step, ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp", "score", "validation_accuracy", "kl"),
-                **row, seconds=time.time() - began)
+                    _, means = batch_loss(policy, reference, validation, settings)
+                for name in ("accuracy", "interval", "margin"):
+                    row[f"validation_{name}"] = means[name]
+            samples = sample(settings, policy, questions[:EVAL_SAMPLES], run.generator("look"))
+            logprobs = [
+                rollout.in_micro_batches(rollout.logprobs, model, samples, settings.temperature)
+                for model in (policy, reference)
+            ]
+            row["kl"] = (logprobs[0] - logprobs[1]).sum(1)  # (B,)
+            row["finished"] = samples.finished
+            shown = zip(samples.prompts[:8], samples.responses)
+            run.samples(step, [{"prompt": p.source, "response": r} for p, r in shown], show=1)
+        run.log(step, SHOWN, **row, seconds=time.time() - started)
 
-    run.finish(lora.merge(policy), peak_gib=run.peak_memory(),
-               **{k: x for k, x in run.row.items() if k.startswith(("validation", "kl"))})
+    final = {name: x for name, x in run.row.items() if name.startswith(("validation", "kl"))}
+    run.finish(lora.merge(policy), peak_gib=run.peak_memory(), **final)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ without the value model: see `group_advantages`.
     python train_ppo.py --advantage grpo --samples_per_prompt 8 --prompts_per_step 16
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,18 +20,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, health, lora, losses, rewards, rollout, supervised
+from minirlhf import UserError, health, lora, losses, rewards, rollout
 from minirlhf.batches import batch_indices, fit, held_out, micro_batches
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, read_demonstrations, read_prompts
-from minirlhf.device import open_model
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.optim import linear_decay
-from minirlhf.rewards import RewardFn
 from minirlhf.rollout import Rollout, in_micro_batches
 from minirlhf.run import Run, Stopped, seed_of
 from minirlhf.stats import correlation
-from minirlhf.supervised import validation_loss
+from minirlhf.supervised import (
+    lm_loss,
+    row_length,
+    row_prompt,
+    supervised_tokens,
+    to_rows,
+    validation_loss,
+)
 
 
 @dataclass
@@ -43,6 +49,7 @@ class Settings:
     steps: int = 40  # iterations: sample, score, update
     lr: float = 1e-3  # at its peak; decays linearly to 0
     kl_coef: float = 0.2  # reward lost per nat of log(policy/reference)
+
     # method
     advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"  # gae is PPO with a value model
     reference: str = ""  # model that the KL is measured against; empty: --init
@@ -63,6 +70,7 @@ class Settings:
     ptx_data: str = ""  # texts or demonstrations whose held-out language-model loss is logged
     ptx_coef: float = 0.0  # weight of that loss in every update (PPO-ptx)
     lora_rank: int = 0  # train low-rank adapters of this rank; 0: train all weights
+
     # sampling
     prompts_per_step: int = 128  # prompts an iteration
     samples_per_prompt: int = 1  # responses to each; rloo and grpo need 2 or more
@@ -71,15 +79,17 @@ class Settings:
     unfinished_score: float = -1.0  # score of a response without EOS, on the normalised scale
     count: int = 8000  # prompts that a world writes
     template: Literal["chat", "raw"] = "chat"  # chat: a text is a user turn; raw: it is continued
+
     # memory
     token_budget: int = 4096  # tokens in a micro-batch; lower it if memory runs out
     checkpointing: bool = False  # recompute activations in the backward pass
+
     # run
     log_every: int = 5  # iterations between lines on the console
     save_every: int = 20  # iterations between checkpoints
     seed: int = 0  # of everything random
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: str = "auto"  # of matrix products: auto, float32, bfloat16
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
     resume: bool = False  # go on with the run in --out
     overwrite: bool = False  # replace the run in --out
     show_batch: bool = False  # print some prompts with sampled responses, and exit
@@ -223,6 +233,7 @@ def update(
         for name, value in statistics.items():
             result[name] += value.item() * share
 
+    result["log_ratio_rms"] = math.sqrt(result.pop("log_ratio_square"))
     if result["approx_kl"] > settings.stop_update_kl:
         optimizer.zero_grad()
         return result
@@ -240,10 +251,10 @@ def update(
 def add_text_gradient(policy: GPT, text: list, text_step: int, settings: Settings) -> float:
     """PPO-ptx: the policy goes on predicting text (Ouyang 2022, equation 2) -> its loss."""
     rows = [text[i] for i in batch_indices(len(text), text_step, PTX_BATCH, settings.seed)]
-    total = supervised.supervised_tokens(rows)
+    total = supervised_tokens(rows)
     loss = 0.0
-    for part in micro_batches([len(ids) for ids, _ in rows], settings.token_budget):
-        part_loss = supervised.lm_loss(policy, [rows[i] for i in part], total)
+    for part in micro_batches([row_length(row) for row in rows], settings.token_budget):
+        part_loss = lm_loss(policy, [rows[i] for i in part], total)
         (settings.ptx_coef * part_loss).backward()
         loss += part_loss.item()
     return loss
@@ -259,13 +270,16 @@ def minibatches(run: Run, count: int, step: int) -> Iterator[list[int]]:
 
 
 def check_first_ratio(deviation: float, precision: torch.dtype | None, step: int) -> None:
-    """Before any update the policy that sampled is the policy that trains: the ratio is 1."""
-    limit = 1e-4 if precision is None else 1e-2
+    """Before any update the policy that was scored is the policy that trains: the ratio is 1.
+
+    deviation: root mean square of log(new/old) over tokens
+    """
+    limit = losses.FIRST_RATIO_OFF[precision or torch.float32]
     if deviation > limit:
         raise Stopped(
-            f"step {step}: before the first update the ratio of new to old log-probs is off by "
-            f"{deviation:.2g}; it must be 1. Look for dropout, for another temperature or "
-            "precision in sampling than in training, or for shifted tokens"
+            f"step {step}: before the first update the ratio of new to old log-probs must be 1, "
+            f"but its log is {deviation:.2g} (root mean square), and rounding explains {limit:g}. "
+            "Look for dropout, another temperature or precision in one of the two, shifted tokens"
         )
 
 
@@ -294,12 +308,11 @@ def complete(settings: Settings) -> Settings:
     return settings
 
 
-def load_models(run: Run) -> Models:
+def load_models(run: Run, policy: GPT) -> Models:
     """The policy, the reference, and with gae a value model that starts from the reward model."""
     settings = run.settings
-    policy = run.open(GPT, settings.init, trained=True)
     adapters = (settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
-    lora.add(policy, *adapters)
+    lora.add(run.place(policy, trained=True), *adapters)
 
     if settings.lora_rank and settings.reference in ("", settings.init):
         reference = lora.base(policy)  # the same weights without the adapters
@@ -340,8 +353,8 @@ def load_text(settings: Settings, policy: GPT) -> tuple[list, list]:
     """Rows of --ptx_data: to learn from, and held out."""
     if not settings.ptx_data:
         return [], []
-    rows = supervised.to_rows(policy, read_demonstrations(settings.ptx_data))
-    train, validation = held_out(rows, key=lambda row: tuple(row[0]))
+    rows = to_rows(policy, read_demonstrations(settings.ptx_data))
+    train, validation = held_out(rows, key=row_prompt)
     return train, validation[:64]
 
 
@@ -358,17 +371,15 @@ def sample(
     )
 
 
-def score(reward_fn: RewardFn, batch: Rollout) -> Tensor:
+def score(reward_fn: rewards.RewardFn, batch: Rollout) -> Tensor:
     """Scores of whole texts (B,)."""
     return torch.tensor(reward_fn(batch.prompts, batch.responses), device=batch.tokens.device)
 
 
-def show_batch(settings: Settings) -> None:
+def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
     """Prints some prompts with responses, the sampled tokens coloured."""
-    policy = open_model(GPT, settings.init, settings.device, settings.dtype)
-    prompts = load_prompts(settings, policy)[:8]
-    generator = torch.Generator(policy.device).manual_seed(settings.seed)
-    batch = sample(settings, policy, prompts, generator)
+    generator = torch.Generator().manual_seed(settings.seed)
+    batch = sample(settings, policy, prompts[:8], generator)
     for row in range(len(batch)):
         length = int(batch.lengths[row])
         ids = batch.tokens[row, :length].tolist()
@@ -419,14 +430,15 @@ def show(run: Run, step: int, batch: Rollout, scores: Tensor) -> None:
 def main(settings: Settings) -> None:
     # 0. two to four models, prompts, and what scores the responses
     settings = complete(settings)
+    policy = GPT.from_pretrained(settings.init)
+    prompts = load_prompts(settings, policy)
     if settings.show_batch:
-        return show_batch(settings)
+        return show_batch(settings, policy, prompts)
     run = Run(settings, "train_ppo.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
-    models = load_models(run)
-    policy, reference, value = models.policy, models.reference, models.value
-    prompts = load_prompts(settings, policy)
+    models = load_models(run, policy)
+    reference, value = models.reference, models.value
     text, held_out_text = load_text(settings, policy)
     where = {"device": run.device, "dtype": settings.dtype}
     reward_fn = rewards.load(
@@ -484,8 +496,8 @@ def main(settings: Settings) -> None:
         for number, rows in enumerate(minibatches(run, len(batch), step)):
             result |= update(run, models, optimizer, episodes.select(rows), text, step, number)
             if number == 0:
-                first_ratio_off = result["ratio_off"]
-                check_first_ratio(first_ratio_off, run.autocast_dtype, step)
+                result["first_ratio_off"] = result["log_ratio_rms"]
+                check_first_ratio(result["first_ratio_off"], run.autocast_dtype, step)
             if result["approx_kl"] > settings.stop_update_kl:
                 break
         updated = time.time()
@@ -498,7 +510,6 @@ def main(settings: Settings) -> None:
             reward=scores - kl_coef * kl.sum(1),
             kl_coef=kl_coef,
             **watch,
-            first_ratio_off=first_ratio_off,
             **result,
             seconds_rollout=sampled - started,
             seconds_scoring=scored - sampled,

@@ -20,6 +20,13 @@ from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # PPO's log(new/old) is clamped here: exp(20) is finite, also when summed
 
+# Root mean square of log(new/old) before any update that rounding can explain, by precision of the
+# matrix products. Measured on models of 1 x 32 to 12 x 768: at most 1e-6 in float32, 0.01 (in the
+# worst 50 tokens 0.025) in bfloat16. Real faults are larger: temperature 0.9 instead of 1 gives
+# 0.06, dropout of 0.02 gives 0.12, tokens shifted by one give 6. The maximum over tokens would have
+# no limit, as it grows with their number.
+FIRST_RATIO_OFF = {torch.float32: 1e-4, torch.bfloat16: 0.03}
+
 
 def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
     """x with 0 in padding. Multiplying by the mask would not do: 0 * nan is nan."""
@@ -217,7 +224,7 @@ def ppo_policy_loss(
     clip, clip_high: the ratio is kept within 1 - clip and 1 + clip_high (DAPO; default: clip)
 
     Statistics: ratio_mean; clip_fraction, the share of tokens where clipping binds; approx_kl,
-    k3 of KL(old || new) per token; ratio_max_dev, the largest |ratio - 1|.
+    k3 of KL(old || new) per token; log_ratio_square. All are means over real tokens.
     """
     if clip_high is None:
         clip_high = clip
@@ -234,7 +241,7 @@ def ppo_policy_loss(
     with torch.no_grad():
         stats = {
             "ratio_mean": 1 + masked_mean(ratio - 1, mask),
-            "ratio_max_dev": F.pad((ratio - 1).abs().flatten(), (0, 1)).max(),  # 0 if empty
+            "log_ratio_square": masked_mean(log_ratio.square(), mask),
             "clip_fraction": masked_mean((clipped > unclipped).to(ratio.dtype), mask),
             "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
         }
