@@ -24,7 +24,7 @@ class Health:
 
 @dataclass(frozen=True)
 class Probe:
-    """A measurement by evaluate.py: healthy up to `limit` and, if `below` is given, down to -limit."""
+    """A measurement by evaluate.py: healthy up to `limit`, and with `below` also down to -limit."""
 
     limit: float
     fine: str

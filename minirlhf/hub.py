@@ -1,113 +1,93 @@
-"""Published models and data, fetched once into a cache folder: GPT-2's four sizes and data sets by name.
+"""Published models and data by name, kept in a cache.
 
-A file appears under its name only when its size, and its SHA-256 where the server tells it, are right; an interrupted
-download goes on where it stopped. MINIRLHF_CACHE is the cache (default ~/.cache/minirlhf), HF_ENDPOINT a mirror of
-huggingface.co, HTTPS_PROXY and its kin are respected.
+huggingface_hub fetches them and reads HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY.
 """
-import hashlib
-import http.client
-import os
+
 import re
-import sys
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from minirlhf import UserError
+from minirlhf.files import write_atomically
 
-MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")            # 124 M, 355 M, 774 M and 1.56 B parameters
-MODEL_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
-ATTEMPTS = 8             # connections to one file; the pauses between them add up to 21 seconds
-_GITHUB = "https://raw.githubusercontent.com"
-_HH, _TLDR = "datasets/Anthropic/hh-rlhf/resolve/main", "https://openaipublic.blob.core.windows.net/summarize-from-feedback"
-DATA = {        # name -> (URLs, or paths at HF_ENDPOINT; {} is train or test), the ending under which they are kept
-    **{f"hh-{part}": ([f"{_HH}/{part}/{{}}.jsonl.gz"], ".jsonl.gz")               # Bai 2022a; pairs of whole dialogues
-       for part in ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")},
-    "tldr": ([f"{_TLDR}/dataset/comparisons/batch{i}.json" for i in (*range(3, 21), 22)], ".jsonl"),       # Stiennon 2020
-    "imdb": (["datasets/stanfordnlp/imdb/resolve/main/plain_text/{}-00000-of-00001.parquet"], ".parquet"),   # Maas 2011
-    "alpaca": ([f"{_GITHUB}/tatsu-lab/stanford_alpaca/main/alpaca_data.json"], ".json"),
-    "shakespeare": ([f"{_GITHUB}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"], ".txt")}
-
-
-def cache() -> Path:
-    return Path(os.environ.get("MINIRLHF_CACHE") or Path.home() / ".cache" / "minirlhf")
+GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names from before there were owners
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+MODEL_FILES = ["*.json", "merges.txt", "chat_template.jinja", "model*.safetensors"]
+HH = "Anthropic/hh-rlhf"  # Bai et al. 2022a: pairs of conversations
+HUB_DATA = {  # name -> repository, file of a split
+    "hh-helpful-base": (HH, "helpful-base/{}.jsonl.gz"),
+    "hh-helpful-online": (HH, "helpful-online/{}.jsonl.gz"),
+    "hh-helpful-rejection-sampled": (HH, "helpful-rejection-sampled/{}.jsonl.gz"),
+    "hh-harmless-base": (HH, "harmless-base/{}.jsonl.gz"),
+    "imdb": ("stanfordnlp/imdb", "plain_text/{}-00000-of-00001.parquet"),  # Maas et al. 2011
+}
+GITHUB = "https://raw.githubusercontent.com"
+TLDR = "https://openaipublic.blob.core.windows.net/summarize-from-feedback/dataset/comparisons"
+URL_DATA = {  # name -> URLs of files without splits, the ending under which they are kept
+    "alpaca": ([f"{GITHUB}/tatsu-lab/stanford_alpaca/main/alpaca_data.json"], ".json"),
+    "shakespeare": ([f"{GITHUB}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"], ".txt"),
+    "tldr": ([f"{TLDR}/batch{i}.json" for i in (*range(3, 21), 22)], ".jsonl"),  # Stiennon 2020
+}
+DATA = (*HUB_DATA, *URL_DATA)
 
 
 def model_folder(name: str | Path) -> Path:
-    """A folder is itself; one of MODELS, unless a folder of that name is here, its folder in the cache, fetched if need be."""
-    if str(name) not in MODELS or Path(name).exists():
-        return Path(name)
-    folder = cache() / name
-    for file in MODEL_FILES:
-        fetch(f"openai-community/{name}/resolve/main/{file}", folder / file, f"put its {', '.join(MODEL_FILES)} into {folder}")
-    return folder
+    """A folder as it is; a model on the Hugging Face hub (owner/name, gpt2) as its cached folder."""
+    path = Path(name)
+    if path.exists():
+        return path
+    repository = str(name)
+    if repository in GPT2:
+        repository = f"openai-community/{name}"
+    in_a_folder = path.parent != Path() and path.parent.exists()
+    if in_a_folder or not REPOSITORY.fullmatch(repository):
+        raise UserError(
+            f"{name} does not exist: give a folder that a train_*.py wrote, a model on the Hugging "
+            f"Face hub (owner/name), or one of {', '.join(GPT2)}"
+        )
+    return _fetch(repository, MODEL_FILES, ignore_patterns="*/*")  # no subfolders
 
 
 def data_files(name: str, split: str) -> list[str]:
-    """One of DATA -> its files in the cache, fetched if need be. Sets that are published whole have no split of their own."""
-    urls, ending = DATA[name]
-    files = [cache() / name / ((split if "{}" in u else Path(u).stem) + ending) for u in urls]
-    return [str(fetch(u.format(split), file, f"put it at {file}")) for u, file in zip(urls, files)]
+    """The files of a published data set, one of DATA. Those of URL_DATA mix their splits."""
+    if name in HUB_DATA:
+        repository, file = HUB_DATA[name]
+        file = file.format(split)
+        return [str(_fetch(repository, [file], repo_type="dataset") / file)]
+    from huggingface_hub.constants import HF_HOME
+
+    urls, ending = URL_DATA[name]
+    paths = []
+    for url in urls:
+        path = Path(HF_HOME, "minirlhf", name, Path(url).stem + ending)
+        if not path.exists():
+            _download(url, path)
+        paths.append(str(path))
+    return paths
 
 
-def fetch(url: str, path: Path, remedy: str) -> Path:
-    """The file at url, under path, which is returned; at once if it is there. UserError says what went wrong and the remedy."""
-    url = url if "://" in url else f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/{url}"
-    partial = path.with_name(path.name + ".partial")
-    why = "the connection breaks off again and again; the same command goes on from there"
+def _fetch(repository: str, files: list[str], **options) -> Path:
+    """The folder of a repository's files in the cache."""
+    from huggingface_hub import errors, snapshot_download  # here: scripts shall start fast
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(0 if path.exists() else ATTEMPTS):
-            time.sleep(max(0, attempt - 1))                # seconds: at once after the first break, then ever more patient
-            try:
-                if _download(url, partial):
-                    partial.replace(path)
-                    break
-            except urllib.error.HTTPError as error:
-                if error.code != 416:
-                    raise
-                partial.unlink(missing_ok=True)                       # we have more than there is: begin anew
-            except (http.client.HTTPException, ConnectionError, TimeoutError):
-                pass                                                  # broke off: go on from there
-    except OSError as error:           # no network, no such server, HTTP 404 and the like, a full disk
-        why = getattr(error, "reason", None) or error.strerror or error
-    if not path.exists():
-        raise UserError(f"{url} cannot be fetched ({why}): try again, or get it elsewhere and {remedy}")
-    return path
+        return Path(snapshot_download(repository, allow_patterns=files, **options))
+    except errors.GatedRepoError:
+        why = "it is gated: ask for access on its page, then set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        why = "there is neither such a folder here nor such a repository that you may read"
+    except (OSError, errors.XetDownloadError) as error:
+        why = f"{error.__cause__ or error}: check the network, or fetch it elsewhere"
+    raise UserError(f"{repository} cannot be fetched from the Hugging Face hub; {why}")
 
 
-def _download(url: str, partial: Path) -> bool:
-    """One connection: appends what is missing. True when the file is whole; what fails its check is deleted."""
-    have, linked = partial.stat().st_size if partial.exists() else 0, []
-
-    class Redirects(urllib.request.HTTPRedirectHandler):              # the hub tells the SHA-256 before it redirects
-        def redirect_request(self, request, file, code, message, headers, target):
-            linked.append(headers.get("X-Linked-ETag", ""))
-            return super().redirect_request(request, file, code, message, headers, target)
-
-    request = urllib.request.Request(url, headers={"User-Agent": "minirlhf"} | ({"Range": f"bytes={have}-"} if have else {}))
-    with urllib.request.build_opener(Redirects()).open(request, timeout=30) as answer:
-        tags = [tag.strip('W/"') for tag in (*linked, answer.headers.get("ETag", ""))]
-        sha256 = next((tag for tag in tags if re.fullmatch("[0-9a-f]{64}", tag)), None)
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-        if answer.status == 206 and not (sha256 and span and int(span[1]) == have):       # what nothing can check begins anew
-            partial.unlink()
-            return False
-        have = have if answer.status == 206 else 0
-        total = int(span[2] if have else answer.headers.get("Content-Length", -1))
-        with partial.open("ab" if have else "wb") as file, tqdm(
-                total=max(total, 0) or None, initial=have, desc=partial.stem, unit="B", unit_scale=True,
-                disable=not sys.stderr.isatty()) as bar:
-            while block := answer.read(2**20):
-                file.write(block)
-                bar.update(len(block))
-    if partial.stat().st_size < total:
-        return False
-    with partial.open("rb") as file:
-        if not sha256 or hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-            return True
-    partial.unlink()
-    raise OSError("what came does not have the SHA-256 that the server announced")
+def _download(url: str, path: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            content = answer.read()
+    except OSError as error:
+        raise UserError(
+            f"{url} cannot be fetched ({error}): try again, or put a copy of it at {path}"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
