@@ -75,9 +75,12 @@ def read_json(path: str | Path) -> dict:
     if not path.exists():
         return {}
     try:
-        return _parse(path.read_bytes())
-    except ValueError as error:
+        content = _parse(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore a copy or delete it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (not a JSON object): restore a copy or delete it")
+    return content
 
 
 def _lines(rows: Iterable[dict]) -> bytes:

@@ -257,7 +257,7 @@ class GPT(Trunk):
         head = self.wte if self.config.tie_word_embeddings else self.lm_head
         with torch.autocast(self.device.type, enabled=False):  # bf16 rounds a logit of 10 by 0.03
             logits = F.linear(at_least_float32(hidden), at_least_float32(head.weight))
-        return logits / temperature
+        return logits if temperature == 1 else logits / temperature
 
     def log_softmax(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """hidden (..., D) -> log-probabilities (..., V), float32."""

@@ -56,9 +56,20 @@ def lm_loss(model: GPT, rows: list[Row], total: int) -> Tensor:
     mask, _ = pad([mask for _, mask in rows])  # (B, T)
     tokens = tokens.to(model.device)
     supervised = mask[:, 1:].bool().to(model.device)  # (B, T - 1)
-    hidden = model.hidden(tokens[:, :-1], wanted=supervised)  # (N, D)
+    hidden = model.hidden(tokens[:, :-1])[supervised]  # (N, D)
     targets = tokens[:, 1:][supervised]  # (N,)
     return -model.token_logprobs(hidden, targets).sum() / total
+
+
+def add_gradient(model: GPT, rows: list[Row], token_budget: int, weight: float = 1.0) -> float:
+    """Add the gradient of weight * the rows' mean loss, in micro-batches. Returns the loss."""
+    total = supervised_tokens(rows)
+    loss = 0.0
+    for part in micro_batches([row_length(row) for row in rows], token_budget):
+        part_loss = lm_loss(model, [rows[i] for i in part], total)
+        (weight * part_loss).backward()
+        loss += part_loss.item()
+    return loss
 
 
 @torch.no_grad()
