@@ -26,6 +26,7 @@ from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
+from minirlhf.tokenizer import Tokenizer, Turns
 
 
 @dataclass
@@ -102,6 +103,10 @@ class Item:
     good: bool = False  # kto
     reference: list[float] = field(default_factory=list)  # log-probs under the reference
 
+    @property
+    def turns(self) -> Turns:
+        return self.prompt.turns
+
     def longest(self) -> int:
         return len(self.prompt_ids) + max(len(response) for response in self.responses)
 
@@ -109,22 +114,21 @@ class Item:
         return len(self.responses) * self.longest()
 
 
+def encode(tokenizer: Tokenizer, prompt: Prompt, responses: list[str], **labels) -> Item:
+    response_ids = [tokenizer.encode_response(prompt.turns, text) for text in responses]
+    return Item(prompt, tokenizer.encode_prompt(prompt.turns), response_ids, **labels)
+
+
 def read(settings: Settings, policy: GPT) -> list[Item]:
     """The data as token ids. What does not fit the model is skipped and counted."""
-    tokenizer = policy.tokenizer
-
-    def encode(prompt: Prompt, responses: list[str]) -> tuple:
-        response_ids = [tokenizer.encode_response(prompt.turns, text) for text in responses]
-        return prompt, tokenizer.encode_prompt(prompt.turns), response_ids
-
     items = []
     if settings.loss == "kto":
         for prompt, response, good in read_labelled(settings.data, template=settings.template):
-            items.append(Item(*encode(prompt, [response]), good=good))
+            items.append(encode(policy.tokenizer, prompt, [response], good=good))
     else:
         for ranking in read_rankings(settings.data, template=settings.template):
             responses, ranks = distinct(ranking.responses, ranking.ranks)
-            items.append(Item(*encode(ranking.prompt, responses), ranks=ranks))
+            items.append(encode(policy.tokenizer, ranking.prompt, responses, ranks=ranks))
     return fit(items, policy.config.n_positions, "records", length=Item.longest)
 
 
@@ -159,53 +163,48 @@ def add_reference(model: GPT, items: list[Item], settings: Settings) -> None:
 # --- losses: the sum over items, and what there is to look at
 
 
+def untied_pairs(items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
+    """All untied pairs (P,): the better and the worse response among all N, the item's number."""
+    pairs = []
+    item_of_pair = []
+    first = 0
+    for number, item in enumerate(items):
+        better = losses.untied_pairs(torch.tensor([item.ranks]))[0]  # (K, K)
+        pairs.append(first + better.nonzero())  # (pairs of the item, 2)
+        item_of_pair += [number] * len(pairs[-1])
+        first += len(item.responses)
+    chosen, rejected = torch.cat(pairs).unbind(1)
+    return chosen, rejected, torch.tensor(item_of_pair)
+
+
 def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tensor, dict]:
     """DPO, IPO, SimPO, ORPO: an item's loss is the mean over its untied pairs."""
     beta = settings.beta or BETA[settings.loss]
-    logprobs = response_logprobs(policy, items, settings.temperature)  # (N,) of all responses
-    flat = [x for item in items for x in item.reference]
-    reference = torch.tensor(flat, device=logprobs.device)  # (N,)
-    flat = [len(response) for item in items for response in item.responses]
-    lengths = torch.tensor(flat, device=logprobs.device)  # (N,)
-
-    chosen, rejected, weights, item_of_pair = [], [], [], []  # of each pair
-    first = 0
-    for number, item in enumerate(items):
-        pairs = losses.untied_pairs(torch.tensor([item.ranks]))[0].nonzero() + first  # (pairs, 2)
-        chosen += pairs[:, 0].tolist()
-        rejected += pairs[:, 1].tolist()
-        weights += [1 / len(pairs)] * len(pairs)
-        item_of_pair += [number] * len(pairs)
-        first += len(item.responses)
+    chosen, rejected, item = untied_pairs(items)  # (P,)
+    logprobs = response_logprobs(policy, items, settings.temperature)  # (N,)
+    reference = torch.tensor([x for item in items for x in item.reference])  # (N,)
+    lengths = torch.tensor([len(ids) for item in items for ids in item.responses])  # (N,)
+    reference, lengths = reference.to(policy.device), lengths.to(policy.device)
 
     policy_logprobs = logprobs[chosen], logprobs[rejected]
+    ref_logprobs = reference[chosen], reference[rejected]
+    pair_lengths = lengths[chosen], lengths[rejected]
     if settings.loss == "simpo":
-        pair_lengths = lengths[chosen], lengths[rejected]
-        pair_losses, chosen_reward, rejected_reward = losses.simpo_loss(
-            *policy_logprobs, *pair_lengths, beta, settings.simpo_margin
-        )
+        loss = losses.simpo_loss(*policy_logprobs, *pair_lengths, beta, settings.simpo_margin)
     elif settings.loss == "orpo":
-        pair_lengths = lengths[chosen], lengths[rejected]
-        pair_losses, chosen_reward, rejected_reward = losses.orpo_loss(
-            *policy_logprobs, *pair_lengths, beta
-        )
+        loss = losses.orpo_loss(*policy_logprobs, *pair_lengths, beta)
     else:
-        pair_losses, chosen_reward, rejected_reward = losses.dpo_loss(
-            *policy_logprobs,
-            reference[chosen],
-            reference[rejected],
-            beta,
-            settings.label_smoothing,
-            settings.loss,
-        )
-    loss = (pair_losses * torch.tensor(weights, device=logprobs.device)).sum()
-    return loss, {
-        "chosen_logp": policy_logprobs[0].tolist(),
-        "rejected_logp": policy_logprobs[1].tolist(),
-        "chosen_reward": chosen_reward.tolist(),
-        "rejected_reward": rejected_reward.tolist(),
-        "right": right(chosen_reward - rejected_reward).tolist(),
-        "item": item_of_pair,
+        smoothing = settings.label_smoothing
+        loss = losses.dpo_loss(*policy_logprobs, *ref_logprobs, beta, smoothing, settings.loss)
+    pair_losses, chosen_reward, rejected_reward = loss  # (P,)
+    pairs_of_item = item.bincount()[item].to(policy.device)  # (P,)
+    return (pair_losses / pairs_of_item).sum(), {
+        "chosen_logp": policy_logprobs[0],
+        "rejected_logp": policy_logprobs[1],
+        "chosen_reward": chosen_reward,
+        "rejected_reward": rejected_reward,
+        "right": right(chosen_reward - rejected_reward),
+        "item": item,
     }
 
 
@@ -213,18 +212,18 @@ def kto_loss(policy: GPT, items: list[Item], settings: Settings, kl: float) -> t
     """KTO: every response is good or bad by itself; kl is that of `mismatched_kl`."""
     beta = settings.beta or BETA["kto"]
     logprobs = response_logprobs(policy, items, settings.temperature)  # (B,)
-    reference = torch.tensor([item.reference[0] for item in items], device=logprobs.device)
-    good = torch.tensor([item.good for item in items], device=logprobs.device)
+    reference = torch.tensor([item.reference[0] for item in items], device=policy.device)
+    good = torch.tensor([item.good for item in items], device=policy.device)
     item_losses, reward = losses.kto_loss(
         logprobs, reference, good, kl, beta, bad_weight=settings.bad_weight
     )
     return item_losses.sum(), {
-        "chosen_logp": logprobs[good].tolist(),
-        "rejected_logp": logprobs[~good].tolist(),
-        "chosen_reward": reward[good].tolist(),
-        "rejected_reward": reward[~good].tolist(),
-        "right": ((reward > beta * kl) == good).float().tolist(),
-        "item": list(range(len(items))),
+        "chosen_logp": logprobs[good],
+        "rejected_logp": logprobs[~good],
+        "chosen_reward": reward[good],
+        "rejected_reward": reward[~good],
+        "right": ((reward > beta * kl) == good).float(),
+        "item": torch.arange(len(items)),
     }
 
 
@@ -268,18 +267,16 @@ def batch_loss(
         if torch.is_grad_enabled():
             loss.backward()
         mean_loss += loss.item()
-        part_values["item"] = [part[i] for i in part_values["item"]]
-        for name, numbers in part_values.items():
-            values[name] += numbers
+        part_values["item"] = torch.tensor(part)[part_values["item"]]
+        for name, tensor in part_values.items():
+            values[name] += tensor.tolist()
 
     item = torch.tensor(values.pop("item"))
     is_right = torch.tensor(values.pop("right"))
     accuracy = estimate(item, [is_right], [torch.ones_like(is_right)])
     means = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
     means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)
-    means["accuracy"] = accuracy["mean"]
-    means["interval"] = accuracy["interval"]
-    return mean_loss, means
+    return mean_loss, means | {"accuracy": accuracy["mean"], "interval": accuracy["interval"]}
 
 
 # --- online
@@ -368,18 +365,16 @@ def main(settings: Settings) -> None:
     check(settings)
     policy = GPT.from_pretrained(settings.init)
     if settings.online:
-        everything = read_prompts(
-            settings.data, template=settings.template, count=settings.count, seed=settings.seed
-        )
-        train, validation = held_out(everything, lambda p: p.turns, settings.validation)
-        questions = validation or train
+        which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
+        records = read_prompts(settings.data, **which)
     else:
-        everything = read(settings, policy)
-        train, validation = held_out(everything, lambda x: x.prompt.turns, settings.validation)
-        questions = list(dict.fromkeys(item.prompt for item in validation or train))
-    if settings.show_batch and not settings.online:
-        first = batch_indices(len(train), 0, settings.batch_size, settings.seed)
-        return show_batch(policy, [train[i] for i in first])
+        records = read(settings, policy)
+    train, validation = held_out(records, lambda record: record.turns, settings.validation)
+    questions = validation or train
+    if not settings.online:
+        questions = list(dict.fromkeys(item.prompt for item in questions))
+        if settings.show_batch:
+            return show_batch(policy, train[: settings.batch_size])
     run = Run(settings, "train_dpo.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
@@ -417,9 +412,9 @@ def main(settings: Settings) -> None:
         if (step + 1) % settings.eval_every == 0 or step + 1 == steps:
             if not settings.online and validation:
                 with torch.no_grad():
-                    _, means = batch_loss(policy, reference, validation, settings)
+                    _, held_out_means = batch_loss(policy, reference, validation, settings)
                 for name in ("accuracy", "interval", "margin"):
-                    row[f"validation_{name}"] = means[name]
+                    row[f"validation_{name}"] = held_out_means[name]
             samples = sample(settings, policy, questions[:EVAL_SAMPLES], run.generator("look"))
             logprobs = [
                 rollout.in_micro_batches(rollout.logprobs, model, samples, settings.temperature)

@@ -29,14 +29,7 @@ from minirlhf.optim import linear_decay
 from minirlhf.rollout import Rollout, in_micro_batches
 from minirlhf.run import Run, Stopped, seed_of
 from minirlhf.stats import correlation
-from minirlhf.supervised import (
-    lm_loss,
-    row_length,
-    row_prompt,
-    supervised_tokens,
-    to_rows,
-    validation_loss,
-)
+from minirlhf.supervised import add_gradient, row_prompt, to_rows, validation_loss
 
 
 @dataclass
@@ -238,26 +231,18 @@ def update(
         optimizer.zero_grad()
         return result
     if settings.ptx_coef:
+        # PPO-ptx: the policy goes on predicting text (Ouyang 2022, equation 2)
         text_step = step * settings.epochs * settings.minibatches + number
-        result["ptx_loss"] = add_text_gradient(models.policy, text, text_step, settings)
+        rows = batch_indices(len(text), text_step, PTX_BATCH, settings.seed)
+        result["ptx_loss"] = add_gradient(
+            models.policy, [text[i] for i in rows], settings.token_budget, settings.ptx_coef
+        )
     loss = sum(value for name, value in result.items() if name.endswith("_loss"))
     lr = settings.lr * linear_decay(step, settings.steps, WARMUP)
     result["grad_norm"] = run.update(optimizer, list(models.trained().values()), lr, loss, step)
     result["lr"] = lr
     result["updates"] = number + 1
     return result
-
-
-def add_text_gradient(policy: GPT, text: list, text_step: int, settings: Settings) -> float:
-    """PPO-ptx: the policy goes on predicting text (Ouyang 2022, equation 2) -> its loss."""
-    rows = [text[i] for i in batch_indices(len(text), text_step, PTX_BATCH, settings.seed)]
-    total = supervised_tokens(rows)
-    loss = 0.0
-    for part in micro_batches([row_length(row) for row in rows], settings.token_budget):
-        part_loss = lm_loss(policy, [rows[i] for i in part], total)
-        (settings.ptx_coef * part_loss).backward()
-        loss += part_loss.item()
-    return loss
 
 
 def minibatches(run: Run, count: int, step: int) -> Iterator[list[int]]:
