@@ -133,7 +133,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> No
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata["checksum"] = checksum(tensors, str(sorted(metadata.items())))
     with files.atomically(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)  # the library hides its files from other users
         _sort_metadata(temporary)
 
 
