@@ -15,20 +15,13 @@ from typing import Literal
 import torch
 
 from minirlhf import UserError, lora
-from minirlhf.batches import batch_indices, held_out, micro_batches
+from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
 from minirlhf.data import read_demonstrations
 from minirlhf.model import GPT, Config
 from minirlhf.optim import cosine_decay
 from minirlhf.run import Run, seed_of
-from minirlhf.supervised import (
-    lm_loss,
-    row_length,
-    row_prompt,
-    supervised_tokens,
-    to_rows,
-    validation_loss,
-)
+from minirlhf.supervised import add_gradient, row_length, row_prompt, to_rows, validation_loss
 from minirlhf.tokenizer import Tokenizer, Turns, render_text
 
 
@@ -139,31 +132,23 @@ def main(settings: Settings) -> None:
     run.memory()
 
     for step in run.steps(settings.steps):
-        # 2. a batch, in micro-batches of similar length, so that little is padding
+        # 2. the loss of a batch
         began = time.time()
         indices = batch_indices(len(train), step, settings.batch_size, settings.seed)
         batch = [train[i] for i in indices]
-        lengths = [row_length(row) for row in batch]
-        total = supervised_tokens(batch)
-        loss = 0.0
-        padded = 0
-        for part in micro_batches(lengths, settings.token_budget):
-            part_loss = lm_loss(model, [batch[i] for i in part], total)
-            part_loss.backward()
-            loss += float(part_loss.detach())
-            padded += len(part) * max(lengths[i] for i in part)
+        loss = add_gradient(model, batch, settings.token_budget)
 
         # 3. one step of the optimiser
         lr = settings.lr * cosine_decay(step, settings.steps, settings.warmup)
         grad_norm = run.update(optimizer, [model], lr, loss, step)
 
         # 4. look at it
+        seconds = max(1e-9, time.time() - began)
         metrics = {
             "loss": loss,
             "lr": lr,
-            "tokens_per_second": sum(lengths) / max(1e-9, time.time() - began),
+            "tokens_per_second": sum(map(row_length, batch)) / seconds,
             "grad_norm": grad_norm,
-            "padding": 1 - sum(lengths) / padded,
         }
         last = step + 1 == settings.steps
         if validation and (last or (step + 1) % settings.eval_every == 0):
