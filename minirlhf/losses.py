@@ -48,7 +48,7 @@ def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) ->
     total: a number, or (B, 1) for a divisor per response; default: the number of real tokens
     """
     if total is None:
-        total = mask.sum().clamp(min=1)
+        return masked_sum(x, mask) / mask.sum().clamp(min=1)
     return (zero_padding(x, mask) / total).sum()
 
 
@@ -59,6 +59,7 @@ def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """Scale x (B, R) to mean 0 and variance 1 over real tokens; equal numbers become 0."""
+    x = zero_padding(x, mask)
     mean = masked_mean(x, mask)
     variance = masked_variance(x, mask)
     return zero_padding((x - mean) * torch.rsqrt(variance + 1e-8), mask)

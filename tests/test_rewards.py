@@ -1,0 +1,171 @@
+"""Rewards of text: models, functions of one's own, worlds, ensembles and weighted sums."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny
+
+from minirlhf import UserError, losses, rewards
+from minirlhf.data import Prompt, read_prompts
+from minirlhf.model import ScalarGPT
+from minirlhf.tokenizer import Tokenizer
+
+FUNCTIONS = """
+def brevity(prompts, responses):
+    return [-len(r) / 20 for r in responses]
+def vowels(prompts, completions):
+    return [sum(c in "aeiou" for c in r) for r in completions]
+def any_names(p, r):
+    return [float(len(x)) for x in p]
+def right(prompts, responses, answer, weight=2.0):
+    return [weight * (a is not None and a in r) for a, r in zip(answer, responses)]
+def everything(completions, **columns):
+    assert set(columns) == {"answer", "level"}, columns
+    return [float(level or 0) for level in columns["level"]]
+def sources(prompts, responses):
+    return [1.0 if isinstance(p, str) else 2.0 for p in prompts]
+def picky(prompts, responses):
+    return [1.0 / (r != "bad") for r in responses]
+def crowd(prompts, responses):
+    return [1.0 / (len(responses) < 2) for r in responses]
+"""
+
+
+def prompts_of(*texts: str) -> list[Prompt]:
+    return [Prompt.of(text) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """A reward model, one with other tokens, a language model, and functions."""
+    out = tmp_path_factory.mktemp("rewards")
+    tiny(tokenizer, ScalarGPT).save_pretrained(out / "rm")
+    other = Tokenizer.train(["a b c. " * 9], 270)
+    tiny(other, ScalarGPT, n_positions=200).save_pretrained(out / "other_rm")
+    tiny(tokenizer).save_pretrained(out / "lm")
+    (out / "mine.py").write_text(FUNCTIONS)
+    return out
+
+
+def test_a_function_gets_the_fields_that_it_names(folder):
+    path = folder / "prompts.jsonl"
+    records = [
+        {"prompt": "2 + 3?", "answer": "5", "level": 1},
+        {"prompt": "Who?", "level": 3},
+        {"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4"},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    prompts = read_prompts(str(path))
+
+    def scores(name: str) -> list[float]:
+        return rewards.load(f"{folder / 'mine.py'}:{name}")(prompts, ["5", "me", "5"])
+
+    assert scores("right") == [2, 0, 0]  # an answer that a record lacks is None
+    assert scores("everything") == [1, 3, 0]
+    assert scores("sources") == [1, 1, 2]  # prompts are as the records had them
+    assert scores("any_names") == [6, 4, 1]
+
+
+def test_sums_and_ensembles(folder):
+    prompts, responses = prompts_of("x", "y", "z"), ["aaa", "bb bb bb", "e"]
+    names = [f"{folder / 'mine.py'}:{name}" for name in ("brevity", "vowels")]
+    names.append(str(folder / "rm"))
+    scores = torch.tensor([rewards.load(name)(prompts, responses) for name in names])  # (3, 3)
+    spec = ", ".join(names)
+    for kind in ("mean", "min", "uwo"):
+        combined = torch.tensor(rewards.load(spec, ensemble=kind)(prompts, responses))
+        assert torch.allclose(combined, losses.combine_scores(scores, kind), atol=1e-5), kind
+    weighted = rewards.load(spec, weights="0.7,-0.3,2")(prompts, responses)
+    expected = 0.7 * scores[0] - 0.3 * scores[1] + 2 * scores[2]
+    assert weighted == pytest.approx(expected.tolist(), abs=1e-4)
+    assert rewards.folders(spec) == [str(folder / "rm")]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ensemble": "min"}, "--ensemble min"),
+        ({"weights": "0.5,0.5"}, "--reward_weights"),
+        ({"weights": "much"}, "--reward_weights much"),
+    ],
+)
+def test_combinations_that_cannot_be(options, named, folder):
+    with pytest.raises(UserError, match=named):
+        rewards.load(str(folder / "rm"), **options)
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("return [1.0]", "for 3 responses"),
+        ("return None", "None"),
+        ("return [float('nan')] * len(r)", "nan"),
+        ("return ['x'] * len(r)", "'x'"),
+        ("return [None] * len(r)", "None"),
+        ("raise KeyError('oops')", "KeyError"),
+    ],
+)
+def test_a_function_that_misbehaves_is_named(code, named, tmp_path):
+    (tmp_path / "bad.py").write_text(f"def f(p, r):\n    {code}\n")
+    reward_fn = rewards.load(f"{tmp_path / 'bad.py'}:f")
+    with pytest.raises(UserError, match=named) as error:
+        reward_fn(prompts_of("a", "b", "c"), ["x", "y", "z"])
+    assert "bad.py:f" in str(error.value)
+
+
+def test_the_first_response_that_a_function_fails_on_is_named(folder):
+    picky = rewards.load(f"{folder / 'mine.py'}:picky")
+    with pytest.raises(UserError, match=r"ZeroDivisionError.*response 2 of 4: 'bad' to 'c'"):
+        picky(prompts_of(*"abcd"), ["x", "y", "bad", "bad"])
+    crowd = rewards.load(f"{folder / 'mine.py'}:crowd")
+    with pytest.raises(UserError, match="for no response alone"):
+        crowd(prompts_of("a", "b"), ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("mine.py", "brevity, crowd"),  # no function named: those that there are
+        ("mine.py:nothing", "brevity"),
+        ("nowhere.py:f", "does not exist"),
+        ("broken.py:f", "SyntaxError"),
+        ("lm", "train_rm.py"),
+        ("rm,,lm", "commas"),
+    ],
+)
+def test_a_reward_that_is_none(spec, named, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "broken.py").write_text("def f(:\n")
+    with pytest.raises(UserError, match=named):
+        rewards.load(spec)
+
+
+def test_a_world_is_a_reward(tmp_path):
+    path = tmp_path / "short_world.py"
+    path.write_text("def reward(prompts, responses):\n    return [-len(r) for r in responses]\n")
+    assert rewards.load(str(path))(prompts_of("a", "b"), ["xx", ""]) == [-2, 0]
+    assert len(rewards.load("toyworld")(prompts_of("What is 2 plus 3?"), ["2 plus 3 is 5."])) == 1
+
+
+def test_a_reward_models_scores_do_not_depend_on_the_batch(folder):
+    reward_fn = rewards.load(str(folder / "rm"))
+    prompts = prompts_of("What is 2 + 3?", "Why not?", "Tell me of the dog by the fire.") * 4
+    responses = [" the fox" * (i % 5) for i in range(12)]
+    together = reward_fn(prompts, responses)
+    alone = [reward_fn([p], [r])[0] for p, r in zip(prompts, responses)]
+    assert together == pytest.approx(alone, abs=1e-4) and len(set(together)) > 6
+
+
+def test_a_response_beyond_the_context_is_read_as_far_as_it_fits(tokenizer):
+    model = tiny(tokenizer, ScalarGPT, spread=2.0)
+    limit = model.config.n_positions
+    prompt = Prompt.of("Why?")
+    words = " the fox" * limit
+    ids = tokenizer.encode_prompt(prompt.turns) + tokenizer.encode_response(prompt.turns, words)
+    tokens = torch.tensor([[*ids[: limit - 1], tokenizer.eos_id]])
+    with torch.no_grad():
+        expected = model.score_last(tokens, torch.tensor([limit])).tolist()
+    assert rewards.TrainedReward(model)([prompt], [words]) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UserError, match="no room"):
+        rewards.TrainedReward(model)(prompts_of(words), [" the fox"])
