@@ -1,4 +1,5 @@
-"""A real browser for tests: Chromium without a window, steered over its DevTools protocol with the standard library alone."""
+"""A real browser for tests: Chromium without a window, steered over its DevTools protocol."""
+
 import base64
 import json
 import os
@@ -9,17 +10,33 @@ import subprocess
 import time
 import urllib.request
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0"]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-port=0",
+]
 
 
 class Browser:
     """with Browser(folder) as b: b.open(url); b.js("document.title"); b.key("1"); b.mouse(x, y)"""
 
     def __init__(self, profile):
-        self.process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         port = profile / "DevToolsActivePort"
         try:
             self.wait(lambda: port.exists() and "\n" in port.read_text(), 60)
@@ -31,16 +48,21 @@ class Browser:
 
     def attach(self, new_tab: bool = False) -> None:
         """To the first tab, or to a new one."""
-        verb = urllib.request.Request(f"http://127.0.0.1:{self.port}/json/new", method="PUT") if new_tab else \
-            f"http://127.0.0.1:{self.port}/json/list"
-        found = json.load(urllib.request.urlopen(verb))
-        tab = found if new_tab else next(t for t in found if t["type"] == "page")
+        address = f"http://127.0.0.1:{self.port}/json"
+        if new_tab:
+            request = urllib.request.Request(f"{address}/new", method="PUT")
+            tab = json.load(urllib.request.urlopen(request))
+        else:
+            tabs = json.load(urllib.request.urlopen(f"{address}/list"))
+            tab = next(tab for tab in tabs if tab["type"] == "page")
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         key = base64.b64encode(os.urandom(16)).decode()
         path = tab["webSocketDebuggerUrl"].split(str(self.port))[1]
-        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
-                            f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
-                            "Sec-WebSocket-Version: 13\r\n\r\n".encode())
+        self.socket.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+            f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
+            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
         self.incoming, self.number, self.events = self.socket.makefile("rb"), 0, []
         while self.incoming.readline() != b"\r\n":
             pass
@@ -49,9 +71,8 @@ class Browser:
 
     def call(self, method: str, **params) -> dict:
         self.number += 1
-        data, mask = json.dumps({"id": self.number, "method": method, "params": params}).encode(), os.urandom(4)
-        size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
-        self.socket.sendall(b"\x81" + size + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(data)))
+        message = {"id": self.number, "method": method, "params": params}
+        self.send(json.dumps(message).encode())
         while True:
             message = json.loads(self.receive())
             if message.get("id") == self.number:
@@ -59,12 +80,23 @@ class Browser:
                 return message["result"]
             self.events.append(message)
 
+    def send(self, data: bytes) -> None:
+        """One masked WebSocket frame."""
+        size = bytes([0x80 | len(data)])
+        if len(data) >= 126:
+            size = b"\xfe" + struct.pack(">H", len(data))
+        mask = os.urandom(4)
+        masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
+        self.socket.sendall(b"\x81" + size + mask + masked)
+
     def receive(self) -> bytes:
         whole = b""
         while True:
             first, size = self.incoming.read(2)
-            size = struct.unpack(">H", self.incoming.read(2))[0] if size == 126 else \
-                struct.unpack(">Q", self.incoming.read(8))[0] if size == 127 else size
+            if size == 126:
+                (size,) = struct.unpack(">H", self.incoming.read(2))
+            elif size == 127:
+                (size,) = struct.unpack(">Q", self.incoming.read(8))
             part = self.incoming.read(size)
             if first & 15 in (0, 1):
                 whole += part
@@ -72,7 +104,9 @@ class Browser:
                     return whole
 
     def js(self, expression: str):
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -88,19 +122,38 @@ class Browser:
         self.wait(lambda: self.js("document.readyState") == "complete")
 
     def key(self, key: str, shift: bool = False) -> None:
-        code = f"Digit{key}" if key.isdigit() else key if len(key) > 1 else f"Key{key.upper()}"
+        code = key
+        if len(key) == 1:
+            code = f"Digit{key}" if key.isdigit() else f"Key{key.upper()}"
         for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code, modifiers=8 if shift else 0)
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=code, modifiers=8 if shift else 0
+            )
 
     def mouse(self, *points: tuple[float, float]) -> None:
         """Press at the first point, release at the last."""
-        steps = [("mousePressed", points[0]), *(("mouseMoved", p) for p in points[1:]), ("mouseReleased", points[-1])]
+        steps = [("mousePressed", points[0])]
+        steps += [("mouseMoved", point) for point in points[1:]]
+        steps.append(("mouseReleased", points[-1]))
         for kind, (x, y) in steps:
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="left",
+                buttons=1,
+                clickCount=1,
+            )
+
+    def resize(self, width: int, height: int, mobile: bool = False) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def shot(self, path, width: int, height: int, dark: bool = False) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.resize(width, height)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
         time.sleep(0.4)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 

@@ -1,58 +1,252 @@
-"""Rankings by simulated annotators."""
+"""The record of rankings: simulated annotators, candidates, torn files, agreement."""
+
+import json
 import math
 import random
+from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 
-from minirlhf import UserError, feedback, toyworld
-from minirlhf.feedback import rank_by
+import label
+from minirlhf import UserError
+from minirlhf.data import Prompt, read_rankings
+from minirlhf.feedback import rankings
+from minirlhf.feedback.rankings import Candidate, append_ranking, rank_by
+from minirlhf.files import read_jsonl, write_jsonl
+
+WORLD = """
+def annotate(prompt, responses):
+    return [float(response.split()[0]) for response in responses]
+
+def features(prompt, response):
+    return {"length": len(response.split())}
+
+def reward(prompts, responses):
+    return [float(response.split()[0]) for response in responses]
+
+def kind(prompt):
+    return "number" if "number" in prompt else "other"
+"""
 
 
-def test_without_noise_ranks_follow_utility_and_ties_tie():
+def number_world():
+    """Its annotator likes large numbers."""
+    module = SimpleNamespace(__name__="numbers")
+    exec(WORLD, module.__dict__)
+    return module
+
+
+def candidates(n: int = 20, K: int = 4) -> list[Candidate]:
+    rows = []
+    for i in range(n):
+        rows.append(
+            Candidate(f"c{i}", Prompt.of(f"A number, {i}?"), [f"{k} {i}" for k in range(K)])
+        )
+    return rows
+
+
+def write_candidates(path, rows: list[Candidate]) -> str:
+    write_jsonl(
+        path, [{"id": c.id, "prompt": c.prompt.source, "responses": c.responses} for c in rows]
+    )
+    return str(path)
+
+
+# ------------------------------------------------------------------------- simulated annotators
+
+
+def test_without_noise_ranks_follow_utility_and_equal_utilities_tie():
     assert rank_by([0.1, 3.0, -1.0, 3.0]) == [2, 1, 3, 1]
     assert rank_by([5.0]) == [1]
     rng = random.Random(0)
     for _ in range(200):
         u = [rng.randint(0, 4) for _ in range(rng.randint(1, 7))]
         ranks = rank_by(u)
-        assert all((u[i] > u[j]) == (ranks[i] < ranks[j]) for i in range(len(u)) for j in range(len(u)))
+        for i, j in combinations(range(len(u)), 2):
+            assert (u[i] > u[j]) == (ranks[i] < ranks[j])
+            assert (u[i] == u[j]) == (ranks[i] == ranks[j])
         assert set(ranks) == set(range(1, max(ranks) + 1))
 
 
 def test_noise_is_bradley_terrys():
     rng = random.Random(0)
     for gap in (0.3, 1.0):
-        flipped = sum(rank_by([0.0, gap, -9.0], 0.5, rng)[:2] == [1, 2] for _ in range(20000)) / 20000
-        assert flipped == pytest.approx(1 / (1 + math.exp(gap / 0.5)), abs=0.012)
+        draws = [rank_by([0.0, gap, -9.0], 0.5, rng)[:2] for _ in range(20000)]
+        assert draws.count([1, 2]) / 20000 == pytest.approx(
+            1 / (1 + math.exp(gap / 0.5)), abs=0.012
+        )
 
 
 def test_an_annotator_depends_on_seed_and_prompt_only():
-    prompts = toyworld.prompts("train", 30, 0)
-    responses = [d["completion"] for d in toyworld.demonstrations("train", 30, 0)]
-    annotate = feedback.toy_annotator(noise=0.3, seed=1)
-    one = [annotate(p, responses[:4]) for p in prompts]
-    two = {p: annotate(p, responses[:4]) for p in reversed(prompts)}
-    assert one == [two[p] for p in prompts]
-    assert one != [feedback.toy_annotator(noise=0.3, seed=2)(p, responses[:4]) for p in prompts]
+    rows = candidates(30)
+    annotate = rankings.simulated_annotator(number_world(), noise=2.0, seed=1)
+    other = rankings.simulated_annotator(number_world(), noise=2.0, seed=2)
+    forwards = [annotate(c.prompt.source, c.responses) for c in rows]
+    backwards = [annotate(c.prompt.source, c.responses) for c in reversed(rows)]
+    assert forwards == backwards[::-1]
+    assert forwards != [other(c.prompt.source, c.responses) for c in rows]
 
 
-def test_a_bias_towards_length_makes_longer_win():
-    def longer_wins(bias):
-        annotate, wins = feedback.toy_annotator(noise=0.0, bias=bias), 0
-        pairs = list(zip(toyworld.demonstrations("train", 300, 0), toyworld.demonstrations("train", 300, 1)))
-        for a, b in pairs:
-            texts = sorted((a["completion"], b["completion"]), key=lambda t: len(t.split()))
-            wins += annotate(a["prompt"], texts) == [2, 1]
-        return wins / len(pairs)
-    assert longer_wins("length=1.0") > longer_wins("") + 0.2
-    with pytest.raises(UserError, match="features are"):
-        feedback.toy_annotator(bias="charm=1")
-    with pytest.raises(UserError, match="write feature=weight"):
-        feedback.toy_annotator(bias="length")
+def test_a_bias_adds_weighted_features():
+    texts = ["1 a b c", "2"]
+    assert rankings.simulated_annotator(number_world(), noise=0)("p", texts) == [2, 1]
+    assert rankings.simulated_annotator(number_world(), noise=0, bias="length=1")("p", texts) == [
+        1,
+        2,
+    ]
+    for wrong in ("charm=1", "length", "length=much"):
+        with pytest.raises(UserError, match="--bias"):
+            rankings.simulated_annotator(number_world(), bias=wrong)
 
 
-def test_candidates_are_checked(tmp_path):
-    path = tmp_path / "c.jsonl"
-    path.write_text('{"id": "a", "prompt": "p", "responses": ["x", "y"]}\n' * 2)
-    with pytest.raises(UserError, match=r"line 2.*twice"):
-        feedback.read_candidates(str(path))
+def test_simulated_annotators_take_turns_and_the_reliable_agree_more(tmp_path):
+    rows = candidates(200)
+    (tmp_path / "numbers_world.py").write_text(WORLD)
+    settings = label.Settings(
+        candidates=write_candidates(tmp_path / "c.jsonl", rows),
+        out=str(tmp_path / "r.jsonl"),
+        annotator=str(tmp_path / "numbers_world.py"),
+        name="toy",
+        noise="0.01,0.02,5",
+    )
+    label.main(settings)
+    before = (tmp_path / "r.jsonl").read_bytes()
+    label.main(settings)
+    assert (tmp_path / "r.jsonl").read_bytes() == before  # nothing is asked twice
+    by_annotator = {}
+    for ranking in read_jsonl(tmp_path / "r.jsonl"):
+        by_annotator.setdefault(ranking["annotator"], {})[ranking["id"]] = ranking
+    assert set(by_annotator) == {"toy1", "toy2", "toy3"}
+    shared = set.intersection(*map(set, by_annotator.values()))
+    assert len(shared) == 20
+    pairs = {name: rankings.comparisons(rows.values()) for name, rows in by_annotator.items()}
+    close, _, count = rankings.agreement(pairs["toy1"], pairs["toy2"])
+    far, _, _ = rankings.agreement(pairs["toy1"], pairs["toy3"])
+    assert count == 20 * 6 and close > far + 0.1
+
+
+# ------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    "record, field",
+    [
+        ({"prompt": "p", "responses": ["x"]}, "responses"),
+        ({"prompt": "p", "responses": ["x", 1]}, "responses"),
+        ({"prompt": "p"}, "responses"),
+        ({"prompt": 1, "responses": ["x", "y"]}, "prompt"),
+        ({"id": "a", "prompt": "p", "responses": ["x", "y"]}, "id"),
+        ({"id": [1], "prompt": "p", "responses": ["x", "y"]}, "id"),
+    ],
+)
+def test_wrong_candidates_are_named_by_line_and_field(record, field, tmp_path):
+    good = {"id": "a", "prompt": "p", "responses": ["x", "y"]}
+    write_jsonl(tmp_path / "c.jsonl", [good, record])
+    with pytest.raises(UserError, match=rf"line 2.*'{field}'"):
+        rankings.read_candidates(str(tmp_path / "c.jsonl"))
+
+
+def test_a_candidate_is_a_conversation_and_its_record_keeps_the_source(tmp_path):
+    talk = [{"role": "user", "content": "hi\n\nAssistant: no turn"}]
+    write_jsonl(tmp_path / "c.jsonl", [{"prompt": talk, "responses": ["x", "y"]}])
+    (candidate,) = rankings.read_candidates(str(tmp_path / "c.jsonl"))
+    assert candidate.prompt.turns == (("user", "hi\n\nAssistant: no turn"),)
+    append_ranking(tmp_path / "r.jsonl", candidate, [2, 1], "me", loss=math.nan)
+    (ranking,) = read_jsonl(tmp_path / "r.jsonl")
+    assert ranking["prompt"] == talk and ranking["loss"] is None
+    assert read_rankings(str(tmp_path / "r.jsonl"))[0].prompt == candidate.prompt
+
+
+def test_a_torn_last_line_is_dropped_and_a_whole_one_is_kept(tmp_path):
+    rows, out = candidates(3), tmp_path / "r.jsonl"
+    append_ranking(out, rows[0], [1, 2, 3, 4], "me")
+    append_ranking(out, rows[1], [4, 3, 2, 1], "me")
+    whole = out.read_bytes()
+    for cut in (1, 2, 40, 150):
+        out.write_bytes(whole[:-cut])
+        kept = rankings.open_rankings(out, rows)
+        assert len(kept) == (2 if cut == 1 else 1)
+        append_ranking(out, rows[2], [1, 2, 3, 4], "me")
+        assert len(rankings.open_rankings(out, rows)) == len(kept) + 1
+    odd = Candidate("odd", Prompt.of("p"), ["\ufffd", "\u2028\r\n\x00"])
+    append_ranking(out, odd, [1, 2], "me")
+    assert rankings.open_rankings(out, [*rows, odd])[-1]["responses"] == odd.responses
+
+
+def test_rankings_of_other_candidates_are_refused(tmp_path):
+    append_ranking(tmp_path / "r.jsonl", candidates()[8], [1, 2, 3, 4], "me")
+    with pytest.raises(UserError, match=r"r.jsonl, line 1"):
+        rankings.open_rankings(tmp_path / "r.jsonl", candidates(3))
+    with pytest.raises(UserError, match=r"\.jsonl"):
+        rankings.open_rankings(tmp_path / "r.txt", candidates(3))
+
+
+# ------------------------------------------------------------------------- agreement
+
+
+def test_agreement_has_an_interval_over_prompts():
+    a = {(p, i, 0): 1 for p in range(40) for i in (1, 2)} | {("only a", 1, 0): 1}
+    b = {(p, i, 0): 1 if p % 4 else -1 for p in range(40) for i in (1, 2)} | {("only b", 1, 0): 1}
+    share, half, pairs = rankings.agreement(a, b)
+    assert (share, pairs) == (0.75, 80)
+    assert half == pytest.approx(1.96 * (0.75 * 0.25 / 39) ** 0.5)  # 40 units, not 80
+    assert rankings.agreement(a, {})[2] == 0
+
+
+def test_position_bias_of_an_ai():
+    always_a = [{"asked": [[0, 1, 1.0, 1.0], [0, 2, 1.0, 1.0]]}]
+    assert rankings.position_bias(always_a) == {"flips": 1.0, "first": 0.5, "pairs": 2}
+    fair = [{"asked": [[0, 1, 0.9, 0.1], [0, 2, 0.2, None]]}]
+    assert rankings.position_bias(fair) == {"flips": 0, "first": pytest.approx(0), "pairs": 1}
+    assert rankings.position_bias([])["pairs"] == 0
+
+
+def test_a_summary_counts_and_compares(tmp_path):
+    rows, out = candidates(20, K=3), tmp_path / "r.jsonl"
+    for i, row in enumerate(rows):
+        append_ranking(out, row, [1, 2, 3], "anna", seconds=6.0)
+        append_ranking(out, row, [3, 2, 1] if i < 5 else [1, 2, 3], "ben", seconds=12.0)
+    append_ranking(out, rows[0], [1, 2, 2], "anna", seconds=6.0, repeat=True, harmful=[2])
+    append_ranking(out, rows[0], [1, 1, 1], "carl", seconds=6.0, skipped=True)
+    summary = rankings.summarize(str(out))
+    assert "anna: 21 rankings, 0 skipped, 0% of pairs tied" in summary
+    assert "10.0 labels/min" in summary and "carl: 0 rankings, 1 skipped" in summary
+    assert "themselves: 0.83" in summary
+    assert "anna and ben agree: 0.75 ±0.19 on 60 pairs" in summary
+
+
+def test_a_summary_compares_with_files_and_with_a_worlds_reward(tmp_path, capsys):
+    rows, ai, anna = candidates(30), tmp_path / "ai.jsonl", tmp_path / "anna.jsonl"
+    for row in rows:
+        asked = [[i, j, 0.9, 0.6] for i, j in combinations(range(4), 2)]  # A, whichever it is
+        append_ranking(ai, row, [1, 2, 3, 3], "ai", asked=asked)
+        append_ranking(anna, row, [2, 1, 3, 4], "anna")
+    label.main(label.Settings(summary=True, out=str(ai), compare=str(anna)))
+    summary = capsys.readouterr().out
+    assert f"ai and anna agree: {4.5 / 6:.2f} ±0.00 on 180 pairs" in summary
+    assert "100.0% of 180 pairs" in summary and "+0.250" in summary
+    (tmp_path / "summary_world.py").write_text(WORLD)
+    world = str(tmp_path / "summary_world.py")
+    label.main(label.Settings(summary=True, out=str(anna), compare=world))
+    assert f"agree: {1 / 6:.2f} ±0.00 on 180 pairs" in capsys.readouterr().out
+    stranger = Candidate("s", Prompt.of("Say x."), ["1", "2"])
+    append_ranking(tmp_path / "o.jsonl", stranger, [1, 2], "ben")
+    with pytest.raises(UserError, match="Say x"):
+        rankings.summarize(str(tmp_path / "o.jsonl"), world)
+
+
+def test_a_summary_refuses_what_does_not_belong_together(tmp_path):
+    row, path = candidates(1)[0], tmp_path / "r.jsonl"
+    append_ranking(path, row, [1, 2, 3, 4], "ai")
+    append_ranking(path, row, [2, 1, 3, 4], "ai")
+    with pytest.raises(UserError, match=r"line 2.*--name"):
+        rankings.summarize(str(path))
+    path.unlink()
+    append_ranking(path, row, [1, 2, 3, 4], "ai")
+    append_ranking(path, Candidate("c0", row.prompt, ["x", "y"]), [1, 2], "ben")
+    with pytest.raises(UserError, match=r"line 2.*c0"):
+        rankings.summarize(str(path))
+    path.write_text(json.dumps({"prompt": "p"}) + "\n")
+    with pytest.raises(UserError, match="line 1"):
+        rankings.summarize(str(path))

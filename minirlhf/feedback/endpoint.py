@@ -35,10 +35,11 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
     """urllib would send the key along to whatever host a server names."""
 
     def redirect_request(self, request, file, code, message, headers, target):
-        host = urlsplit(target).netloc.rpartition("@")[2]
+        parts = urlsplit(target)
+        host = parts.netloc.rpartition("@")[2]
         raise UserError(
-            f"{request.full_url} redirects to {host}, and no redirect is followed: give the URL "
-            "that the endpoint has now, if you trust that host"
+            f"{request.full_url} redirects to {parts.scheme}://{host}, and no redirect is "
+            "followed: give the URL that the endpoint has now, if you trust that host"
         )
 
 
@@ -54,8 +55,9 @@ class Endpoint:
         self.model = model
         self.seed = seed
         self.stop = threading.Event()
-        local = is_this_machine(parts["host"].strip("[]"))
-        self.key = read_key(may_be_sent=local or parts["scheme"].lower() == "https")
+        host = parts["host"].strip("[]")
+        local = is_this_machine(host)
+        self.key = read_key(host, safe=local or parts["scheme"].lower() == "https")
         self.headers = {
             "Content-Type": "application/json",
             "Authorization": f"Bearer {self.key or 'none'}",
@@ -94,15 +96,16 @@ class Endpoint:
                     f"({self._quote(reply)!r}): {check}"
                 ) from None
             except (OSError, http.client.HTTPException) as error:  # down, cut off, too slow
-                problem = str(getattr(error, "reason", error)) or type(error).__name__
+                reason = str(getattr(error, "reason", error))
+                problem = self._quote(reason) or type(error).__name__
         raise UserError(
             f"{self.url} failed {TRIES} times ({problem}): is the server running? "
             "The same command goes on from here"
         )
 
-    def _quote(self, reply: bytes) -> str:
+    def _quote(self, reply: bytes | str) -> str:
         """The beginning of a server's reply. Some servers repeat the key that they refuse."""
-        text = reply.decode(errors="replace")
+        text = reply if isinstance(reply, str) else reply.decode(errors="replace")
         if self.key:
             text = text.replace(self.key, "(the key)")
         return text[:100].strip()
@@ -149,17 +152,17 @@ def is_this_machine(host: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
-def read_key(may_be_sent: bool) -> str:
-    """OPENAI_API_KEY, empty if there is none."""
+def read_key(host: str, safe: bool) -> str:
+    """OPENAI_API_KEY, empty if there is none. safe: nobody on the way to the host can read it."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not re.fullmatch("[!-~]*", key):
         raise UserError(
             "the environment variable OPENAI_API_KEY holds a space, a line break or a character "
             "beyond ASCII: copy the key again, or unset it"
         )
-    if key and not may_be_sent and os.environ.get("MINIRLHF_KEY_OVER_HTTP") != "1":
+    if key and not safe and os.environ.get("MINIRLHF_KEY_OVER_HTTP") != "1":
         raise UserError(
-            "OPENAI_API_KEY would go over plain http, where others can read it: take an https URL, "
-            "unset the key, or set MINIRLHF_KEY_OVER_HTTP=1 to send it all the same"
+            f"OPENAI_API_KEY would go to {host} over plain http, where others can read it: take an "
+            "https URL, unset the key, or set MINIRLHF_KEY_OVER_HTTP=1 to send it all the same"
         )
     return key
