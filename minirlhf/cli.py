@@ -17,13 +17,7 @@ from minirlhf import UserError
 HEADING = re.compile(r"\s+# (.+)")
 FIELD = re.compile(r"\s+(\w+): [^#]*#\s*(.*)")
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
-LESS_MEMORY = {  # setting -> advice, for scripts that have it
-    "token_budget": "half the --token_budget",
-    "checkpointing": "--checkpointing",
-    "max_tokens": "fewer --max_tokens",
-    "dtype": "--dtype bfloat16",
-    "init": "a smaller --init",
-}
+LESS_MEMORY = ("token_budget", "checkpointing", "max_tokens", "dtype", "init")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,10 +38,9 @@ def comments(settings_class: type) -> dict[str, tuple[str, str]]:
 
 
 def _make_parser(settings_class: type) -> _Parser:
-    description = sys.modules[settings_class.__module__].__doc__
     parser = _Parser(
         usage="python %(prog)s [--flag value ...]",
-        description=(description or "").strip(),
+        description=sys.modules[settings_class.__module__].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -59,16 +52,14 @@ def _make_parser(settings_class: type) -> _Parser:
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         kind = types[field.name]
-        options = {"default": field.default}
-        options["help"] = f"{note} (default: {field.default!r})".replace("%", "%%")
         if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
+            options = {"action": argparse.BooleanOptionalAction}
         elif typing.get_origin(kind) is Literal:
-            options["choices"] = typing.get_args(kind)
+            options = {"choices": typing.get_args(kind)}
         else:
-            options["type"] = kind
-            options["metavar"] = kind.__name__.upper()
-        groups[heading].add_argument(f"--{field.name}", **options)
+            options = {"type": kind, "metavar": kind.__name__.upper()}
+        text = f"{note} (default: {field.default!r})".replace("%", "%%")
+        groups[heading].add_argument(f"--{field.name}", default=field.default, help=text, **options)
     return parser
 
 
@@ -118,19 +109,23 @@ def command(script: str, settings: Any) -> str:
     return shlex.join(words)
 
 
-def _disk_message(error: OSError, settings: Any) -> str:
-    place = error.filename or getattr(settings, "out", "a file")
-    message = f"{place}: {error.strerror or error}: make room on that disk or choose another folder"
+def _explain(error: Exception, settings: Any) -> str:
+    """What to tell the user; "" for a bug, whose traceback is wanted."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = error.filename or getattr(settings, "out", "a file")
+        message = f"{place}: {error.strerror or error}: make room there or choose another folder"
+    elif isinstance(error, MemoryError) or OUT_OF_MEMORY.search(
+        str(error)
+    ):  # torch's have no class
+        flags = [f"--{name}" for name in LESS_MEMORY if hasattr(settings, name)]
+        first_line = str(error).partition("\n")[0]
+        message = f"out of memory; use less with {', '.join(flags)} ({first_line})"
+    else:
+        return ""
     if hasattr(settings, "resume"):
-        message += "; your last checkpoint is safe, --resume goes on from it"
-    return message
-
-
-def _memory_message(error: Exception, settings: Any) -> str:
-    advice = [text for name, text in LESS_MEMORY.items() if hasattr(settings, name)]
-    message = f"out of memory ({' '.join(str(error).split())[:120]}): try {', '.join(advice)}"
-    if hasattr(settings, "resume"):
-        message += "; --resume goes on from the last checkpoint"
+        message += "; your last checkpoint is safe, --resume continues from it"
     return message
 
 
@@ -146,16 +141,11 @@ def start(main: Callable, settings_class: type) -> None:
     try:
         settings = parse(settings_class)
         main(settings)
-        return
     except KeyboardInterrupt:
         sys.exit(130)
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        message = _disk_message(error, settings)
-    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeErrors
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+    except Exception as error:
+        message = _explain(error, settings)
+        if not message:
             raise
-        message = _memory_message(error, settings)
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)

@@ -88,7 +88,7 @@ def place(
 def open_model(
     cls, folder: str | Path, device: str | torch.device = "auto", dtype: str = "auto", **overrides
 ) -> nn.Module:
-    """A model (cls: GPT or ScalarGPT) from a folder or by its name, ready for use, not for training.
+    """A model (cls: GPT or ScalarGPT) from a folder or by its name, ready for use without training.
 
     overrides: numbers of its config.json to replace.
     """

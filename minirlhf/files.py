@@ -60,11 +60,6 @@ def to_json(value, **options) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _parse(content: bytes):
-    """JSON; NaN in files that others wrote becomes None."""
-    return json.loads(content, parse_constant=lambda name: None)
-
-
 def write_json(path: str | Path, value) -> None:
     write_atomically(path, to_json(value, indent=1).encode())
 
@@ -75,11 +70,11 @@ def read_json(path: str | Path) -> dict:
     if not path.exists():
         return {}
     try:
-        content = _parse(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore a copy or delete it") from None
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (not a JSON object): restore a copy or delete it")
+        raise UserError(f"{path} is damaged, no JSON object: restore a copy or delete it")
     return content
 
 
@@ -129,7 +124,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            rows.append(_parse(line))
+            rows.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not JSON ({error}): mend it") from None

@@ -11,7 +11,7 @@ from minirlhf import UserError
 from minirlhf.files import write_atomically
 
 GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names from before there were owners
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 MODEL_FILES = ["*.json", "merges.txt", "chat_template.jinja", "model*.safetensors"]
 HH = "Anthropic/hh-rlhf"  # Bai et al. 2022a: pairs of conversations
 HUB_DATA = {  # name -> repository, file of a split
@@ -32,7 +32,7 @@ DATA = (*HUB_DATA, *URL_DATA)
 
 
 def model_folder(name: str | Path) -> Path:
-    """A folder as it is; a model on the Hugging Face hub (owner/name, gpt2) as its cached folder."""
+    """A folder as it is; a model on the Hugging Face hub (owner/name, gpt2) as a cached folder."""
     path = Path(name)
     if path.exists():
         return path
@@ -76,7 +76,7 @@ def _fetch(repository: str, files: list[str], **options) -> Path:
         why = "it is gated: ask for access on its page, then set HF_TOKEN"
     except errors.RepositoryNotFoundError:
         why = "there is neither such a folder here nor such a repository that you may read"
-    except (OSError, errors.XetDownloadError) as error:
+    except (OSError, ValueError, errors.XetDownloadError) as error:
         why = f"{error.__cause__ or error}: check the network, or fetch it elsewhere"
     raise UserError(f"{repository} cannot be fetched from the Hugging Face hub; {why}")
 

@@ -105,7 +105,7 @@ def short(number: float) -> str:
 
 
 class Run:
-    """Making a Run only checks its folder: an older run stays there until `log` has a first line."""
+    """Making a Run only checks its folder: an older run stays there until `log` has a line."""
 
     def __init__(self, settings: Any, script: str):
         self.settings = settings
@@ -154,17 +154,15 @@ class Run:
         return False
 
     def _compare_settings(self, earlier: dict) -> None:
+        """UserError if the run to be resumed was another one."""
         may_change = set(MAY_CHANGE_ON_RESUME)
         if not earlier.get("finished"):
             may_change.add("lr")  # a run that stopped at NaN goes on with a lower one
-        old = earlier.get("settings", {})
         changed = []
         for field in fields(self.settings):
-            name = field.name
-            if name in may_change:
-                continue
-            if old.get(name, field.default) != getattr(self.settings, name):
-                changed.append(name)
+            before = earlier["settings"].get(field.name, field.default)
+            if before != getattr(self.settings, field.name) and field.name not in may_change:
+                changed.append(field.name)
         if changed:
             raise UserError(
                 f"{self.folder} was started with other settings ({', '.join(changed)}): resume "
@@ -273,32 +271,29 @@ class Run:
 
     # ---- memory
 
-    def memory(self, cached_tokens: int = 0) -> dict[str, float]:
-        """Estimate the GiB of a step, by purpose; print them if they are 1 or more in all.
+    def memory(self, cached_tokens: int = 0) -> float:
+        """Estimate the GiB that a step takes; print them from 1 on, with the flags that lower them.
 
         cached_tokens: tokens whose keys and values sampling keeps. Sampling and the activations of
-            an update are never there at the same time.
+            an update are not there at the same time.
         """
-        tokens = self.settings.token_budget
-        config = self.placed[0].config
-        number_bytes = 2 if self.autocast_dtype else 4
-        parts = {"weights": 0, "gradients and optimiser": 0, "activations": 0}
-        parts["sampling"] = 2 * number_bytes * cached_tokens * config.n_layer * config.n_embd
+        weights, activations = 0, 0
         for model in self.placed:
             trained = [p for p in model.parameters() if p.requires_grad]
-            parts["weights"] += sum(p.numel() * p.element_size() for p in model.parameters())
-            parts["gradients and optimiser"] += 12 * sum(p.numel() for p in trained)
+            weights += sum(p.numel() * p.element_size() for p in model.parameters())
+            weights += 12 * sum(p.numel() for p in trained)  # gradients and two moments
             if trained:
-                parts["activations"] += activation_bytes(model, tokens)
-        parts = {name: size / 2**30 for name, size in parts.items()}
-        peak = sum(parts.values()) - min(parts["activations"], parts["sampling"])
-        if peak >= 1:
-            listed = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
+                activations += activation_bytes(model, self.settings.token_budget)
+        config = self.placed[0].config
+        number_bytes = 2 if self.autocast_dtype else 4
+        cache = 2 * number_bytes * cached_tokens * config.n_layer * config.n_embd
+        total = (weights + max(activations, cache)) / 2**30
+        if total >= 1:
             print(
-                f"memory: about {peak:.1f} GiB ({listed}); if that is too much, use --token_budget "
-                f"{tokens // 2} or --checkpointing"
+                f"memory: about {total:.1f} GiB, {weights / 2**30:.1f} of them weights and "
+                "optimiser; lower --token_budget or use --checkpointing if that is too much"
             )
-        return parts
+        return total
 
     def peak_memory(self) -> float:
         """GiB: of the GPU if there is one, else of this process."""
@@ -451,7 +446,7 @@ class Run:
         append_jsonl(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
         for row in rows[:show]:
             prompt = row["prompt"]
-            if isinstance(prompt, list):
+            if isinstance(prompt, list):  # messages
                 prompt = prompt[-1]["content"]
             score = f"{row['score']:+.2f} " if "score" in row else ""
             tqdm.write(f"    {score}{prompt.strip()[-100:]!r} -> {row['response'][:140]!r}")

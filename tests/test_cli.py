@@ -1,0 +1,120 @@
+"""A script for these tests.
+
+Its second paragraph.
+"""
+
+import io
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from minirlhf import UserError, cli
+
+
+@dataclass
+class Settings:
+    # everyday
+    init: str = "out/sft"  # model to start from
+    out: str = "out/x"  # the run's folder
+    steps: int = 40  # how many; 100% of them
+    lr: float = 1e-3  # learning rate
+
+    # method
+    advantage: Literal["gae", "rloo"] = "gae"  # what an answer is compared with
+    penalty: float = -1.0  # of an unfinished response
+    group_std: bool = True  # divide
+    # run
+    resume: bool = False  # go on
+
+
+def run(monkeypatch, main, *argv: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train_x.py", *argv])
+    try:
+        cli.start(main, Settings)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_flags_become_settings_and_settings_a_command():
+    argv = ["--steps", "3", "--lr=0.5", "--advantage", "rloo", "--no-group_std", "--resume"]
+    settings = cli.parse(Settings, argv)
+    expected = Settings(steps=3, lr=0.5, advantage="rloo", group_std=False, resume=True)
+    assert settings == expected and cli.parse(Settings, []) == Settings()
+    words = cli.command("train_x.py", Settings(init="a b", penalty=-2.0, resume=True)).split()
+    assert words == ["python", "train_x.py", "--init", "'a", "b'", "--penalty", "-2.0", "--resume"]
+
+
+def test_help_shows_the_docstring_and_then_the_groups_in_order(monkeypatch, capsys):
+    assert run(monkeypatch, pytest.fail, "--help") == 0
+    text = capsys.readouterr().out
+    parts = ["A script", "second paragraph", "everyday:", "--init", "model to start from"]
+    parts += ["out/sft", "100%", "method:", "{gae,rloo}", "--no-group_std", "run:", "--resume"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--lrr", "1"], ["--lrr", "--lr?"]),
+        (["--group-std"], ["--group_std"]),
+        (["--step", "3"], ["--step", "--steps?"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--steps", "-1"], ["--steps", "-1"]),
+        (["--lr", "nan"], ["--lr"]),
+        (["--penalty", "-inf"], ["--penalty"]),
+        (["--lr", "-0.1"], ["--lr"]),
+        (["--advantage", "ppo"], ["--advantage", "gae", "rloo"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_and_exit_code_2(argv, parts, monkeypatch, capsys):
+    assert run(monkeypatch, pytest.fail, *argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert all(part in said for part in parts), said
+
+
+def test_at_least():
+    cli.at_least(1, Settings(), "steps")
+    with pytest.raises(UserError, match="--steps 0"):
+        cli.at_least(1, Settings(steps=0), "steps")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "parts"),
+    [
+        (UserError("x.jsonl, line 3: no"), 2, ["x.jsonl, line 3"]),
+        (OSError(28, "No space left on device", "out/x/model"), 2, ["out/x/model", "--resume"]),
+        (OSError(28, "No space left on device"), 2, ["out/x: No space"]),
+        (RuntimeError("CUDA out of memory.\nTried to"), 2, ["out of memory", "--init", "--resume"]),
+        (MemoryError(), 2, ["out of memory"]),
+        (KeyboardInterrupt(), 130, []),
+    ],
+)
+def test_errors_are_sentences_and_exit_codes(error, code, parts, monkeypatch, capsys):
+    def main(settings):
+        raise error
+
+    assert run(monkeypatch, main) == code
+    said = capsys.readouterr().err
+    assert all(part in said for part in parts) and said.count("\n") == (code == 2)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def main(settings):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(monkeypatch, main)
+
+
+def test_a_console_without_the_letters_of_a_sample(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run(monkeypatch, lambda settings: print("± 日")) == 0
+    stream.flush()
+    assert stream.buffer.getvalue() == b"\\xb1 \\u65e5\n"
