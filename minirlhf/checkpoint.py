@@ -64,13 +64,11 @@ def read_config(folder: Path, config_class: type, overrides: dict[str, Any]) -> 
         )
     raw = files.read_json(path) | overrides
     if raw.get("model_type") != "gpt2":
-        raise UserError(
-            f"{path}: model_type is {raw.get('model_type')!r}; choose a model of type 'gpt2'"
-        )
+        raise UserError(f"{path}: model_type is {raw.get('model_type')!r:.99}, not 'gpt2'")
     for name, values in SUPPORTED.items():
         value = raw.get(name, values[0])
         if value not in values:
-            raise UserError(f"{path}: {name} is {value!r}, only {values[0]!r} is supported")
+            raise UserError(f"{path}: {name} is {value!r:.99}, only {values[0]!r} works")
     names = [field.name for field in fields(config_class)]
     config = config_class(**{name: raw[name] for name in names if name in raw})
     check_config(config, path)
@@ -82,8 +80,8 @@ def check_config(config: Any, path: Path) -> None:
 
     def check(name: str, is_valid: bool) -> None:
         if not is_valid:
-            value = repr(getattr(config, name))[:100]
-            raise UserError(f"{path}: {name} is {value}, which no model has: copy the file again")
+            value = getattr(config, name)
+            raise UserError(f"{path}: {name} cannot be {value!r:.99}: copy the file again")
 
     for name, largest in LARGEST.items():
         size = getattr(config, name)
@@ -188,7 +186,7 @@ def _indexed_files(index: Path) -> list[Path]:
     for name in weight_map.values():
         is_plain = isinstance(name, str) and name.endswith(".safetensors")
         if not is_plain or "/" in name or "\\" in name:
-            raise UserError(f"{index} names {name!r}, no file of this folder: do not trust it")
+            raise UserError(f"{index} names {name!r:.99}, no file of this folder: do not trust it")
     return [index.parent / name for name in sorted(set(weight_map.values()))]
 
 
@@ -228,7 +226,7 @@ def from_hf(
     check_tied_head(unused, weights, where)
     for name in unused:
         if name not in HEADS and not name.endswith(NOT_WEIGHTS):
-            raise UserError(f"{where} has a tensor {name} that its config.json does not explain")
+            raise UserError(f"{where}: config.json does not explain a tensor {name!r:.99}")
     return weights
 
 

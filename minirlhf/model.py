@@ -274,13 +274,17 @@ class GPT(Trunk):
             log_probs = self.log_softmax(hidden, temperature)  # (n, V)
             return log_probs.gather(-1, targets[:, None]).squeeze(-1)  # (n,)
 
-        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        rows = self.logits_rows()
         if len(targets) <= rows:
             return logprobs(hidden, targets)
         chunks = []
         for chunk in zip(hidden.split(rows), targets.split(rows)):
             chunks.append(recompute(logprobs, *chunk, use_reentrant=False))
         return torch.cat(chunks)
+
+    def logits_rows(self) -> int:
+        """How many rows of logits to make at a time."""
+        return max(1, LOGITS_AT_ONCE // self.config.vocab_size)
 
 
 class ScalarGPT(Trunk):

@@ -15,7 +15,7 @@ from torch import Tensor
 from minirlhf import UserError
 from minirlhf.batches import micro_batches, pad
 from minirlhf.data import Prompt
-from minirlhf.model import GPT, LOGITS_AT_ONCE, KVCache, ScalarGPT, Trunk
+from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
 from minirlhf.tokenizer import Tokenizer
 
 CACHE_BLOCK = 32  # positions by which the cache grows
@@ -333,7 +333,7 @@ def exact_kl(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1
     """
 
     def kl(policy: GPT, batch: Rollout) -> Tensor:
-        rows = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
+        rows = policy.logits_rows()
         policy_hidden = response_hidden(policy, batch).split(rows)
         reference_hidden = response_hidden(reference, batch).split(rows)
         chunks = []

@@ -1,102 +1,90 @@
 """Sampling and scoring agree with each other and with the definition of both."""
+
 import pytest
 import torch
 from conftest import tiny
 
-from minirlhf import UserError, losses, model, rollout
+from minirlhf import UserError, model, rollout
+from minirlhf.data import Prompt
 from minirlhf.model import ScalarGPT
-from minirlhf.rollout import choose, generate, sample
+from minirlhf.rollout import Rollout, choose, generate, sample
 
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def naive_logprobs(policy, row, start, end, temperature):
-    """One row, unpadded, full forward, written out."""
-    logits = (policy.hidden(torch.tensor([row[:end]])) @ policy.wte.weight.T)[0].double() / temperature
-    return [torch.log_softmax(logits[t - 1], -1)[row[t]].item() for t in range(start, end)]
+def bounds(batch):
+    """(start, end) of each response in its row."""
+    return list(zip(batch.prompt_lengths.tolist(), batch.lengths.tolist()))
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_logprobs_equal_the_naive_ones(policy, prompts, temperature):
-    batch = sample(policy, prompts, 20, gen(), temperature=temperature, samples_per_prompt=2)
-    got = rollout.logprobs(policy, batch, temperature)
-    in_parts = rollout.in_parts(rollout.logprobs, policy, batch, temperature)
-    assert (got - in_parts).abs().max() < 1e-4
-    for i in range(len(batch.tokens)):
-        start, end = int(batch.prompt_lengths[i]), int(batch.lengths[i])
-        wanted = naive_logprobs(policy, batch.tokens[i].tolist(), start, end, temperature)
-        assert torch.allclose(got[i, : end - start].double(), torch.tensor(wanted, dtype=torch.double), atol=1e-4)
-        assert (got[i, end - start :] == 0).all() and (batch.mask[i].sum() == end - start)
+# ---- sampling
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_one_prefill_for_many_samples_and_shrinking_batches_change_no_distribution(policy, late, monkeypatch):
-    """Greedy continuation is the same alone, in a batch whose rows finish one by one, and with K samples. late: finished rows
-    ride along for a while, as on a GPU."""
-    if late:
-        monkeypatch.setitem(rollout.ASK_EVERY, "cpu", 4)
-        monkeypatch.setitem(rollout.SHRINK_AT, "cpu", 0.75)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_greedy_continuations_do_not_depend_on_the_batch(policy, on_gpu, monkeypatch):
+    """on_gpu: finished rows stay for a while, as on a GPU."""
+    if on_gpu:
+        monkeypatch.setitem(rollout.STEPS_UNTIL_COUNT, "cpu", 4)
+        monkeypatch.setitem(rollout.LIVE_SHARE_TO_SHRINK, "cpu", 0.75)
     prompts = [[5, 6, 7], [9] * 20, [40, 41], [8] * 11, [300, 2, 5, 1]]
-    eos_like = generate(policy, prompts, 12, gen(), temperature=0)[0]
-    policy.tokenizer.eos_id, before = eos_like[1][3], policy.tokenizer.eos_id          # make rows end at various places
-    try:
-        together, finished = generate(policy, prompts, 30, gen(), temperature=0, samples_per_prompt=3)
-        alone = [generate(policy, [p], 30, gen(), temperature=0) for p in prompts]
-    finally:
-        policy.tokenizer.eos_id = before
-    assert len({len(r) for r in together}) > 1, "some rows must finish early for this test to mean anything"
-    for i in range(len(prompts)):
+    responses, _ = generate(policy, prompts, 12, gen(), temperature=0)
+    monkeypatch.setattr(policy.tokenizer, "eos_id", responses[1][3])  # rows end at various places
+    together, finished = generate(policy, prompts, 30, gen(), temperature=0, samples_per_prompt=3)
+    assert len({len(response) for response in together}) > 1
+    for i, prompt in enumerate(prompts):
+        alone, alone_finished = generate(policy, [prompt], 30, gen(), temperature=0)
         for k in range(3):
-            assert together[3 * i + k] == alone[i][0][0] and finished[3 * i + k] == alone[i][1][0]
+            assert together[3 * i + k] == alone[0]
+            assert finished[3 * i + k] == alone_finished[0]
 
 
-def test_a_full_cache_stays_where_it_is(policy, monkeypatch):
-    """A captured step writes to the memory that it was captured with."""
-    lengths, resize = [], model.KVCache.resize
-    monkeypatch.setattr(model.KVCache, "resize", lambda self, rows, length: (lengths.append(length), resize(self, rows, length)))
-    policy.tokenizer.eos_id, before = policy.config.vocab_size, policy.tokenizer.eos_id                # nobody ends
-    try:
-        responses, finished = generate(policy, [[5] * 20, [6, 7]], 64, gen())
-    finally:
-        policy.tokenizer.eos_id = before
-    assert [len(r) for r in responses] == [44, 62] and not any(finished) and lengths == [64]
+def test_greedy_decoding_is_the_argmax_of_the_full_forward(policy):
+    row = [5, 6, 7]
+    responses, _ = generate(policy, [row], 10, gen(), temperature=0)
+    for token in responses[0]:
+        assert token == int(policy(torch.tensor([row]))[0, -1].argmax())
+        row = [*row, token]
+
+
+def test_rows_that_never_end_fill_the_context(policy, monkeypatch):
+    monkeypatch.setattr(policy.tokenizer, "eos_id", policy.config.vocab_size)  # nothing ends
+    responses, finished = generate(policy, [[5] * 20, [6, 7]], 64, gen())
+    assert [len(response) for response in responses] == [44, 62]
+    assert not any(finished)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_captured_step_samples_the_same_tokens(policy, prompts, monkeypatch):
     policy.cuda()
-    ids = [policy.tokenizer.encode_prompt(p) for p in prompts]
 
     def draw():
-        return generate(policy, ids, 40, torch.Generator("cuda").manual_seed(0), samples_per_prompt=3)
+        generator = torch.Generator("cuda").manual_seed(0)
+        return sample(policy, prompts, 40, generator, samples_per_prompt=3).tokens.tolist()
 
     captured = draw()
-    monkeypatch.setattr(rollout.Decoder, "__call__", lambda self, new, at: self.model.hidden(new[:, None], self.cache, at)[:, 0])
+    monkeypatch.setattr(rollout.Decoder, "__call__", rollout.Decoder._step)
     assert draw() == captured
 
 
-def test_greedy_decoding_equals_argmax_of_the_full_forward(policy):
-    row = [5, 6, 7]
-    got = generate(policy, [row], 10, gen(), temperature=0)[0][0]
-    for token in got:
-        assert token == int((policy.hidden(torch.tensor([row]))[0, -1] @ policy.wte.weight.T).argmax())
-        row = [*row, token]
-
-
-def test_rollouts_sample_the_models_own_distribution(policy):
-    """Frequencies of first tokens over many samples against the exact softmax, by chi square."""
-    for temperature in (1.0, 0.7):
-        responses, _ = generate(policy, [[5, 6, 7]], 1, gen(1), temperature=temperature, samples_per_prompt=20000)
-        count = torch.bincount(torch.tensor([r[0] for r in responses]), minlength=policy.config.vocab_size).double()
-        with torch.no_grad():
-            expected = policy.log_softmax(policy.hidden(torch.tensor([[5, 6, 7]]))[0, -1], temperature).exp().double() * 20000
-        big = expected >= 5
-        chi2 = ((count - expected)[big].square() / expected[big]).sum().item()
-        assert chi2 < big.sum().item() + 5 * (2 * big.sum().item()) ** 0.5
-        rare = expected[~big].sum().item()
-        assert count[~big].sum().item() == pytest.approx(rare, abs=5 * rare**0.5 + 5)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rollouts_sample_the_models_own_distribution(policy, temperature):
+    """First tokens of many samples against the exact softmax, by chi square."""
+    n = 20000
+    options = {"temperature": temperature, "samples_per_prompt": n}
+    responses, _ = generate(policy, [[5, 6, 7]], 1, gen(1), **options)
+    first = torch.tensor([response[0] for response in responses])
+    count = torch.bincount(first, minlength=policy.config.vocab_size).double()
+    with torch.no_grad():
+        hidden = policy.hidden(torch.tensor([[5, 6, 7]]))[0, -1]
+        expected = policy.log_softmax(hidden, temperature).exp().double() * n
+    common = expected >= 5
+    chi_square = ((count - expected)[common].square() / expected[common]).sum().item()
+    degrees = common.sum().item()
+    assert chi_square < degrees + 5 * (2 * degrees) ** 0.5
+    rare = expected[~common].sum().item()
+    assert count[~common].sum().item() == pytest.approx(rare, abs=5 * rare**0.5 + 5)
 
 
 def test_top_k_and_top_p():
@@ -109,92 +97,156 @@ def test_top_k_and_top_p():
     assert set(choose(shuffled, gen(), top_p=0.7).tolist()) == {1, 3}
 
 
+def test_ids_without_a_token_are_never_sampled(tokenizer, monkeypatch):
+    padded = tiny(tokenizer)
+    kept = {token: i for token, i in tokenizer.vocab.items() if i < 100 or i == tokenizer.eos_id}
+    monkeypatch.setattr(tokenizer, "vocab", kept)
+    responses, _ = generate(padded, [[5, 6]], 10, gen(), samples_per_prompt=50)
+    assert {i for response in responses for i in response} <= set(kept.values())
+
+
 def test_finished_means_eos_and_eos_is_inside_the_response(policy, prompts):
     batch = sample(policy, prompts, 40, gen(3), samples_per_prompt=20)
+    eos = policy.tokenizer.eos_id
     assert 0 < batch.finished.float().mean() < 1
-    for i in range(len(batch.tokens)):
-        response = batch.tokens[i, batch.prompt_lengths[i] : batch.lengths[i]].tolist()
-        eos = policy.tokenizer.eos_id
-        assert (response[-1] == eos) == bool(batch.finished[i]) and eos not in response[:-1]
+    for i, (start, end) in enumerate(bounds(batch)):
+        response = batch.tokens[i, start:end].tolist()
+        assert (response[-1] == eos) == bool(batch.finished[i])
+        assert eos not in response[:-1]
         assert "<|endoftext|>" not in batch.responses[i]
 
 
+def test_samples_of_a_prompt_stand_side_by_side(policy, prompts, monkeypatch):
+    monkeypatch.setattr(rollout, "CACHED_AT_ONCE", 100)  # prompts are sampled in turn
+    batch = sample(policy, prompts, 5, gen(), samples_per_prompt=3)
+    assert len(batch) == 15
+    assert batch.prompts == [prompt for prompt in prompts for _ in range(3)]
+
+
 def test_the_context_is_a_limit(policy):
-    room = policy.config.n_positions
-    batch = sample(policy, ["x " * 28], 1000, gen(), samples_per_prompt=8)
-    assert int(batch.lengths.max()) <= room
-    with pytest.raises(UserError, match="does not fit the model's context of 64"):
-        sample(policy, ["x " * 200], 10, gen())
+    batch = sample(policy, [Prompt.of("x " * 28, "raw")], 1000, gen(), samples_per_prompt=8)
+    assert int(batch.lengths.max()) <= policy.config.n_positions
+    with pytest.raises(UserError, match="context of 64"):
+        sample(policy, [Prompt.of("x " * 200)], 10, gen())
+
+
+def test_sampled_ids_are_those_of_the_texts(policy, prompts):
+    sampled = sample(policy, prompts, 8, gen())
+    finished = sampled.finished.tolist()
+    again = Rollout.of(
+        policy.tokenizer, prompts, sampled.responses, policy.device, finished=finished
+    )
+    for i, (start, _) in enumerate(bounds(sampled)):
+        assert torch.equal(again.tokens[i, :start], sampled.tokens[i, :start])
+    assert torch.equal(again.finished, sampled.finished)
+    for i, (_, end) in enumerate(bounds(again)):
+        ends_with_eos = int(again.tokens[i, end - 1]) == policy.tokenizer.eos_id
+        assert ends_with_eos == finished[i]
+
+
+# ---- scoring
+
+
+def naive_logprobs(policy, row, start, end, temperature):
+    """One row, unpadded, full forward, written out."""
+    logits = policy(torch.tensor([row[:end]]))[0].double() / temperature
+    log_probs = logits.log_softmax(-1)
+    return torch.stack([log_probs[t - 1, row[t]] for t in range(start, end)])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_logprobs_equal_the_naive_ones(policy, prompts, temperature):
+    batch = sample(policy, prompts, 20, gen(), temperature=temperature, samples_per_prompt=2)
+    logprobs = rollout.logprobs(policy, batch, temperature)
+    for i, (start, end) in enumerate(bounds(batch)):
+        expected = naive_logprobs(policy, batch.tokens[i].tolist(), start, end, temperature)
+        assert torch.allclose(logprobs[i, : end - start].double(), expected, atol=1e-4)
+        assert (logprobs[i, end - start :] == 0).all()
+        assert batch.mask[i].sum() == end - start
 
 
 def test_values_are_read_before_each_token(tokenizer, policy, prompts):
     value = tiny(tokenizer, ScalarGPT)
     batch = sample(policy, prompts, 9, gen())
-    got = rollout.values(value, batch)
-    for i in range(len(prompts)):
-        start, end = int(batch.prompt_lengths[i]), int(batch.lengths[i])
-        alone = value.scores(value.hidden(batch.tokens[i : i + 1, :end]))[0, start - 1 : end - 1]
-        assert torch.allclose(got[i, : end - start], alone, atol=1e-4)
+    values = rollout.values(value, batch)
+    for i, (start, end) in enumerate(bounds(batch)):
+        alone = value(batch.tokens[i : i + 1, :end])[0, start - 1 : end - 1]
+        assert torch.allclose(values[i, : end - start], alone, atol=1e-4)
 
 
-def test_exact_kl_and_the_mean_of_k1_agree(tokenizer, policy):
-    reference = tiny(tokenizer, seed=1)
-    batch = sample(policy, ["The fox"], 6, gen(), samples_per_prompt=4000)
-    old, ref, kl, entropy = rollout.compare(policy, reference, batch)
-    with torch.no_grad():
-        assert (old - rollout.logprobs(policy, batch)).abs().max() < 1e-4
-        assert (ref - rollout.logprobs(reference, batch)).abs().max() < 1e-4
-    k1, _, _ = losses.kl_estimates(old, ref)
-    k1, exact = k1.sum(1), kl.sum(1)
-    assert exact.min() >= 0 and exact.mean() > 1
-    assert k1.mean().item() == pytest.approx(exact.mean().item(), abs=4 * (k1.std() / 4000**0.5).item())
-    assert entropy[batch.mask].min() >= 0 and (kl[~batch.mask] == 0).all()
-
-
-def test_responses_that_share_a_prompt_are_computed_as_if_alone(tokenizer, policy, prompts):
-    """Log-probs, values and gradients; responses of no token and of one among them, more of one prompt than one row takes."""
+def test_micro_batches_change_nothing_but_rounding(tokenizer, policy, prompts):
     value = tiny(tokenizer, ScalarGPT)
-    torch.nn.init.normal_(value.score.weight)
-    batch = sample(policy, prompts, 12, gen(), samples_per_prompt=6)
-    short = torch.arange(len(batch.lengths)) % 6 < 2                                  # cut to 0 and 1 tokens
-    batch.lengths = torch.where(short, batch.prompt_lengths + torch.arange(len(short)) % 6, batch.lengths)
-    bundles = batch.bundles(policy.config.n_embd)
-    assert sorted(i for rows in bundles for i in rows) == [*range(len(short))] and 1 < max(map(len, bundles)) < len(bundles)
+    batch = sample(policy, prompts, 20, gen(), samples_per_prompt=2)
     for net, function in ((policy, rollout.logprobs), (value, rollout.values)):
-        together = function(net, batch)
-        for i, (start, end) in enumerate(zip(batch.prompt_lengths.tolist(), batch.lengths.tolist())):
-            alone = function(net, batch.select([i]))[0]
-            assert torch.allclose(together[i, : end - start], alone[: end - start], atol=1e-4)
-        weights = torch.randn(together.shape)
-        mine = torch.autograd.grad((together * weights).sum(), [*net.parameters()])
-        parts = [(function(net, batch.select([i]))[0] * weights[i, : int(batch.select([i]).mask.shape[1])]).sum()
-                 for i in range(len(short))]
-        for got, wanted in zip(mine, torch.autograd.grad(sum(parts), [*net.parameters()])):
-            assert torch.allclose(got, wanted, atol=1e-3)
-    for budget in (1, 40, 10**6):
-        assert sorted(i for rows in batch.parts(policy.config.n_embd, budget) for i in rows) == [*range(len(short))]
+        whole = function(net, batch)
+        for budget in (1, 100, 10**6):
+            parts = rollout.in_micro_batches(function, net, batch, token_budget=budget)
+            assert torch.allclose(whole, parts, atol=1e-4)
+            assert not parts.requires_grad
 
 
-@pytest.mark.parametrize("at_once", [2**24, 7 * 320])
-def test_the_gradient_of_the_compared_logprobs_is_theirs(tokenizer, policy, prompts, at_once, monkeypatch):
-    monkeypatch.setattr(model, "LOGITS_AT_ONCE", at_once)
-    reference = tiny(tokenizer, seed=1)
-    batch = sample(policy, prompts, 12, gen(), samples_per_prompt=2)
-    found = rollout.compare(policy, reference, batch, 0.7, grad=True)
-    assert torch.allclose(found, rollout.compare(policy, reference, batch, 0.7), atol=1e-5)
-    p, q = (x.log_softmax(rollout.response_hidden(x, batch), 0.7) for x in (policy, reference))         # (N, V)
-    assert torch.allclose(found[2][batch.mask], losses.exact_kl(p, q), atol=1e-4)
-    assert torch.allclose(found[3][batch.mask], losses.entropy(p), atol=1e-4)
-    weights = torch.randn(batch.mask.shape)
-    for got, wanted in zip(*(torch.autograd.grad((x * weights).sum(), [*policy.parameters()])
-                             for x in (found[0], rollout.logprobs(policy, batch, 0.7)))):
-        assert torch.allclose(got, wanted, atol=1e-3)
+def test_responses_of_no_token_survive(policy, prompts):
+    texts = ["", "It is 5.", "", "x", "y"]
+    finished = [False, True, False, False, True]
+    batch = Rollout.of(policy.tokenizer, prompts, texts, policy.device, finished=finished)
+    logprobs = rollout.logprobs(policy, batch)
+    assert batch.mask.sum(1).tolist()[0::2] == [0, 0, 3]
+    assert (logprobs[0] == 0).all()
+    empty = batch.select([0, 2])
+    assert rollout.logprobs(policy, empty).shape == (2, 1)
+    assert rollout.exact_kl(policy, policy, empty).shape == (2, 1)
 
 
 def test_selecting_rows_changes_nothing_about_them(policy, prompts):
     batch = sample(policy, prompts, 15, gen())
-    whole = rollout.logprobs(policy, batch)
     part = batch.select([3, 1])
-    got = rollout.logprobs(policy, part)
-    assert torch.allclose(got, whole[[3, 1], : got.shape[1]], atol=1e-4)
+    logprobs = rollout.logprobs(policy, part)
+    whole = rollout.logprobs(policy, batch)[[3, 1], : logprobs.shape[1]]
+    assert torch.allclose(logprobs, whole, atol=1e-4)
     assert part.responses == [batch.responses[3], batch.responses[1]]
+    assert part.prompts == [prompts[3], prompts[1]]
+
+
+def test_garbage_in_padding_changes_no_gradient(policy, prompts):
+    batch = sample(policy, prompts, 12, gen())
+    parameters = list(policy.parameters())
+    weights = torch.randn(batch.mask.shape)
+    loss = (rollout.logprobs(policy, batch) * weights).sum()
+    gradients = torch.autograd.grad(loss, parameters)
+    padding = torch.arange(batch.tokens.shape[1]) >= batch.lengths[:, None]
+    batch.tokens[padding] = 7
+    again = (rollout.logprobs(policy, batch) * weights).sum()
+    for a, b in zip(torch.autograd.grad(again, parameters), gradients):
+        assert torch.allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize("logits_at_once", [2**24, 7 * 320])
+def test_exact_kl_is_that_of_the_full_distributions(
+    tokenizer, policy, prompts, logits_at_once, monkeypatch
+):
+    monkeypatch.setattr(model, "LOGITS_AT_ONCE", logits_at_once)
+    reference = tiny(tokenizer, seed=1)
+    batch = sample(policy, prompts, 12, gen())
+    kl = rollout.exact_kl(policy, reference, batch, 0.7)
+    assert (kl[~batch.mask] == 0).all()
+    for i, (start, end) in enumerate(bounds(batch)):
+        states = slice(start - 1, end - 1)
+        row = batch.tokens[i : i + 1, :end]
+        log_p = (policy(row)[0, states].double() / 0.7).log_softmax(-1)
+        log_q = (reference(row)[0, states].double() / 0.7).log_softmax(-1)
+        expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+        assert torch.allclose(kl[i, : end - start].double(), expected, atol=1e-3)
+
+
+def test_exact_kl_is_the_mean_log_ratio(tokenizer, policy):
+    reference = tiny(tokenizer, seed=1)
+    prompt = [Prompt.of("The fox", "raw")]
+    batch = sample(policy, prompt, 6, gen(), samples_per_prompt=2000)
+    exact = rollout.exact_kl(policy, reference, batch).sum(1)  # (B,)
+    policy_logprobs = rollout.in_micro_batches(rollout.logprobs, policy, batch)
+    reference_logprobs = rollout.in_micro_batches(rollout.logprobs, reference, batch)
+    k1 = (policy_logprobs - reference_logprobs).sum(1)  # (B,)
+    assert exact.min() >= 0
+    assert exact.mean() > 1
+    error = (k1.std() / 2000**0.5).item()
+    assert k1.mean().item() == pytest.approx(exact.mean().item(), abs=4 * error)

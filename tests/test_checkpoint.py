@@ -1,0 +1,252 @@
+"""A model folder: what is written is read back, and what does not fit is refused by name."""
+
+import json
+import stat
+
+import pytest
+import torch
+from conftest import tiny
+from safetensors.torch import load_file, save_file
+
+from minirlhf import UserError, checkpoint
+from minirlhf.model import GPT, ScalarGPT
+
+
+@pytest.fixture
+def folder(policy, tmp_path):
+    policy.save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def change_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_tensors(folder, **tensors):
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | tensors, path)
+
+
+# ---- writing and reading
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
+    tokens = torch.randint(tokenizer.vocab_size, (2, 9))
+    for cls in (GPT, ScalarGPT):
+        net = tiny(tokenizer, cls)
+        net.config.score_mean, net.config.score_std = 0.5, 2.0
+        net.save_pretrained(tmp_path / cls.__name__)
+        again = cls.from_pretrained(tmp_path / cls.__name__)
+        assert torch.equal(net(tokens), again(tokens))
+        assert all(parameter.requires_grad for parameter in again.parameters())
+        assert again.config == net.config
+        assert again.tokenizer.encode("The fox can't.") == tokenizer.encode("The fox can't.")
+
+
+def test_a_language_model_becomes_a_fresh_reward_model(folder, tokenizer):
+    tokens = torch.randint(tokenizer.vocab_size, (2, 9))
+    assert (ScalarGPT.from_pretrained(folder)(tokens) == 0).all()
+    scored = ScalarGPT.from_pretrained(folder, score_mean=0.5, score_std=2.0)
+    assert (scored(tokens) == (0 - 0.5) / 2).all()
+
+
+def test_an_untied_head_is_kept(tokenizer, tmp_path):
+    net = tiny(tokenizer)
+    net.config.tie_word_embeddings = False
+    untied = GPT(net.config, tokenizer)
+    untied.save_pretrained(tmp_path)
+    tokens = torch.randint(tokenizer.vocab_size, (2, 9))
+    assert torch.equal(GPT.from_pretrained(tmp_path)(tokens), untied(tokens))
+    ScalarGPT.from_pretrained(tmp_path)
+
+
+def test_the_folder_has_hugging_faces_names_and_layout(policy, folder):
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors["transformer.h.1.attn.c_attn.weight"].shape == (32, 96)  # (in, out)
+    mlp = tensors["transformer.h.1.mlp.c_proj.weight"]
+    assert torch.equal(mlp, policy.h[1].mlp_proj.weight.T)
+    assert "lm_head.weight" not in tensors  # tied
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "gpt2"
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+    assert config["vocab_size"] == policy.config.vocab_size
+
+
+def test_transformers_opens_it(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokens = torch.randint(tokenizer.vocab_size, (1, 20))
+    gpt = tiny(tokenizer)
+    gpt.save_pretrained(tmp_path / "lm")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+    assert torch.allclose(theirs(tokens).logits, gpt(tokens), atol=1e-4)
+    text = "The fox can't ran home, 123 times.\n\nWhy?"
+    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "lm")
+    assert hf_tokenizer(text).input_ids == tokenizer.encode(text)
+    scalar = tiny(tokenizer, ScalarGPT)
+    scalar.save_pretrained(tmp_path / "rm")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    last = scalar.score_last(tokens, torch.tensor([20]))
+    assert torch.allclose(theirs(tokens).logits[:, 0], last, atol=1e-4)
+
+
+def test_equal_weights_give_equal_bytes_for_all_who_may_read(policy, folder, tmp_path):
+    first = folder / "model.safetensors"
+    policy.save_pretrained(tmp_path / "again")
+    assert first.read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+    mode = stat.S_IMODE(first.stat().st_mode)
+    assert mode == stat.S_IMODE((folder / "config.json").stat().st_mode)
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    tensors = {"step": torch.tensor(3.0), "moment": torch.randn(2, 3).T, "ids": torch.arange(4)}
+    path = tmp_path / "state.safetensors"
+    checkpoint.write_tensors(path, tensors, state='{"step": 3}')
+    again, metadata = checkpoint.read_tensors(path)
+    assert metadata == {"state": '{"step": 3}'}
+    assert all(torch.equal(tensors[name], again[name]) for name in tensors)
+
+
+def test_sharded_weights_are_put_together(folder, policy):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for i in range(2):
+        part = list(tensors)[i::2]
+        save_file({name: tensors[name] for name in part}, folder / f"part{i}.safetensors")
+        weight_map |= dict.fromkeys(part, f"part{i}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    again = GPT.from_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), policy.parameters()))
+
+
+def test_half_precision_and_old_causal_masks_are_read(folder, policy):
+    tensors = load_file(folder / "model.safetensors")
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(2)}
+    save_file(halves | masks, folder / "model.safetensors")
+    again = GPT.from_pretrained(folder)
+    assert again.wte.weight.dtype == torch.float32
+    assert torch.equal(again.wte.weight, policy.wte.weight.half().float())
+
+
+# ---- refusals
+
+
+def refused(folder, *words):
+    """One sentence that holds the words."""
+    with pytest.raises(UserError) as error:
+        GPT.from_pretrained(folder)
+    message = str(error.value)
+    assert all(str(word) in message for word in words), message
+    assert "\n" not in message
+    assert len(message) < 700
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "bert"),
+        ("activation_function", "relu"),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("add_cross_attention", True),
+    ],
+)
+def test_what_the_model_cannot_represent_is_named(folder, field, value):
+    change_config(folder, **{field: value})
+    refused(folder, "config.json", field, repr(value))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_layer": 10**9},
+        {"n_embd": 10**12},
+        {"vocab_size": -5},
+        {"n_head": 0},
+        {"n_head": 5},
+        {"n_positions": 1e300},
+        {"n_embd": "32"},
+        {"n_layer": True},
+        {"n_inner": 2**62},
+        {"layer_norm_epsilon": "x"},
+        {"score_std": 0},
+        {"score_std": float("nan")},
+        {"score_mean": 10**400},
+        {"tie_word_embeddings": "no"},
+        {"n_embd": None},
+        {"n_layer": [2]},
+        {"vocab_size": 10**7},  # a size that a model might have, but not this one
+        {"n_positions": 10**7},
+        {"n_embd": 10**5},
+        {"n_layer": 100},
+        {"n_layer": 3},
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(folder, fields):
+    change_config(folder, **fields)
+    refused(folder, folder)
+
+
+def test_a_config_that_is_none(folder):
+    for text in ("[]", "3", "null", "{", "[" * 10**5, '{"n_layer": ' + "1" * 5000 + "}", "{}"):
+        (folder / "config.json").write_text(text)
+        refused(folder, "config.json")
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(folder):
+    change_config(folder, vocab_size=300)
+    refused(folder, "vocab_size", 300)
+
+
+def test_missing_files_are_named(folder, tmp_path):
+    refused(tmp_path / "nowhere", "nowhere")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "model.safetensors")
+
+
+def test_a_pickle_is_refused_with_the_command_that_converts_it(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "pytorch_model.bin", "weights_only=True", "model.safetensors")
+
+
+def test_a_truncated_or_flipped_file_is_damaged(folder):
+    path = folder / "model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    refused(folder, "model.safetensors")
+    flipped = bytearray(good)
+    flipped[-5] ^= 1
+    path.write_bytes(flipped)
+    refused(folder, "model.safetensors", "checksum")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("transformer.h.0.ln_1.bias", torch.full((32,), float("nan"))),
+        ("transformer.h.0.ln_1.bias", torch.full((32,), float("inf"))),
+        ("transformer.h.0.ln_1.bias", torch.zeros(32, dtype=torch.int64)),
+        ("transformer.h.0.ln_1.bias", torch.zeros(33)),
+        ("transformer.h.2.ln_1.bias", torch.zeros(32)),
+        ("adapter.down", torch.zeros(3)),
+        ("lm_head.weight", torch.ones(320, 32)),
+    ],
+)
+def test_strange_tensors_are_named(folder, name, tensor):
+    change_tensors(folder, **{name: tensor})
+    refused(folder, name.removeprefix("transformer."))
+
+
+def test_an_index_that_leaves_the_folder_is_not_followed(folder, tmp_path):
+    (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    index = folder / "model.safetensors.index.json"
+    secret = str(tmp_path / "secret.safetensors")
+    for name in ("../secret.safetensors", secret, "..", "x/../../secret.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+        refused(folder, "index.json", "do not trust")
+    for text in ("{}", "[]", '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "absent"}}', "["):
+        index.write_text(text)
+        refused(folder, folder)
