@@ -9,6 +9,7 @@ python label.py --summary --out mine.jsonl,ai.jsonl --compare toyworld    # do t
 import re
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 from minirlhf import UserError, world
 from minirlhf.cli import start
@@ -25,7 +26,7 @@ class Settings:
     summary: bool = False  # rank nothing; report on the files in --out (comma-separated)
     compare: str = ""  # with whom else they agree: a world's reward, or files of rankings
     name: str = ""  # the annotator's name in the records; empty: as --annotator
-    template: str = "chat"  # chat, or raw for prompts that the model continues as they are
+    template: Literal["chat", "raw"] = "chat"  # raw: prompts that the model continues as they are
     seed: int = 0  # of the order of questions, of simulated noise, of the choice of principles
     # a person
     host: str = "127.0.0.1"  # where the page is served; 0.0.0.0 lets other machines in

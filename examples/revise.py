@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,10 +39,10 @@ class Settings:
     revisions: int = 2  # rounds of critique and revision, 0 to 4
     # sampling
     count: int = 500  # how many prompts
-    split: str = "train"  # of a world's prompts: train or test
-    template: str = "chat"  # chat, or raw for prompts that the model continues as they are
+    split: Literal["train", "test"] = "train"  # of a world's prompts
+    template: Literal["chat", "raw"] = "chat"  # raw: prompts that the model continues as they are
     max_tokens: int = 64  # longest response, critique and revision
-    temperature: float = 0.7
+    temperature: float = 0.7  # of sampling; 0: always the likeliest token
     # run
     seed: int = 0  # of everything random
     device: str = "auto"  # auto, cuda, mps, cpu

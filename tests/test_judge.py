@@ -15,7 +15,7 @@ from conftest import tiny
 
 import label
 from examples import revise
-from minirlhf import UserError
+from minirlhf import UserError, losses
 from minirlhf.data import Prompt, read_demonstrations, read_rankings
 from minirlhf.feedback import endpoint, judge, rankings
 from minirlhf.feedback.judge import CRITIQUE, JUDGE, ask
@@ -447,6 +447,78 @@ def test_a_key_that_a_server_repeats_is_in_no_message(status, start, api, monkey
         endpoint.Endpoint(api.url, "m").chat(HELLO)
     assert "sk-very" not in str(error.value)
     assert set(api.keys) == {f"Bearer {SECRET}"}
+
+
+# ------------------------------------------------------------------------- soft preferences
+
+
+def soft_batch() -> tuple:
+    """Scores (3, 4), their mask, and chances (3, 4, 4) that sum to 1 both ways."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]).bool()
+    upper = torch.rand(3, 4, 4, generator=generator, dtype=torch.float64).triu(1)
+    chances = (upper + (1 - upper.mT).tril(-1)) * mask[:, :, None] * mask[:, None, :]
+    chances[0, 0, 1] = chances[0, 1, 0] = 0  # not compared
+    return scores, mask, chances
+
+
+def test_the_soft_loss_is_cross_entropy():
+    scores, mask, chances = soft_batch()
+    means = []
+    for b in range(3):
+        terms = []
+        for i, j in combinations(range(int(mask[b].sum())), 2):
+            if chances[b, i, j] + chances[b, j, i] > 0:
+                i_wins = torch.sigmoid(scores[b, i] - scores[b, j])
+                terms.append(
+                    -chances[b, i, j] * i_wins.log() - chances[b, j, i] * (1 - i_wins).log()
+                )
+        means.append(sum(terms) / len(terms))
+    loss = losses.ranking_loss(scores, torch.ones(3, 4), mask, None, chances)[0]
+    assert loss == pytest.approx(float(sum(means) / 3), rel=1e-12)
+
+
+def test_hard_ranks_are_chances_of_0_and_1():
+    scores, mask, _ = soft_batch()
+    ranks = torch.tensor([[1, 3, 2, 2], [2, 1, 3, 9], [1, 2, 9, 9]])
+    chances = losses.untied_pairs(ranks, mask).double()
+    soft = losses.ranking_loss(scores, ranks, mask, None, chances)[0]
+    assert losses.ranking_loss(scores, ranks, mask)[0] == pytest.approx(float(soft))
+
+
+def test_the_soft_optimum_is_the_logit():
+    scores = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    chances = torch.tensor([[[0, 0.8], [0.2, 0]]])
+    optimizer = torch.optim.LBFGS([scores], max_iter=100, tolerance_grad=1e-12)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = losses.ranking_loss(scores, torch.tensor([[1, 2]]), preferences=chances)[0]
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    margin = float((scores[0, 0] - scores[0, 1]).detach())
+    assert margin == pytest.approx(float(torch.tensor(0.8).logit()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "preferences",
+    [
+        [[None, 0.9], [0.3, None]],
+        [[None, 0.9], [None, None]],
+        [[None, "x"], [0.1, None]],
+        [[None, 1.5], [-0.5, None]],
+        [[0.5]],
+        0.5,
+    ],
+)
+def test_wrong_preferences_are_an_error_with_file_and_line(tmp_path, preferences):
+    ranking = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "preferences": preferences}
+    write_jsonl(tmp_path / "r.jsonl", [ranking])
+    with pytest.raises(UserError, match=r"r.jsonl, line 1.*preferences"):
+        read_rankings(str(tmp_path / "r.jsonl"))
 
 
 # ------------------------------------------------------------------------- critique and revision

@@ -268,7 +268,8 @@ def _agree(a: Pairs, b: Pairs) -> str:
     share, interval, count = agreement(a, b)
     if not count:
         return "no common pairs"
-    return f"{share:.2f} ±{interval:.2f} on {count} pairs"
+    half_width = "" if math.isnan(interval) else f" ±{interval:.2f}"
+    return f"{share:.2f}{half_width} on {count} pairs"
 
 
 def _reward_pairs(name: str, rankings: list[dict]) -> Pairs:
