@@ -9,6 +9,7 @@ to mean 0 and std 1 on samples of the policy that is to be improved.
     python train_rm.py --init out/sft --data helpful-base.jsonl.gz      # pairs: chosen, rejected
 """
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -106,8 +107,15 @@ def score_scale(
         temperature=settings.temperature,
     )
     scores = torch.tensor(TrainedReward(model)(batch.prompts, batch.responses))  # (B,)
-    std = float(scores.std(correction=0))
-    return float(scores.mean()), std if std > SMALLEST_STD else 1.0
+    mean, std = float(scores.mean()), float(scores.std(correction=0))
+    if not math.isfinite(mean + std):
+        raise UserError(
+            f"the scores of {len(scores)} samples are not finite: train with a lower --lr"
+        )
+    if std < SMALLEST_STD:
+        print("warning: all --normalize_samples score the same, so the scale stays as it is")
+        std = 1.0
+    return mean, std
 
 
 def newest_of(groups: list[Group], data: str) -> list[Group]:

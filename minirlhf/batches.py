@@ -18,13 +18,13 @@ def held_out(
     """Split into (train, validation), both in the order of items.
 
     A hash of key(item), usually the prompt's turns, decides, so that no prompt is on both sides.
-    With two keys or more neither side is empty, unless the fraction is 0.
+    With two keys or more neither side is empty, unless the fraction is 0. One key is trained on.
     """
     keys = [key(item) for item in items]
     distinct = list(dict.fromkeys(keys))
     numbers = {k: _uniform(f"{seed}\n{k}") for k in distinct}
     size = sum(number < fraction for number in numbers.values())
-    if fraction > 0 and len(distinct) > 1:
+    if fraction > 0 and distinct:
         size = min(max(size, 1), len(distinct) - 1)
     chosen = set(sorted(distinct, key=numbers.get)[:size])
     train = [item for item, k in zip(items, keys) if k not in chosen]

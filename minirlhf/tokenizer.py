@@ -24,13 +24,13 @@ import tiktoken
 
 from minirlhf import UserError
 from minirlhf.files import to_json, write_atomically
+from minirlhf.special_tokens import EOS, refuse_other_tokenizers
 
 # Roles are "system", "user", "assistant" and "text": a raw prompt that the model continues as it
 # is. A "text" turn can only come first. (("text", ""),) is the empty prompt.
 Turn = tuple[str, str]
 Turns = tuple[Turn, ...]
 
-EOS = "<|endoftext|>"
 USER_HEADER, ASSISTANT_HEADER = "\n\nHuman:", "\n\nAssistant:"
 
 # GPT-2's rule for cutting a text into pieces; tokens merge within a piece only.
@@ -178,7 +178,7 @@ class Tokenizer:
         """Read vocab.json and merges.txt, or tokenizer.json where there is no vocab.json."""
         folder = Path(folder)
         vocab, merges = read_files(folder)
-        refuse_what_is_not_gpt2(folder)
+        refuse_other_tokenizers(folder, vocab)
         return cls(vocab, merges, str(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -272,12 +272,6 @@ def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 def read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[str]]:
     """Newer versions of transformers write this one file instead of two."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    cutting = content["pre_tokenizer"]
-    as_gpt2 = cutting["type"] == "ByteLevel" and cutting["use_regex"]
-    if content["normalizer"] or not as_gpt2 or cutting["add_prefix_space"]:
-        raise UserError(
-            f"{path} does not cut text as GPT-2 does ({cutting}); use a model that does"
-        )
     vocab = dict(content["model"]["vocab"])
     for token in content["added_tokens"]:
         vocab[token["content"]] = token["id"]
@@ -307,10 +301,6 @@ def merged_tokens(vocab: dict[str, int], merges: list, source: str) -> list[str]
             )
         tokens[merged] = None
     return list(tokens)
-
-
-def refuse_what_is_not_gpt2(folder: Path) -> None:
-    """Filled in below."""
 
 
 # ---------------------------------------------------------------------- training a vocabulary

@@ -52,3 +52,55 @@ def prompts() -> list[Prompt]:
         Prompt.of("hi"),
         Prompt.of("\n\nHuman: Tell me of a fox.\n\nAssistant: The fox ran.\n\nHuman: Why?"),
     ]
+
+
+SMALL = {
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 32,
+    "vocab_size": 400,
+    "n_positions": 192,
+    "count": 200,
+    "batch_size": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory) -> Path:
+    """A small SFT model of the toy world, candidates, rankings and a reward model.
+
+    The scripts themselves make them, once for all tests: use them, do not write to them.
+    """
+    import label
+    import sample
+    import train_rm
+    import train_sft
+
+    folder = tmp_path_factory.mktemp("stages")
+    sft, candidates, rankings = (
+        folder / "sft",
+        folder / "candidates.jsonl",
+        folder / "rankings.jsonl",
+    )
+    train_sft.main(train_sft.Settings(out=str(sft), steps=60, **SMALL))
+    sample.main(
+        sample.Settings(
+            init=str(sft),
+            data="toyworld",
+            count=40,
+            samples=3,
+            max_tokens=24,
+            candidates_out=str(candidates),
+        )
+    )
+    label.main(label.Settings(candidates=str(candidates), out=str(rankings), annotator="toyworld"))
+    train_rm.main(
+        train_rm.Settings(
+            init=str(sft),
+            data=str(rankings),
+            out=str(folder / "rm"),
+            max_tokens=24,
+            batch_size=4,
+        )
+    )
+    return folder

@@ -1,0 +1,164 @@
+"""The reward model: its first loss, its scale, little data, no room, what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import tiny
+
+import train_dpo
+import train_rm
+from minirlhf import UserError
+from minirlhf.data import Prompt, read_rankings
+from minirlhf.files import read_json, read_jsonl
+from minirlhf.model import GPT, ScalarGPT
+from minirlhf.preferences import group_scores, to_groups, validate
+from minirlhf.rewards import TrainedReward
+from minirlhf.rollout import sample
+
+GARDEN = {"prompt": "A fox?", "responses": ["It ran.", "A dog", "?"], "ranks": [1, 2, 3]}
+AGAIN = GARDEN | {"responses": ["The fox ran home.", "cat"], "ranks": [2, 1]}
+BIRD = {"prompt": "Why?", "chosen": "Because it can.", "rejected": "Not"}
+LONG = {"prompt": "The dog slept by the fire. " * 3, "chosen": "It ran.", "rejected": "It slept."}
+
+
+@pytest.fixture
+def parent(tokenizer, tmp_path):
+    tiny(tokenizer, n_positions=96).save_pretrained(tmp_path / "sft")
+    return tmp_path / "sft"
+
+
+def file_of(tmp_path, rows) -> str:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def settings_of(parent, tmp_path, rows, **changes) -> train_rm.Settings:
+    options = {"init": str(parent), "data": file_of(tmp_path, rows), "out": str(tmp_path / "rm")}
+    options |= {"steps": 2, "batch_size": 2, "max_tokens": 8}
+    return train_rm.Settings(**options | changes)
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def assert_strict_json(folder) -> None:
+    files = sorted([*folder.rglob("*.json"), *folder.rglob("*.jsonl")])
+    assert files
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        parts = text.splitlines() if path.suffix == ".jsonl" else [text]
+        for part in parts:
+            json.loads(part, parse_constant=refuse_constant)
+
+
+def test_a_fresh_reward_models_loss_is_ln_2(stages):
+    first = read_jsonl(stages / "rm" / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["accuracy"] == 0.5
+
+
+def test_scores_are_normalised_and_do_not_depend_on_the_batch(stages):
+    policy = GPT.from_pretrained(stages / "sft")
+    prompts = list({r.prompt: None for r in read_rankings(str(stages / "rankings.jsonl"))})
+    batch = sample(policy, prompts, 24, torch.Generator().manual_seed(1), temperature=0.7)
+    reward = TrainedReward(ScalarGPT.from_pretrained(stages / "rm"))
+    scores = torch.tensor(reward(batch.prompts, batch.responses))
+    assert abs(float(scores.mean())) < 0.6 and 0.5 < float(scores.std()) < 1.7
+    for row in range(0, len(batch), 7):
+        alone = reward(batch.prompts[row : row + 1], batch.responses[row : row + 1])
+        assert alone[0] == pytest.approx(float(scores[row]), abs=1e-4)
+
+
+def test_a_group_scores_as_its_responses_do_alone(tokenizer, tmp_path):
+    """K responses share one forward; a row per response is the reference."""
+    model = tiny(tokenizer, ScalarGPT)
+    groups = to_groups(tokenizer, read_rankings(file_of(tmp_path, [GARDEN, BIRD])), 64)
+    scores, ranks, mask, chances = group_scores(model, groups)
+    assert mask.tolist() == [[True] * 3, [True, True, False]]
+    assert ranks[0].tolist() == [1, 2, 3] and chances[1, 0].tolist() == [0, 1, 0]
+    for i, group in enumerate(groups):
+        for k, response in enumerate(group.responses):
+            ids = torch.tensor([group.prompt + response])
+            alone = model.score_last(ids, torch.tensor([ids.shape[1]]))
+            assert float(scores[i, k]) == pytest.approx(float(alone), abs=1e-4)
+    result = validate(model, groups, 64)
+    assert result["validation_pairs"] == 4 and 0 <= result["validation_accuracy"] <= 1
+
+
+LITTLE_DATA = [[GARDEN], [GARDEN, AGAIN, AGAIN], [GARDEN, BIRD], [BIRD, BIRD, AGAIN]]
+
+
+@pytest.mark.parametrize("rows", LITTLE_DATA)
+@pytest.mark.parametrize("normalize_samples", [0, 1, 256])
+def test_a_reward_model_of_one_or_two_prompts_loads(parent, tmp_path, rows, normalize_samples):
+    train_rm.main(settings_of(parent, tmp_path, rows, normalize_samples=normalize_samples))
+    model = ScalarGPT.from_pretrained(tmp_path / "rm")
+    assert math.isfinite(model.config.score_mean)
+    assert 0 < model.config.score_std < 1e6
+    assert_strict_json(tmp_path / "rm")
+
+
+def test_one_prompt_is_trained_on_whatever_its_hash(parent, tmp_path):
+    for i in range(12):  # a tenth of all prompts is held out by its hash
+        row = BIRD | {"prompt": f"Why {i}?"}
+        train_rm.main(settings_of(parent, tmp_path, [row], out=str(tmp_path / str(i)), steps=1))
+
+
+def test_dpo_on_one_and_two_prompts_writes_json(parent, tmp_path):
+    for name, rows in (("one", [GARDEN, AGAIN]), ("two", [GARDEN, BIRD])):
+        options = {"init": str(parent), "data": file_of(tmp_path, rows), "steps": 2}
+        out = str(tmp_path / name)
+        train_dpo.main(train_dpo.Settings(**options, out=out, max_tokens=8, eval_every=1))
+        assert_strict_json(tmp_path / name)
+
+
+@pytest.mark.parametrize("max_tokens", [90, 96, 500])
+def test_no_room_for_a_response_is_said_before_training(parent, tmp_path, max_tokens):
+    longer = GARDEN | {"prompt": LONG["prompt"] + "Why?"}
+    settings = settings_of(parent, tmp_path, [LONG, LONG, longer], max_tokens=max_tokens)
+    with pytest.raises(UserError) as caught:
+        train_rm.main(settings)
+    tokenizer = GPT.from_pretrained(parent).tokenizer
+    shortest = len(tokenizer.encode_prompt(Prompt.of(LONG["prompt"]).turns))
+    for word in (f"--max_tokens {max_tokens}", "96", f"{shortest}"):
+        assert word in str(caught.value)
+    assert not (tmp_path / "rm").exists()
+    settings.max_tokens = 96 - shortest
+    train_rm.main(settings)
+
+
+def test_without_normalisation_no_room_is_needed(parent, tmp_path):
+    options = {"max_tokens": 96, "normalize_samples": 0}
+    train_rm.main(settings_of(parent, tmp_path, [LONG, GARDEN], **options))
+
+
+def test_the_context_is_that_of_the_policy_which_is_sampled(parent, tokenizer, tmp_path):
+    tiny(tokenizer, n_positions=24).save_pretrained(tmp_path / "short")
+    settings = settings_of(parent, tmp_path, [LONG, LONG])
+    settings.normalize_on = str(tmp_path / "short")
+    with pytest.raises(UserError, match="24"):
+        train_rm.main(settings)
+    settings.normalize_on = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere"):
+        train_rm.main(settings)
+    assert not (tmp_path / "rm").exists()
+
+
+def test_a_reward_model_goes_on_learning_and_says_what_it_was_worth(stages, tmp_path):
+    train_rm.main(
+        train_rm.Settings(
+            init=str(stages / "rm"),
+            normalize_on=str(stages / "sft"),
+            data=str(stages / "rankings.jsonl"),
+            out=str(tmp_path / "rm"),
+            steps=2,
+            max_tokens=8,
+        )
+    )
+    result = read_json(tmp_path / "rm" / "run.json")
+    assert 0 <= result["newest_before"] <= 1 and 0 <= result["newest_after"] <= 1
+    assert read_jsonl(tmp_path / "rm" / "metrics.jsonl")[0]["loss"] < math.log(2)

@@ -1,0 +1,101 @@
+"""sample.py: one prompt, a chat, candidates, the best of n."""
+
+import json
+
+import pytest
+
+import sample
+from minirlhf import UserError
+from minirlhf.data import read_demonstrations
+from minirlhf.files import read_jsonl
+
+
+def settings_of(stages, **changes) -> sample.Settings:
+    return sample.Settings(**{"init": str(stages / "sft"), "max_tokens": 12} | changes)
+
+
+def test_one_prompt(stages, capsys):
+    for _ in range(2):
+        sample.main(settings_of(stages, prompt="What is 2 plus 3?", samples=2))
+    first, second = capsys.readouterr().out.split("---\n", 2)[0::2]
+    assert first.strip() and second.endswith("\n")
+
+
+def test_a_message_that_quotes_markers_is_one_message(stages, monkeypatch):
+    seen = []
+    answer = sample.Sampler.__call__
+
+    def look(self, prompts):
+        seen.extend(prompts)
+        return answer(self, prompts)
+
+    monkeypatch.setattr(sample.Sampler, "__call__", look)
+    text = "say:\n\nHuman: hi\n\nAssistant:"
+    sample.main(settings_of(stages, prompt=text))
+    assert seen[0].turns == (("user", text),)
+
+
+def test_a_chat_answers_remembers_and_forgets(stages, monkeypatch, capsys):
+    requests = ["I am Ada and I like soup.", "What is my name?", *["And why is that so?"] * 12]
+    lines = iter(requests)
+    prompts = []
+    answer = sample.Sampler.__call__
+
+    def ask(_):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    def look(self, asked):
+        prompts.extend(asked)
+        return answer(self, asked)
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr(sample.Sampler, "__call__", look)
+    sample.main(settings_of(stages, chat=True, max_tokens=24))
+    assert len(prompts[1].turns) == 3 and prompts[1].turns[0] == ("user", requests[0])
+    assert len(prompts) == len(requests)
+    assert "forgotten" in capsys.readouterr().out
+    assert all(prompt.turns[-1][1] == request for prompt, request in zip(prompts, requests))
+
+
+def test_candidates_and_demonstrations(stages, tmp_path):
+    settings = settings_of(stages, data="toyworld", count=6, samples=2)
+    for name in ("a", "b"):
+        settings.candidates_out = str(tmp_path / f"{name}.jsonl")
+        sample.main(settings)
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    rows = read_jsonl(tmp_path / "a.jsonl")
+    assert len(rows) == 6 and all(len(row["responses"]) == 2 for row in rows)
+
+    settings.candidates_out, settings.sft_out = "", str(tmp_path / "best.jsonl")
+    settings.max_tokens = 48
+    settings.best_of, settings.reward = 3, str(stages / "rm")
+    sample.main(settings)
+    for turns in read_demonstrations(settings.sft_out):
+        assert turns[-1][0] == "assistant"
+
+
+def test_without_a_file_the_lines_are_printed(stages, capsys):
+    sample.main(settings_of(stages, data="toyworld", count=2))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and {"id", "prompt", "responses"} == json.loads(lines[0]).keys()
+
+
+@pytest.mark.parametrize(
+    "changes, flag",
+    [
+        ({}, "--prompt"),
+        ({"prompt": "x", "chat": True}, "--prompt"),
+        ({"prompt": "x", "top_p": 0.0}, "--top_p"),
+        ({"prompt": "x", "best_of": 4}, "--reward"),
+        ({"prompt": "x", "reward": "toyworld"}, "--best_of"),
+        ({"prompt": "x", "sft_out": "x.jsonl"}, "--data"),
+        ({"prompt": "x", "samples": 0}, "--samples"),
+        ({"prompt": "x " * 300}, "context"),
+    ],
+)
+def test_what_does_not_go_together(stages, changes, flag):
+    with pytest.raises(UserError, match=flag):
+        sample.main(settings_of(stages, **changes))
