@@ -1,13 +1,12 @@
 """A person ranks: the questions, the server against strangers, the terminal, the page itself."""
 
-import signal
 import socket
 import time
 from contextlib import suppress
 
 import pytest
 from browser import CHROMIUM, Browser
-from labelling import candidates, post, serving, start_label, talk, write_candidates
+from labelling import candidates, serving, talk, write_candidates
 
 import label
 from minirlhf import UserError
@@ -178,19 +177,6 @@ def test_wrong_calls_are_refused(tmp_path):
     append_ranking(out, candidates(9)[8], [1, 2, 3, 4], "me")
     with pytest.raises(UserError, match=r"r\.jsonl, line 1"):
         label.main(label.Settings(**common, out=out))
-
-
-def test_ctrl_c_and_finish_for_now(tmp_path):
-    write_candidates(tmp_path / "c.jsonl", candidates(3))
-    process, port, token = start_label(tmp_path)
-    question = post(port, token, "/question")["question"]
-    post(port, token, "/answer", {"question": question, "ranks": [1, 2, 3, 4]})
-    process.send_signal(signal.SIGINT)
-    assert "Traceback" not in process.communicate(timeout=60)[1] and process.returncode == 130
-    process, port, token = start_label(tmp_path)
-    assert post(port, token, "/question")["done"] == 1
-    assert post(port, token, "/finish", {"now": True})["finished"]
-    assert "0 rankings added" in process.communicate(timeout=60)[0] and process.returncode == 0
 
 
 def test_the_terminal_asks_the_same_questions(tmp_path, monkeypatch, capsys):

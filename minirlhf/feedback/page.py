@@ -138,10 +138,8 @@ class Sitting:
 
 
 def check_answer(ranks: list[int], harmful: list[int], count: int) -> None:
-    if not isinstance(ranks, list) or not isinstance(harmful, list | tuple):
-        raise UserError("ranks and harmful must be lists")
     if not all(type(number) is int for number in (*ranks, *harmful)):
-        raise UserError("ranks and harmful must hold whole numbers")
+        raise UserError("ranks and harmful must be lists of whole numbers")
     if len(ranks) != count or set(ranks) != set(range(1, len(set(ranks)) + 1)):
         raise UserError(f"ranks must be {count} numbers, 1 for the best, without gaps")
     if not set(harmful) <= set(range(count)):

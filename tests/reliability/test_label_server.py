@@ -1,16 +1,21 @@
 """The labelling page's server under load, slow clients, full disks and kills."""
 
 import http.client
+import io
+import json
 import os
 import random
+import signal
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from labelling import candidates, post, serving, start_label, write_candidates
 
 from minirlhf.feedback import page
+from minirlhf.feedback.page import Server, Sitting
 from minirlhf.files import read_jsonl
 
 
@@ -114,3 +119,88 @@ def test_killed_at_any_moment_what_was_confirmed_is_there_once(tmp_path):
     records = read_jsonl(tmp_path / "r.jsonl")
     questions = {(record["id"], record.get("repeat")) for record in records}
     assert confirmed <= len(records) == len(questions) == 330
+
+
+def test_ctrl_c_and_finish_for_now(tmp_path):
+    write_candidates(tmp_path / "c.jsonl", candidates(3))
+    process, port, token = start_label(tmp_path)
+    question = post(port, token, "/question")["question"]
+    post(port, token, "/answer", {"question": question, "ranks": [1, 2, 3, 4]})
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=60)[1] and process.returncode == 130
+    process, port, token = start_label(tmp_path)
+    assert post(port, token, "/question")["done"] == 1
+    assert post(port, token, "/finish", {"now": True})["finished"]
+    assert "0 rankings added" in process.communicate(timeout=60)[0] and process.returncode == 0
+
+
+class Wire:
+    """A connection whose other side has sent all it will send, and listens."""
+
+    def __init__(self, request: bytes):
+        self.request, self.reply = request, b""
+
+    def makefile(self, mode, size=-1):
+        return io.BytesIO(self.request)
+
+    def sendall(self, data):
+        self.reply += data
+
+    def settimeout(self, seconds):
+        pass
+
+
+def random_request(server: Server, rng: random.Random) -> bytes:
+    host = f"Host: 127.0.0.1:{server.server_address[1]}\r\nX-Token: {server.token}\r\n"
+    question = server.sitting.question().get("question", 0)
+    answer = {
+        "question": rng.choice((question, question, 7, -1, "0")),
+        "ranks": rng.sample((1, 2, 3, 4), 4),
+        "harmful": rng.choice(([], [1], [9])),
+        "skip": rng.random() < 0.2,
+    }
+    body = json.dumps(answer)
+    requests = (
+        f"GET /question HTTP/1.1\r\n{host}\r\n",
+        f"GET /?token={server.token} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n",
+        f"POST /answer HTTP/1.1\r\n{host}Content-Length: {len(body)}\r\n\r\n{body}",
+        f"POST /finish HTTP/1.1\r\n{host}Origin: http://127.0.0.1\r\nContent-Length: 0\r\n\r\n",
+    )
+    return rng.choice(requests).encode()
+
+
+def damage(request: bytes, rng: random.Random) -> bytes:
+    """One byte changed, a piece put in, a piece cut out, or the end cut off."""
+    at = rng.randrange(len(request) + 1)
+    pieces = (b"\r\n", b"\0", b"\xff", b"{", b"[" * 3000, b":", b"%", b"9" * 40, b"//[", request)
+    cases = (
+        request[:at] + bytes([rng.randrange(256)]) + request[at + 1 :],
+        request[:at] + rng.choice(pieces) + request[at:],
+        request[:at] + request[at + rng.randrange(1, 30) :],
+        request[:at],
+    )
+    return rng.choice(cases)
+
+
+def test_damaged_requests_get_an_answer_or_a_refusal(tmp_path):
+    """And never a record that nobody gave."""
+    rng, statuses = random.Random(3), Counter()
+    with Server(Sitting(candidates(30), tmp_path / "r.jsonl", "me"), "127.0.0.1", 0) as server:
+        for _ in range(3000):
+            request = random_request(server, rng)
+            for _ in range(rng.choice((0, 1, 1, 2, 8))):
+                request = damage(request, rng)
+            wire = Wire(request)
+            page.Handler(wire, ("127.0.0.1", 1), server)
+            has_status = wire.reply.startswith(b"HTTP/1.")
+            statuses[wire.reply[9:12] if has_status else wire.reply[:1]] += 1
+    known = {b"200", b"400", b"403", b"404", b"413", b"414", b"431", b"501", b"505"}
+    known |= {b"", b"{", b"<"}  # HTTP/0.9 has no status
+    assert not statuses.keys() - known
+    assert {b"200", b"400", b"403", b"413"} <= statuses.keys()
+    records = read_jsonl(tmp_path / "r.jsonl")
+    questions = {(record["id"], record.get("repeat")) for record in records}
+    assert 0 < len(records) == len(questions) <= 33
+    for record in records:
+        ranks = sorted(record["ranks"])
+        assert ranks == [1, 2, 3, 4] or (record["skipped"] and set(ranks) == {1})
