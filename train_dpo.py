@@ -374,7 +374,8 @@ def main(settings: Settings) -> None:
     if not settings.online:
         questions = list(dict.fromkeys(item.prompt for item in questions))
         if settings.show_batch:
-            return show_batch(policy, train[: settings.batch_size])
+            first = batch_indices(len(train), 0, settings.batch_size, settings.seed)
+            return show_batch(policy, [train[i] for i in first])
     run = Run(settings, "train_dpo.py")
     if run.finished:
         return print(f"{run.folder} is finished already")

@@ -46,11 +46,13 @@ class Settings:
     # method
     advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"  # gae is PPO with a value model
     reference: str = ""  # model that the KL is measured against; empty: --init
-    kl_in: Literal["paper", "reward", "loss"] = "paper"  # where the KL counts; loss for grpo alone
+    kl_in: Literal["paper", "reward", "loss"] = "paper"  # paper: loss for grpo, else reward
     kl_target: float = 0.0  # nats per response that kl_coef adapts to; 0: kl_coef is constant
     lam: float = 0.95  # gae: lambda
     group_std: bool = True  # grpo: divide advantages by the group's std; Dr. GRPO: --no-group_std
-    length_norm: Literal["paper", "token", "response", "none"] = "paper"  # losses.length_normaliser
+    length_norm: Literal["paper", "token", "response", "none"] = (
+        "paper"  # mean over what; see PAPER
+    )
     clip: float = 0.2  # of the ratio
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: as clip
     value_clip: float = 0.2  # gae: of the value's change
@@ -93,7 +95,8 @@ WARMUP = 5  # iterations until the learning rate's peak
 LORA_ALPHA = 16.0
 PTX_BATCH = 16  # rows of text in an update
 
-# where the KL counts and how a response's length is normalised, by the method's paper
+# What the papers do: where the KL counts, and what the loss is a mean over: tokens, responses (each
+# a mean of its tokens) or none (responses whose tokens are summed). See losses.length_normaliser.
 PAPER = {
     "gae": ("reward", "token"),
     "rloo": ("reward", "none"),
@@ -268,147 +271,6 @@ def check_first_ratio(deviation: float, precision: torch.dtype | None, step: int
         )
 
 
-# --- what main is made of
-
-
-def complete(settings: Settings) -> Settings:
-    """The settings with "paper" filled in; UserError for what does not go together."""
-    at_least(1, settings, "prompts_per_step", "samples_per_prompt", "epochs", "minibatches")
-    at_least(1, settings, "log_every", "save_every")
-    compared = settings.samples_per_prompt
-    if settings.advantage == "reinforce":
-        compared *= settings.prompts_per_step
-    if settings.advantage != "gae" and compared < 2:
-        raise UserError(
-            f"--advantage {settings.advantage} compares responses: --samples_per_prompt must be "
-            "2 or more, for instance 4 with a quarter of the --prompts_per_step"
-        )
-    if settings.ptx_coef and not settings.ptx_data:
-        raise UserError("--ptx_coef needs --ptx_data: texts or demonstrations to keep predicting")
-    kl_in, length_norm = PAPER[settings.advantage]
-    if settings.kl_in == "paper":
-        settings = replace(settings, kl_in=kl_in)
-    if settings.length_norm == "paper":
-        settings = replace(settings, length_norm=length_norm)
-    return settings
-
-
-def load_models(run: Run, policy: GPT) -> Models:
-    """The policy, the reference, and with gae a value model that starts from the reward model."""
-    settings = run.settings
-    adapters = (settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
-    lora.add(run.place(policy, trained=True), *adapters)
-
-    if settings.lora_rank and settings.reference in ("", settings.init):
-        reference = lora.base(policy)  # the same weights without the adapters
-    else:
-        reference = run.open(GPT, settings.reference or settings.init)
-        check_tokens(policy, reference, f"--reference {settings.reference}")
-
-    value = None
-    if settings.advantage == "gae":
-        reward_models = rewards.folders(settings.reward)
-        value = run.open(ScalarGPT, [*reward_models, settings.init][0], trained=True)
-        check_tokens(policy, value, f"the value model, made from --reward {settings.reward},")
-        lora.add(value, *adapters)
-    return Models(policy, reference, value)
-
-
-def check_tokens(policy: GPT, model: GPT | ScalarGPT, name: str) -> None:
-    if model.tokenizer.vocab != policy.tokenizer.vocab:
-        raise UserError(
-            f"{name} has other tokens than --init, whose tokens it would read: use a model of the "
-            "same family (or --advantage rloo, which needs no value model)"
-        )
-
-
-def load_prompts(settings: Settings, policy: GPT) -> list[Prompt]:
-    """Prompts that leave room for --max_tokens."""
-    prompts = read_prompts(
-        settings.data, template=settings.template, count=settings.count, seed=settings.seed
-    )
-
-    def length(prompt: Prompt) -> int:
-        return len(policy.tokenizer.encode_prompt(prompt.turns))
-
-    return fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts", length)
-
-
-def load_text(settings: Settings, policy: GPT) -> tuple[list, list]:
-    """Rows of --ptx_data: to learn from, and held out."""
-    if not settings.ptx_data:
-        return [], []
-    rows = to_rows(policy, read_demonstrations(settings.ptx_data))
-    train, validation = held_out(rows, key=row_prompt)
-    return train, validation[:64]
-
-
-def sample(
-    settings: Settings, policy: GPT, prompts: list[Prompt], generator: torch.Generator
-) -> Rollout:
-    return rollout.sample(
-        policy,
-        prompts,
-        settings.max_tokens,
-        generator,
-        temperature=settings.temperature,
-        samples_per_prompt=settings.samples_per_prompt,
-    )
-
-
-def score(reward_fn: rewards.RewardFn, batch: Rollout) -> Tensor:
-    """Scores of whole texts (B,)."""
-    return torch.tensor(reward_fn(batch.prompts, batch.responses), device=batch.tokens.device)
-
-
-def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
-    """Prints some prompts with responses, the sampled tokens coloured."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    batch = sample(settings, policy, prompts[:8], generator)
-    for row in range(len(batch)):
-        length = int(batch.lengths[row])
-        ids = batch.tokens[row, :length].tolist()
-        is_sampled = batch.is_response[row, :length].tolist()
-        print(policy.tokenizer.show(ids, is_sampled), end="\n\n")
-
-
-def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt: int) -> dict:
-    """Numbers to log; minirlhf/health.py says what is healthy.
-
-    scores: (B,)
-    kl: (B, R) log policy - log reference
-    """
-    batch, mask = episodes.batch, episodes.batch.mask
-    lengths = mask.sum(1).float()  # (B,)
-    k3 = losses.kl_estimates(episodes.old_logprobs, episodes.reference_logprobs)[2]  # (B, R)
-    numbers = {
-        "score": scores,
-        "score_std": scores.std(correction=0),
-        "kl": kl.sum(1),
-        "kl_k3": k3.sum(1),
-        "entropy": -losses.masked_mean(episodes.old_logprobs, mask),
-        "length": lengths,
-        "finished": batch.finished,
-        "distinct": len(set(batch.responses)) / len(batch),
-        "length_correlation": correlation(scores, lengths),
-        "within_prompt_std": scores.view(-1, samples_per_prompt).std(1, correction=0),
-    }
-    if episodes.values is not None:
-        explained = losses.explained_variance(episodes.values, episodes.returns, mask)
-        numbers["explained_variance"] = explained
-    return numbers
-
-
-def show(run: Run, step: int, batch: Rollout, scores: Tensor) -> None:
-    """Warnings and samples, for the eye."""
-    for warning in health.warnings(run.row):
-        print(f"    warning: {warning}")
-    rows = []
-    for prompt, response, value in zip(batch.prompts[:8], batch.responses, scores.tolist()):
-        rows.append({"prompt": prompt.source, "response": response, "score": value})
-    run.samples(step, rows, show=1)
-
-
 # --- the loop
 
 
@@ -513,6 +375,150 @@ def main(settings: Settings) -> None:
     if held_out_text:
         result["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
     run.finish(lora.merge(policy), **result)
+
+
+# --- setting up
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings with "paper" filled in; UserError for what does not go together."""
+    at_least(1, settings, "prompts_per_step", "samples_per_prompt", "epochs", "minibatches")
+    at_least(1, settings, "log_every", "save_every")
+    compared = settings.samples_per_prompt
+    if settings.advantage == "reinforce":
+        compared *= settings.prompts_per_step
+    if settings.advantage != "gae" and compared < 2:
+        raise UserError(
+            f"--advantage {settings.advantage} compares responses: --samples_per_prompt must be "
+            "2 or more, for instance 4 with a quarter of the --prompts_per_step"
+        )
+    if settings.ptx_coef and not settings.ptx_data:
+        raise UserError("--ptx_coef needs --ptx_data: texts or demonstrations to keep predicting")
+    kl_in, length_norm = PAPER[settings.advantage]
+    if settings.kl_in == "paper":
+        settings = replace(settings, kl_in=kl_in)
+    if settings.length_norm == "paper":
+        settings = replace(settings, length_norm=length_norm)
+    return settings
+
+
+def load_models(run: Run, policy: GPT) -> Models:
+    """The policy, the reference, and with gae a value model that starts from the reward model."""
+    settings = run.settings
+    adapters = (settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
+    lora.add(run.place(policy, trained=True), *adapters)
+
+    if settings.lora_rank and settings.reference in ("", settings.init):
+        reference = lora.base(policy)  # the same weights without the adapters
+    else:
+        reference = run.open(GPT, settings.reference or settings.init)
+        check_tokens(policy, reference, f"--reference {settings.reference}")
+
+    value = None
+    if settings.advantage == "gae":
+        reward_models = rewards.folders(settings.reward)
+        value = run.open(ScalarGPT, [*reward_models, settings.init][0], trained=True)
+        check_tokens(policy, value, f"the value model, made from --reward {settings.reward},")
+        lora.add(value, *adapters)
+    return Models(policy, reference, value)
+
+
+def check_tokens(policy: GPT, model: GPT | ScalarGPT, name: str) -> None:
+    if model.tokenizer.vocab != policy.tokenizer.vocab:
+        raise UserError(
+            f"{name} has other tokens than --init, whose tokens it would read: use a model of the "
+            "same family (or --advantage rloo, which needs no value model)"
+        )
+
+
+def load_prompts(settings: Settings, policy: GPT) -> list[Prompt]:
+    """Prompts that leave room for --max_tokens."""
+    prompts = read_prompts(
+        settings.data, template=settings.template, count=settings.count, seed=settings.seed
+    )
+
+    def length(prompt: Prompt) -> int:
+        return len(policy.tokenizer.encode_prompt(prompt.turns))
+
+    return fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts", length)
+
+
+def load_text(settings: Settings, policy: GPT) -> tuple[list, list]:
+    """Rows of --ptx_data: to learn from, and held out."""
+    if not settings.ptx_data:
+        return [], []
+    rows = to_rows(policy, read_demonstrations(settings.ptx_data))
+    train, validation = held_out(rows, key=row_prompt)
+    return train, validation[:64]
+
+
+def sample(
+    settings: Settings, policy: GPT, prompts: list[Prompt], generator: torch.Generator
+) -> Rollout:
+    return rollout.sample(
+        policy,
+        prompts,
+        settings.max_tokens,
+        generator,
+        temperature=settings.temperature,
+        samples_per_prompt=settings.samples_per_prompt,
+    )
+
+
+def score(reward_fn: rewards.RewardFn, batch: Rollout) -> Tensor:
+    """Scores of whole texts (B,)."""
+    return torch.tensor(reward_fn(batch.prompts, batch.responses), device=batch.tokens.device)
+
+
+def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
+    """Prints some prompts with responses, the sampled tokens coloured."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    batch = sample(settings, policy, prompts[:8], generator)
+    for row in range(len(batch)):
+        length = int(batch.lengths[row])
+        ids = batch.tokens[row, :length].tolist()
+        is_sampled = batch.is_response[row, :length].tolist()
+        print(policy.tokenizer.show(ids, is_sampled), end="\n\n")
+
+
+# --- what is logged and printed
+
+
+def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt: int) -> dict:
+    """Numbers to log; minirlhf/health.py says what is healthy.
+
+    scores: (B,)
+    kl: (B, R) log policy - log reference
+    """
+    batch, mask = episodes.batch, episodes.batch.mask
+    lengths = mask.sum(1).float()  # (B,)
+    k3 = losses.kl_estimates(episodes.old_logprobs, episodes.reference_logprobs)[2]  # (B, R)
+    numbers = {
+        "score": scores,
+        "score_std": scores.std(correction=0),
+        "kl": kl.sum(1),
+        "kl_k3": k3.sum(1),
+        "entropy": -losses.masked_mean(episodes.old_logprobs, mask),
+        "length": lengths,
+        "finished": batch.finished,
+        "distinct": len(set(batch.responses)) / len(batch),
+        "length_correlation": correlation(scores, lengths),
+        "within_prompt_std": scores.view(-1, samples_per_prompt).std(1, correction=0),
+    }
+    if episodes.values is not None:
+        explained = losses.explained_variance(episodes.values, episodes.returns, mask)
+        numbers["explained_variance"] = explained
+    return numbers
+
+
+def show(run: Run, step: int, batch: Rollout, scores: Tensor) -> None:
+    """Warnings and samples, for the eye."""
+    for warning in health.warnings(run.row):
+        print(f"    warning: {warning}")
+    rows = []
+    for prompt, response, value in zip(batch.prompts[:8], batch.responses, scores.tolist()):
+        rows.append({"prompt": prompt.source, "response": response, "score": value})
+    run.samples(step, rows, show=1)
 
 
 if __name__ == "__main__":
