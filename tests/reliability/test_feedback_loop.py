@@ -1,4 +1,4 @@
-"""A person's rankings change the model: over the page's server, and in the middle of the loop."""
+"""Feedback in the loop: a person over the page's server, an AI with principles."""
 
 import os
 import random
@@ -8,10 +8,12 @@ from pathlib import Path
 
 from labelling import ROOT, post, serving
 
+import label
 import sample
 import train_ppo
 import train_rm
 import train_sft
+from examples import revise
 from minirlhf.feedback import rankings
 from minirlhf.files import read_jsonl, write_jsonl
 
@@ -101,6 +103,33 @@ def test_a_taste_for_the_sea_is_learned_from_50_rankings(tmp_path):
     after = share_by_the_sea(sample_stories(ppo, prompts, 64, seed=1))
     assert after >= 2 * before > 0
     assert 0 < sum(row["kl"] for row in read_jsonl(ppo / "metrics.jsonl")[-5:]) / 5 < 20
+
+
+def test_the_toy_worlds_small_model_learns_to_judge_critique_and_revise(tmp_path, capsys):
+    """A tiny model of the judge's lessons: everything runs, and is a function of the seed."""
+    sft = tmp_path / "sft"
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 48, "vocab_size": 700, "n_positions": 400}
+    train_sft.main(
+        train_sft.Settings(
+            data="toyworld.lessons", out=str(sft), count=2000, steps=300, batch_size=16, **small
+        )
+    )
+    common = {"init": str(sft), "data": "toyworld", "count": 24, "max_tokens": 48}
+    principles = {"constitution": "toyworld.lessons"}
+    for name in ("a", "b"):
+        out = str(tmp_path / f"{name}.jsonl")
+        revise.main(revise.Settings(out=out, **principles, **common))
+    records = read_jsonl(tmp_path / "a.jsonl")
+    assert records and records == read_jsonl(tmp_path / "b.jsonl")
+    assert all(len(record["steps"]) == 2 for record in records)
+    candidates = str(tmp_path / "c.jsonl")
+    sample.main(sample.Settings(samples=3, candidates_out=candidates, **common))
+    out = str(tmp_path / "r.jsonl")
+    label.main(
+        label.Settings(candidates=candidates, out=out, annotator="ai", judge=str(sft), **principles)
+    )
+    assert "0 of" in capsys.readouterr().out.rsplit("prompts ranked, ")[1]
+    assert len(read_jsonl(out)) > 20
 
 
 def test_the_loop_stops_for_a_person_and_goes_on(tmp_path):
