@@ -22,7 +22,8 @@ transformers = pytest.importorskip("transformers")
 def test_their_folders_open_here(tokenizer, tmp_path, fields, kind):
     torch.manual_seed(0)
     sizes = {"vocab_size": tokenizer.vocab_size, "n_positions": 64, "n_embd": 32, "n_layer": 2}
-    sizes |= {"n_head": 4, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
+    eos = tokenizer.eos_id
+    sizes |= {"n_head": 4, "bos_token_id": eos, "eos_token_id": eos, "initializer_range": 0.3}
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**(sizes | fields))).eval()
     if kind == "bfloat16":
         theirs = theirs.to(torch.bfloat16)
