@@ -173,6 +173,9 @@ class Run:
         """Before the first line is written: replace an older run's run.json, delete its results."""
         if self.begun:
             return
+        earlier_run_is_meant = self.settings.resume or self.settings.overwrite
+        if (self.folder / "run.json").exists() and not earlier_run_is_meant:
+            raise UserError(f"another run has begun in {self.folder}: choose another --out")
         with atomically(self.folder / "run.json") as temporary:
             write_json(temporary, self._description(finished=False))
             self._delete_checkpoint()  # first: it must never meet the new settings

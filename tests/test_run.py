@@ -1,0 +1,302 @@
+"""A run: resuming, replacing, refusing, what is printed; devices; what is healthy."""
+
+import os
+import signal
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from conftest import tiny
+from safetensors.torch import load_file
+
+from minirlhf import UserError, device, health
+from minirlhf.files import read_jsonl, write_json
+from minirlhf.model import GPT, Config, ScalarGPT
+from minirlhf.run import Run, Stopped, describe_result, seed_of
+
+
+@dataclass
+class Settings:
+    out: str
+    init: str = ""
+    data: str = ""
+    optimizer: str = "adamw"
+    steps: int = 10
+    lr: float = 1e-2
+    save_every: int = 4
+    log_every: int = 2
+    token_budget: int = 1024
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    resume: bool = False
+    overwrite: bool = False
+
+
+@pytest.fixture
+def train(tokenizer):
+    """train(settings, event): a small script. event(step, model) may do harm before the update."""
+
+    def main(settings: Settings, event=lambda step, model: None) -> Run:
+        run = Run(settings, "train_x.py")
+        if run.finished:
+            return run
+        model = run.place(tiny(tokenizer), trained=True)
+        if settings.optimizer == "muon":
+            optimizer = run.muon(model, settings.lr, weight_decay=0.1)
+        else:
+            optimizer = run.adamw([model], settings.lr, weight_decay=0.1)
+        run.extra["total"] = 0.0
+        run.track(optimizer, model=model)
+        for step in run.steps(settings.steps):
+            tokens = torch.randint(300, (2, 9), generator=run.generator("batch", step))
+            logits = model(tokens)[:, :-1].flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+            loss.backward()
+            event(step, model)
+            norm = run.update(optimizer, [model], settings.lr / (step + 1), loss.item(), step)
+            run.extra["total"] += loss.item()
+            run.samples(step, [{"prompt": "a", "response": str(step), "score": loss.item()}])
+            run.log(step, ("loss",), loss=loss, grad_norm=norm, total=run.extra["total"])
+        run.finish(model, total=run.extra["total"])
+        return run
+
+    return main
+
+
+def results(folder) -> dict:
+    """What a run leaves, without clocks."""
+    logs = {name: read_jsonl(folder / name) for name in ("metrics.jsonl", "samples.jsonl")}
+    return logs | {
+        "files": sorted(path.name for path in folder.iterdir()),
+        "weights": {k: v.tolist() for k, v in load_file(folder / "model.safetensors").items()},
+        "total": describe_result(folder)["total"],
+    }
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(*steps: int):
+    def event(step, model):
+        if step in steps:
+            raise Killed
+
+    return event
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_and_resumed_it_ends_bit_for_bit_the_same(optimizer, train, tmp_path):
+    settings = Settings(str(tmp_path / "cut"), optimizer=optimizer)
+    train(replace(settings, out=str(tmp_path / "whole")))
+    for step in (1, 6, 9):  # before the first checkpoint, between two, after the last
+        with pytest.raises(Killed):
+            train(replace(settings, resume=True), kill_at(step))
+    run = train(replace(settings, resume=True))
+    assert run.first_step == 8 and results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert [row["step"] for row in read_jsonl(tmp_path / "cut" / "metrics.jsonl")] == [*range(10)]
+    assert train(replace(settings, resume=True)).finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_also_at_the_last_step(number, train, tmp_path):
+    settings = Settings(str(tmp_path / "cut"), resume=True)
+    train(Settings(str(tmp_path / "whole")))
+
+    def interrupt(step, model):
+        if step in (2, 9):
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, interrupt)
+        assert signal.getsignal(number) == handler
+    assert train(settings).first_step == 10
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(value, train, tmp_path):
+    settings = Settings(str(tmp_path / "x"))
+
+    def poison(step, model):
+        if step == 6:
+            model.ln_f.weight.grad[0] = value
+
+    with pytest.raises(Stopped, match="step 6"):
+        train(settings, poison)
+    with pytest.raises(UserError, match=r"\(seed\)"):
+        train(replace(settings, resume=True, seed=1))
+    train(replace(settings, resume=True, lr=1e-4))
+    weights = load_file(tmp_path / "x" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_an_old_run_stays_until_the_new_one_has_a_line(train, tmp_path):
+    folder = tmp_path / "x"
+    settings = Settings(str(folder), steps=3)
+    train(settings)
+    (folder / "mine.txt").write_text("a note")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="--overwrite"):
+        train(settings)
+    with pytest.raises(UserError, match="other settings"):
+        train(replace(settings, steps=4, resume=True))
+    with pytest.raises(Killed):
+        train(replace(settings, steps=4, overwrite=True), kill_at(0))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(Killed):
+        train(replace(settings, steps=4, overwrite=True), kill_at(2))
+    assert not (folder / "model.safetensors").exists()
+    train(replace(settings, steps=4, resume=True))
+    assert len(read_jsonl(folder / "metrics.jsonl")) == 4 and (folder / "mine.txt").exists()
+
+
+def test_a_run_that_is_replaced_lends_nothing_to_the_new_one(train, tmp_path):
+    settings = Settings(str(tmp_path / "x"))
+    with pytest.raises(Killed):
+        train(settings, kill_at(6))  # leaves a checkpoint
+    with pytest.raises(Killed):
+        train(replace(settings, seed=1, overwrite=True), kill_at(2))
+    run = train(replace(settings, seed=1, resume=True))
+    train(replace(settings, seed=1, out=str(tmp_path / "whole")))
+    assert run.first_step == 0 and results(tmp_path / "x") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("flag", ["init", "data"])
+def test_an_input_is_no_output(flag, train, tmp_path):
+    train(Settings(str(tmp_path / "x"), steps=1))
+    given = {"init": str(tmp_path / "x"), "data": f"toy, {tmp_path / 'x' / 'samples.jsonl'}"}
+    settings = Settings(str(tmp_path / "y" / ".." / "x"), overwrite=True)
+    with pytest.raises(UserError, match=f"--{flag}"):
+        train(replace(settings, **{flag: given[flag]}))
+    assert (tmp_path / "x" / "model.safetensors").exists()
+
+
+def test_folders_that_hold_something_else(train, tmp_path, tokenizer):
+    tiny(tokenizer).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"config\.json"):
+        train(Settings(str(tmp_path / "model"), resume=True))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        train(Settings(str(tmp_path / "file" / "x")))
+
+
+def test_a_setting_that_an_old_run_did_not_know_counts_as_its_default(train, tmp_path):
+    settings = Settings(str(tmp_path / "x"), steps=2)
+    train(settings)
+    description = describe_result(tmp_path / "x")
+    del description["settings"]["optimizer"]
+    write_json(tmp_path / "x" / "run.json", description)
+    assert train(replace(settings, resume=True)).finished
+    with pytest.raises(UserError, match="optimizer"):
+        train(replace(settings, resume=True, optimizer="muon"))
+
+
+def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(train, tmp_path):
+    settings = Settings(str(tmp_path / "x"))
+    with pytest.raises(Killed):
+        train(settings, kill_at(6))
+    path = tmp_path / "x" / "resume.safetensors"
+    good = path.read_bytes()
+    logs = (tmp_path / "x" / "metrics.jsonl").read_bytes()
+    damaged = [good[:100], good[:-9], good.replace(b'"step\\": 4', b'"step\\": 5')]
+    for place in torch.randint(len(good), (10,)).tolist():
+        damaged.append(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+    for content in damaged:
+        assert content != good
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"resume\.safetensors"):
+            train(replace(settings, resume=True))
+    assert (tmp_path / "x" / "metrics.jsonl").read_bytes() == logs
+    path.write_bytes(good)
+    assert train(replace(settings, resume=True)).first_step == 4
+
+
+# ---- what is printed and logged
+
+
+def test_the_console_is_aligned_and_has_no_eta_at_first(train, tmp_path, capsys):
+    run = Run(Settings(str(tmp_path / "x"), log_every=1), "train_x.py")
+    run.total = 4
+    for step, value in enumerate((1.5, -12345.678, 1e-7, float("nan"))):
+        run.log(step, ("loss", "rate", "absent"), loss=value, rate=torch.tensor([1.0, 2.0]), n=3)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert len(lines) == 4 and len({line.index("left") for line in lines}) == 1
+    assert ":" not in lines[0] and all(":" in line for line in lines[1:])
+    rows = read_jsonl(tmp_path / "x" / "metrics.jsonl")
+    assert rows[0] == {"step": 0, "loss": 1.5, "rate": 1.5, "n": 3} and rows[3]["loss"] is None
+
+
+def test_samples_are_shown_and_kept(tmp_path, capsys):
+    run = Run(Settings(str(tmp_path / "x")), "train_x.py")
+    messages = [{"role": "user", "content": "Where is the fox?"}]
+    run.samples(3, [{"prompt": messages, "response": "日本", "score": 0.5}], show=1)
+    assert "fox" in capsys.readouterr().out
+    (row,) = read_jsonl(tmp_path / "x" / "samples.jsonl")
+    assert row == {"step": 3, "prompt": messages, "response": "日本", "score": 0.5}
+
+
+def test_memory_is_spoken_of_from_a_gib_on(tokenizer, tmp_path, capsys):
+    run = Run(Settings(str(tmp_path / "x")), "train_x.py")
+    model = run.place(GPT(Config(tokenizer.vocab_size, 128, 64, 4, 4), tokenizer), trained=True)
+    frozen = run.memory()
+    size = sum(parameter.numel() for parameter in model.parameters())
+    assert 16 * size / 2**30 < frozen < 1 and not capsys.readouterr().out
+    assert run.memory(cached_tokens=10**6) > 1 and "--token_budget" in capsys.readouterr().out
+    assert 0 < run.peak_memory() < 64
+
+
+def test_seeds_depend_on_the_whole_key_alone(tmp_path):
+    keys = [(0, "sample", 0), (0, "sample", 1), (1, "sample", 0), (0, "batch", 0)]
+    assert len({seed_of(*key) for key in keys}) == 4
+    assert seed_of(0, "sample", 0) == 6834760543676935646  # as ever
+    run = Run(Settings(str(tmp_path / "x")), "train_x.py")
+    numbers = [torch.rand(3, generator=run.generator("a", 1)).tolist() for _ in range(2)]
+    assert numbers[0] == numbers[1]
+
+
+# ---- device
+
+
+def test_devices_and_precisions_have_names():
+    cpu = torch.device("cpu")
+    assert device.pick_device("cpu") == cpu == device.pick_device(cpu)
+    assert device.pick_autocast("auto", cpu) is device.pick_autocast("float32", cpu) is None
+    assert device.pick_autocast("bfloat16", cpu) == torch.bfloat16
+    with pytest.raises(UserError, match="--device gpu"):
+        device.pick_device("gpu")
+    with pytest.raises(UserError, match="--dtype half"):
+        device.pick_autocast("half", cpu)
+
+
+@pytest.mark.parametrize("cls", [GPT, ScalarGPT])
+def test_a_frozen_model_in_bf16_gives_the_same_numbers(cls, tokenizer, tmp_path):
+    made = tiny(tokenizer, cls)
+    made.save_pretrained(tmp_path)
+    frozen = device.open_model(cls, tmp_path, "cpu", "bfloat16")
+    trained = device.place(made, torch.device("cpu"), torch.bfloat16, trained=True)
+    tokens = torch.randint(tokenizer.vocab_size, (2, 30))
+    assert torch.equal(trained.hidden(tokens), frozen.hidden(tokens))
+    matrix = "c_fc.weight"
+    assert {p.dtype for n, p in frozen.named_parameters() if matrix in n} == {torch.bfloat16}
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in trained.parameters())
+
+
+# ---- health
+
+
+def test_a_healthy_step_has_no_warnings_and_a_sick_one_says_which():
+    healthy = {"step": 30, "kl": 3.0, "approx_kl": 0.01, "clip_fraction": 0.1, "entropy": 1.0}
+    healthy |= {"explained_variance": 0.5, "finished": 1.0, "distinct": 0.9, "score_std": 1.0}
+    healthy |= {"length_correlation": float("nan"), "first_ratio_off": 0.0}
+    assert health.warnings(healthy) == health.warnings({}) == health.warnings({"kl": None}) == []
+    for metric, value in (("kl", 30), ("kl", -2), ("entropy", 0.01), ("score_std", 0.0)):
+        (sentence,) = health.warnings(healthy | {metric: value})
+        assert f"{value:.3g}" in sentence
+    young = healthy | {"step": 2, "explained_variance": -3.0}
+    assert not health.warnings(young) and len(health.warnings(young | {"step": 20})) == 1
