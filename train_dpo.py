@@ -24,6 +24,7 @@ from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, distinct, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
+from minirlhf.rollout import Rollout, in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
 from minirlhf.tokenizer import Tokenizer, Turns
@@ -145,7 +146,7 @@ def response_logprobs(model: GPT, items: list[Item], temperature: float) -> Tens
             prompt_lengths.append(len(item.prompt_ids))
     tokens, lengths = pad(rows)  # (N, T), (N,)
     tensors = [x.to(model.device) for x in (tokens, torch.tensor(prompt_lengths), lengths)]
-    batch = rollout.Rollout([], [], *tensors, finished=torch.ones_like(lengths).bool())
+    batch = Rollout([], [], *tensors, finished=torch.ones_like(lengths).bool())
     return rollout.logprobs(model, batch, temperature).sum(1)
 
 
@@ -282,25 +283,19 @@ def batch_loss(
 # --- online
 
 
-def sample(
-    settings: Settings, policy: GPT, prompts: list[Prompt], generator, samples_per_prompt: int = 1
-) -> rollout.Rollout:
-    return rollout.sample(
-        policy,
-        prompts,
-        settings.max_tokens,
-        generator,
-        temperature=settings.temperature,
-        samples_per_prompt=samples_per_prompt,
-    )
-
-
 def sample_and_rank(
     settings: Settings, policy: GPT, prompts: list[Prompt], reward_fn, generator
 ) -> tuple[list[Item], Tensor]:
     """The policy's own responses, ranked by score -> items that differ in rank, all scores (B,)."""
     size = settings.samples_per_prompt
-    batch = sample(settings, policy, prompts, generator, size)
+    batch = rollout.sample(
+        policy,
+        prompts,
+        settings.max_tokens,
+        generator,
+        temperature=settings.temperature,
+        samples_per_prompt=size,
+    )
     scores = torch.tensor(reward_fn(batch.prompts, batch.responses))
     scores = torch.where(batch.finished.cpu(), scores, settings.unfinished_score)
     rows = []
@@ -352,6 +347,34 @@ def load_reference(run: Run, policy: GPT) -> GPT:
     return reference
 
 
+def look(
+    run: Run, policy: GPT, reference: GPT, validation: list, questions: list[Prompt], step: int
+) -> dict:
+    """Held-out comparisons, and the KL of the policy's own samples; some of them are printed."""
+    settings = run.settings
+    row = {}
+    if validation and not settings.online:
+        with torch.no_grad():
+            _, means = batch_loss(policy, reference, validation, settings)
+        for name in ("accuracy", "interval", "margin"):
+            row[f"validation_{name}"] = means[name]
+    temperature = settings.temperature
+    batch = rollout.sample(
+        policy,
+        questions[:EVAL_SAMPLES],
+        settings.max_tokens,
+        run.generator("look"),
+        temperature=temperature,
+    )
+    logprobs = in_micro_batches(rollout.logprobs, policy, batch, temperature)  # (B, R)
+    ref_logprobs = in_micro_batches(rollout.logprobs, reference, batch, temperature)  # (B, R)
+    row["kl"] = (logprobs - ref_logprobs).sum(1)  # (B,)
+    row["finished"] = batch.finished
+    shown = zip(batch.prompts[:8], batch.responses)
+    run.samples(step, [{"prompt": p.source, "response": r} for p, r in shown], show=1)
+    return row
+
+
 def show_batch(policy: GPT, items: list[Item]) -> None:
     for item in items:
         for i, response in enumerate(item.responses):
@@ -395,9 +418,8 @@ def main(settings: Settings) -> None:
         # 2. a batch: from the file, or answered by the policy and ranked now
         started = time.time()
         row = {}
-        batch = [
-            train[i] for i in batch_indices(len(train), step, settings.batch_size, settings.seed)
-        ]
+        indices = batch_indices(len(train), step, settings.batch_size, settings.seed)
+        batch = [train[i] for i in indices]
         if settings.online:
             generator = run.generator("sample", step)
             batch, row["score"] = sample_and_rank(settings, policy, batch, reward_fn, generator)
@@ -411,20 +433,7 @@ def main(settings: Settings) -> None:
 
         # 4. look at it: held-out comparisons, and how far the policy's own samples have moved
         if (step + 1) % settings.eval_every == 0 or step + 1 == steps:
-            if not settings.online and validation:
-                with torch.no_grad():
-                    _, held_out_means = batch_loss(policy, reference, validation, settings)
-                for name in ("accuracy", "interval", "margin"):
-                    row[f"validation_{name}"] = held_out_means[name]
-            samples = sample(settings, policy, questions[:EVAL_SAMPLES], run.generator("look"))
-            logprobs = [
-                rollout.in_micro_batches(rollout.logprobs, model, samples, settings.temperature)
-                for model in (policy, reference)
-            ]
-            row["kl"] = (logprobs[0] - logprobs[1]).sum(1)  # (B,)
-            row["finished"] = samples.finished
-            shown = zip(samples.prompts[:8], samples.responses)
-            run.samples(step, [{"prompt": p.source, "response": r} for p, r in shown], show=1)
+            row |= look(run, policy, reference, validation, questions, step)
         run.log(step, SHOWN, **row, seconds=time.time() - started)
 
     final = {name: x for name, x in run.row.items() if name.startswith(("validation", "kl"))}

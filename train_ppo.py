@@ -31,6 +31,8 @@ from minirlhf.run import Run, Stopped, seed_of
 from minirlhf.stats import correlation
 from minirlhf.supervised import add_gradient, row_prompt, to_rows, validation_loss
 
+LengthNorm = Literal["paper", "token", "response", "none"]
+
 
 @dataclass
 class Settings:
@@ -50,9 +52,7 @@ class Settings:
     kl_target: float = 0.0  # nats per response that kl_coef adapts to; 0: kl_coef is constant
     lam: float = 0.95  # gae: lambda
     group_std: bool = True  # grpo: divide advantages by the group's std; Dr. GRPO: --no-group_std
-    length_norm: Literal["paper", "token", "response", "none"] = (
-        "paper"  # mean over what; see PAPER
-    )
+    length_norm: LengthNorm = "paper"  # the loss is a mean over tokens or responses; none: of sums
     clip: float = 0.2  # of the ratio
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: as clip
     value_clip: float = 0.2  # gae: of the value's change
@@ -62,8 +62,8 @@ class Settings:
     ensemble: Literal["mean", "min", "uwo"] = "mean"  # of several rewards; uwo: mean - variance / 2
     reward_weights: str = ""  # of several rewards, "0.7,0.3": a weighted sum instead
     watch: str = ""  # further rewards that are logged as watch_NAME and not trained on; commas
-    ptx_data: str = ""  # texts or demonstrations whose held-out language-model loss is logged
-    ptx_coef: float = 0.0  # weight of that loss in every update (PPO-ptx)
+    ptx_data: str = ""  # texts or demonstrations; the loss on a held-out part is logged as lm_loss
+    ptx_coef: float = 0.0  # weight of the loss on the rest in every update (PPO-ptx)
     lora_rank: int = 0  # train low-rank adapters of this rank; 0: train all weights
 
     # sampling
@@ -98,10 +98,10 @@ PTX_BATCH = 16  # rows of text in an update
 # What the papers do: where the KL counts, and what the loss is a mean over: tokens, responses (each
 # a mean of its tokens) or none (responses whose tokens are summed). See losses.length_normaliser.
 PAPER = {
-    "gae": ("reward", "token"),
-    "rloo": ("reward", "none"),
-    "grpo": ("loss", "response"),
-    "reinforce": ("reward", "none"),
+    "gae": {"kl_in": "reward", "length_norm": "token"},
+    "rloo": {"kl_in": "reward", "length_norm": "none"},
+    "grpo": {"kl_in": "loss", "length_norm": "response"},
+    "reinforce": {"kl_in": "reward", "length_norm": "none"},
 }
 
 
@@ -313,6 +313,8 @@ def main(settings: Settings) -> None:
         scores = score(reward_fn, batch)  # (B,)
         scores = torch.where(batch.finished, scores, settings.unfinished_score)
         watch = {name: score(watched_fn, batch) for name, watched_fn in watched.items()}
+        if held_out_text and step % settings.log_every == 0:
+            watch["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
 
         # 3. what the models say before any update, by the forward that trains: the first ratio is 1
         temperature = settings.temperature
@@ -337,8 +339,6 @@ def main(settings: Settings) -> None:
 
         # 5. a few clipped passes over the same episodes
         episodes = Episodes(batch, old_logprobs, ref_logprobs, values, advantages, returns)
-        if held_out_text and step % settings.log_every == 0:
-            watch["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
         result = {"updates": 0}
         for number, rows in enumerate(minibatches(run, len(batch), step)):
             result |= update(run, models, optimizer, episodes.select(rows), text, step, number)
@@ -394,11 +394,9 @@ def complete(settings: Settings) -> Settings:
         )
     if settings.ptx_coef and not settings.ptx_data:
         raise UserError("--ptx_coef needs --ptx_data: texts or demonstrations to keep predicting")
-    kl_in, length_norm = PAPER[settings.advantage]
-    if settings.kl_in == "paper":
-        settings = replace(settings, kl_in=kl_in)
-    if settings.length_norm == "paper":
-        settings = replace(settings, length_norm=length_norm)
+    for name, value in PAPER[settings.advantage].items():
+        if getattr(settings, name) == "paper":
+            settings = replace(settings, **{name: value})
     return settings
 
 

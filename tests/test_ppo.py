@@ -91,8 +91,10 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 # --- the ratio before an update
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-@pytest.mark.parametrize("advantage", METHODS)
+@pytest.mark.parametrize(
+    ("advantage", "temperature"),
+    [("gae", 0.7), ("gae", 1.0), ("rloo", 0.7), ("grpo", 1.0), ("reinforce", 0.7)],
+)
 def test_a_run_starts_every_iteration_at_ratio_1(advantage, temperature, world, tmp_path):
     out = tmp_path / "a"
     settings = settings_of(world, out, advantage=advantage, temperature=temperature)
@@ -167,8 +169,10 @@ def test_bfloat16_trains_like_float32(advantage, world, tmp_path):
 # --- it is one loop
 
 
-@pytest.mark.parametrize("length_norm", ["token", "response", "none"])
-@pytest.mark.parametrize("advantage", ["gae", "grpo"])
+@pytest.mark.parametrize(
+    ("advantage", "length_norm"),
+    [("gae", "token"), ("grpo", "response"), ("grpo", "none")],
+)
 def test_micro_batches_change_nothing_but_rounding(advantage, length_norm, world, tmp_path):
     text = {"ptx_data": str(world / "text.txt"), "ptx_coef": 0.5}
     settings = settings_of(world, tmp_path / "one", advantage=advantage, steps=1, **text)
@@ -345,14 +349,19 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("advantage", ["gae", "grpo"])
 @pytest.mark.parametrize("case", CASES)
-def test_extremes_stay_finite(case, advantage, world, tmp_path, monkeypatch):
+def test_extremes_stay_finite(case, world, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
-    train_ppo.main(settings_of(world, tmp_path / "a", advantage=advantage, **CASES[case]))
-    for row in metrics(tmp_path / "a"):
+    for advantage in ("gae", "grpo"):
+        settings = settings_of(world, tmp_path / advantage, advantage=advantage, **CASES[case])
+        train_ppo.main(replace(settings, steps=2))
+        check_finite(tmp_path / advantage)
+
+
+def check_finite(folder: Path) -> None:
+    for row in metrics(folder):
         assert all(isinstance(x, int | float) for x in row.values()), row  # NaN is written as null
-    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "a").values())
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path):
