@@ -79,9 +79,10 @@ def refuse_input_as_output(settings: Any) -> None:
     for flag, value in asdict(settings).items():
         if flag == "out" or not isinstance(value, str):
             continue
-        for name in value.split(","):
+        for name in filter(None, value.split(",")):
             path = Path(name.strip())
-            if name.strip() and path.exists() and path.resolve().is_relative_to(out):
+            places = [path, *path.glob("*")]  # a folder's files may be links into --out
+            if path.exists() and any(place.resolve().is_relative_to(out) for place in places):
                 raise UserError(
                     f"--out {settings.out} would overwrite --{flag} {path}: choose another --out"
                 )
@@ -158,9 +159,10 @@ class Run:
         may_change = set(MAY_CHANGE_ON_RESUME)
         if not earlier.get("finished"):
             may_change.add("lr")  # a run that stopped at NaN goes on with a lower one
+        old = earlier.get("settings", {})
         changed = []
         for field in fields(self.settings):
-            before = earlier["settings"].get(field.name, field.default)
+            before = old.get(field.name, field.default)
             if before != getattr(self.settings, field.name) and field.name not in may_change:
                 changed.append(field.name)
         if changed:
@@ -173,8 +175,8 @@ class Run:
         """Before the first line is written: replace an older run's run.json, delete its results."""
         if self.begun:
             return
-        earlier_run_is_meant = self.settings.resume or self.settings.overwrite
-        if (self.folder / "run.json").exists() and not earlier_run_is_meant:
+        may_replace = self.settings.resume or self.settings.overwrite
+        if (self.folder / "run.json").exists() and not may_replace:
             raise UserError(f"another run has begun in {self.folder}: choose another --out")
         with atomically(self.folder / "run.json") as temporary:
             write_json(temporary, self._description(finished=False))
@@ -431,7 +433,7 @@ class Run:
         self._begin()
         row = {"step": step}
         for name, value in metrics.items():
-            row[name] = float(value.float().mean()) if isinstance(value, Tensor) else value
+            row[name] = float(value.detach().float().mean()) if isinstance(value, Tensor) else value
         append_jsonl(self.folder / "metrics.jsonl", [row])
         self.row = row
         eta = self._eta(step)

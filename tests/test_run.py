@@ -165,14 +165,22 @@ def test_a_run_that_is_replaced_lends_nothing_to_the_new_one(train, tmp_path):
     assert run.first_step == 0 and results(tmp_path / "x") == results(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("flag", ["init", "data"])
-def test_an_input_is_no_output(flag, train, tmp_path):
-    train(Settings(str(tmp_path / "x"), steps=1))
-    given = {"init": str(tmp_path / "x"), "data": f"toy, {tmp_path / 'x' / 'samples.jsonl'}"}
-    settings = Settings(str(tmp_path / "y" / ".." / "x"), overwrite=True)
-    with pytest.raises(UserError, match=f"--{flag}"):
-        train(replace(settings, **{flag: given[flag]}))
+@pytest.mark.parametrize("given", ["x", "links", "toy, x/samples.jsonl"])
+def test_an_input_is_no_output(given, train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(Settings("x", steps=1))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "model.safetensors").symlink_to(tmp_path / "x" / "model.safetensors")
+    for flag in ("init", "data"):
+        with pytest.raises(UserError, match=f"--{flag}"):
+            train(replace(Settings("links/../x", overwrite=True), **{flag: given}))
     assert (tmp_path / "x" / "model.safetensors").exists()
+
+
+def test_two_runs_do_not_share_a_folder(train, tmp_path):
+    settings = Settings(str(tmp_path / "x"), steps=2)
+    with pytest.raises(UserError, match="another run"):
+        train(settings, lambda step, model: train(settings) if step == 0 else None)
 
 
 def test_folders_that_hold_something_else(train, tmp_path, tokenizer):
