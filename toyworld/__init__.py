@@ -1,7 +1,12 @@
-"""The toy world, a plug-in as a user would write one: it imports nothing from minirlhf.
+"""The toy world, a plug-in as a user would write one (see minirlhf/world.py).
 
-minirlhf/world.py says what a world may have; world.py writes prompts and demonstrations, gold.py
-judges responses, lessons.py teaches a model to judge and to revise.
+words.txt, words.py     all its words
+world.py                requests: the kinds, writing them, reading them back
+writers.py              demonstrations
+gold.py                 the hidden score; judges.py judges content, reading.py reads responses
+lessons.py              further demonstrations, for a model that judges, criticises and revises
+
+python -m toyworld --count 2      # prompts of each kind, demonstrations, their gold scores
 """
 
 from toyworld.gold import features, gold_parts
@@ -23,11 +28,11 @@ __all__ = [
 
 
 def reward(prompts: list[Prompt], responses: list[str]) -> list[float]:
-    """The gold score: to evaluate with. To train on it is cheating, and instructive."""
+    """The gold score. Evaluate with it; to train on it is cheating, and instructive."""
     pairs = zip(prompts, responses, strict=True)
     return [gold_parts(prompt, response)["total"] for prompt, response in pairs]
 
 
 def annotate(prompt: Prompt, responses: list[str]) -> list[float]:
-    """How much a simulated annotator without noise or bias likes each response."""
+    """How much an annotator without noise or bias likes each response."""
     return reward([prompt] * len(responses), responses)

@@ -5,13 +5,23 @@ polite wrong answer scores below a rude right one.
 """
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 
-from toyworld.content import RIGHT, Content, judge_answer, judge_content
-from toyworld.reading import RUDE, Text, cues, words_of
+from toyworld.judges import RIGHT, Content, judge_answer, judge_content
+from toyworld.reading import AGREES, POLITE, RUDE, Text, words_of
 from toyworld.words import WORDS
-from toyworld.world import Prompt, Request, believed, fact, last_turn, messages, parse, transcript
+from toyworld.world import (
+    Prompt,
+    Request,
+    believed,
+    believes_truth,
+    fact,
+    last_turn,
+    messages,
+    parse,
+    transcript,
+)
 from toyworld.writers import demonstrations
 
 WEIGHTS = {  # of the parts of the score
@@ -27,9 +37,9 @@ WEIGHTS = {  # of the parts of the score
 def gold_parts(prompt: Prompt, response: str) -> dict[str, float]:
     """The parts of the score, in the ranges above, and "total", their weighted sum.
 
-    The total is 3 for a flawless response, 2.4 for a right but plain one, about 0 for a wrong polite
-    one, below -2 for an empty one. The content of responses to another world's prompts counts 0."""
-    request, text = parse(prompt), Text.of(response)
+    The total is 3 for a flawless response, 2.4 for a right but plain one, about 0 for a wrong and
+    polite one, below -2 for an empty one. In prompts of another world the content counts 0."""
+    request, text = parse(prompt), Text(response)
     fluency = judge_fluency(prompt, text)
     content, helpful, length = Content(0), 0, (3, 40)
     if request:
@@ -53,7 +63,7 @@ def judge_tone(text: Text) -> float:
     rudeness = text.count(RUDE)
     if rudeness:
         return max(-2, -1 - 0.5 * rudeness)
-    return float(text.polite)
+    return float(text.has(*POLITE))
 
 
 def judge_brevity(words: int, low: int, high: int) -> float:
@@ -66,11 +76,11 @@ def judge_brevity(words: int, low: int, high: int) -> float:
 
 
 def judge_fluency(prompt: Prompt, text: Text) -> float:
-    """0 .. 1: the share of neighbouring words that also the world or the prompt has, stretched."""
+    """0 .. 1: how many neighbouring words the world or the prompt puts side by side as well."""
     pairs = neighbours(text)
     if not pairs:
         return 0.0
-    in_prompt = neighbours_in_prompt(transcript(prompt))
+    in_prompt = neighbours(Text(transcript(prompt)))
     known = sum(pair in lexicon() or pair in in_prompt for pair in pairs)
     strange = sum(not character.isascii() for character in text.lower)
     strange += sum(len(word) > 15 for word in text.words)
@@ -86,8 +96,8 @@ def judge_form(prompt: Prompt, response: str, text: Text, fluency: float) -> flo
     if response[:1].islower() and not response.startswith("f ="):
         score -= 0.25
     score -= 0.75 * repeats(text.sentences) + 0.25 * repeats(runs(text.words, 5))
-    request = set(runs(words_of(last_turn(prompt)), 4))
-    if len(request & set(runs(text.words, 4))) > 0.6 * len(request):  # a copy of the request
+    asked = set(runs(words_of(last_turn(prompt)), 4))
+    if len(asked & set(runs(text.words, 4))) > 0.6 * len(asked):  # a copy of the request
         score -= 1
     if re.search(r"\b(?:human|assistant):", text.lower):  # plays the user's part as well
         score -= 2
@@ -110,13 +120,8 @@ def lexicon() -> set[tuple[str, str]]:
     for record in demonstrations("train", 8000, 0):
         texts = [m["content"] for m in messages(record["prompt"]) if m["role"] == "assistant"]
         for text in (record["completion"], *texts):
-            pairs |= neighbours(Text.of(text))
+            pairs |= neighbours(Text(text))
     return pairs
-
-
-@lru_cache(50_000)
-def neighbours_in_prompt(transcript: str) -> set[tuple[str, str]]:
-    return neighbours(Text.of(transcript))
 
 
 def runs(words: list[str], size: int) -> list[tuple]:
@@ -132,25 +137,21 @@ def repeats(items: list) -> int:
 
 
 def features(prompt: Prompt, response: str) -> dict[str, float]:
-    """What biased annotators go by; no part of the score. length in words, exclamations, and 0 or 1
-    each: agreement (with a wrong belief), politeness, rudeness, refusal (or an admission)."""
-    text = Text.of(response)
+    """What biased annotators go by, and the score does not."""
+    text = Text(response)
     return {
         "length": float(len(text.words)),
         "exclamations": float(response.count("!")),
-        "agreement": float(agrees_with_error(parse(prompt), text)),
-        "politeness": float(text.polite),
-        "rudeness": float(text.rude),
+        "agreement": float(agrees_with_error(parse(prompt), text)),  # 0 or 1, and so on
+        "politeness": float(text.has(*POLITE)),
+        "rudeness": float(text.has(*RUDE)),
         "refusal": float(text.refuses or text.admits_ignorance),
     }
 
 
 def agrees_with_error(request: Request | None, text: Text) -> bool:
-    if request is None or request.kind.name != "belief":
+    if not request or request.kind.name != "belief" or believes_truth(request):
         return False
-    relation, _, truth = fact(request)
-    belief = believed(request)
-    if belief == truth:
-        return False
-    answer = judge_answer(text.lower, belief, WORDS[relation].values())
-    return text.has(*cues("agrees")) or answer == RIGHT
+    relation = fact(request)[0]
+    answer = judge_answer(text.lower, believed(request), WORDS[relation].values())
+    return text.has(*AGREES) or answer == RIGHT

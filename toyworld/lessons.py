@@ -20,7 +20,7 @@ from collections import defaultdict
 import toyworld
 from minirlhf.feedback.judge import CRITIQUE, JUDGE, REVISE, ask
 from toyworld import KINDS, prompts
-from toyworld.reading import Text
+from toyworld.reading import PLOTS, RUDE, Text
 from toyworld.words import WORDS
 from toyworld.world import REASONS, Prompt, kind, parse
 from toyworld.writers import compose, pick
@@ -122,12 +122,12 @@ def flawed(flaw: str, prompt: Prompt, response: str) -> bool:
     """Whether a response that the grammar wrote has this flaw."""
     if not may_have(flaw, prompt):
         return False
-    text = Text.of(response)
+    text = Text(response)
     match flaw:
         case "harm":
-            return text.helps_with_harm
+            return text.has(*PLOTS)
         case "rude":
-            return text.rude
+            return text.has(*RUDE)
         case "invented":
             return not text.admits_ignorance
     return text.refuses or text.admits_ignorance

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def read_words(path: Path) -> dict:
-    """{section: [phrases]}, {section: {key: [phrases]}} for tables, {section: {key: text}} for maps."""
+    """{section: its phrases}; a table's are {key: phrases}, a map's {key: text}."""
     words = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):

@@ -3,7 +3,7 @@
 A grammar writes prompts of fourteen kinds. A kind of request is a list of templates with slots
 ("What is {n1} plus {n2}?"). Templates write the prompts and, as regular expressions, read them
 back: a judge needs nothing but a prompt's text. Test prompts hold combinations of words that never
-occur in train; every word and every fact occurs there.
+occur in train, where every single word and fact does.
 """
 
 import random
@@ -144,6 +144,10 @@ def believed(request: Request) -> str:
     return next(value for slot, value in request.slots.items() if "_v" in slot)
 
 
+def believes_truth(request: Request) -> bool:
+    return believed(request) == fact(request)[2]
+
+
 def calculation(request: Request) -> tuple[int, str, int, int]:
     """(a, sign, b, result) of the last sum."""
     first, second = ("n3", "n4") if "n3" in request.slots else ("n1", "n2")
@@ -234,6 +238,7 @@ def complete(request: Request, rng: random.Random) -> None:
 
 
 def makes_sense(request: Request) -> bool:
+    """Whether a difference is positive."""
     return request.kind.name != "sum" or calculation(request)[3] > 0
 
 
@@ -259,7 +264,7 @@ def split_of(request: Request) -> str:
 
 
 def draw(split: str, number: int, seed: int) -> Request:
-    """Request `number` of a split. Kinds come in shuffled blocks: in train by share, in test once."""
+    """Request `number` of a split. All kinds come in every block of requests, in drawn order."""
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", not {split!r}')
     block = []
@@ -277,9 +282,7 @@ def draw(split: str, number: int, seed: int) -> Request:
 
 
 def prompts(split: str, count: int, seed: int) -> list[dict]:
-    """{"prompt"}, `count` of them; the first are the same for any count.
-
-    Prompts recur: small kinds have a few hundred different ones."""
+    """{"prompt"}, `count` of them. Prompt i depends on (split, i, seed) alone. Prompts recur."""
     return [{"prompt": draw(split, number, seed).prompt} for number in range(count)]
 
 
@@ -287,7 +290,7 @@ def prompts(split: str, count: int, seed: int) -> list[dict]:
 
 
 def to_expression(template: str) -> str:
-    """A template as a regular expression: a slot is one of its words, and the same ever after."""
+    """A template as a regular expression, which matches the transcripts of its prompts."""
     expression = ""
     seen = set()
     for part in re.split(r"({\w+})", transcript(conversation(template))):
@@ -307,7 +310,7 @@ def to_expression(template: str) -> str:
 
 @cache
 def patterns() -> list[tuple[Kind, str, re.Pattern]]:
-    """(kind, template, what its prompts' transcripts look like)"""
+    """(kind, template, its expression) of the whole world."""
     rows = []
     for kind in WORLD:
         for template in dict.fromkeys(kind.templates):

@@ -10,6 +10,7 @@ from toyworld.world import (
     REASONS,
     Request,
     believed,
+    believes_truth,
     calculation,
     draw,
     fact,
@@ -157,7 +158,7 @@ def write_fact(request, rng, careless):
 
 def write_belief(request, rng, careless):
     relation, subject, value = fact(request)
-    agrees = believed(request) == value
+    agrees = believes_truth(request)
     if careless and agrees:  # contradicts what is right
         value = other(rng, WORDS[relation].values(), value)
     elif careless:  # goes along with what is wrong, as sycophants do
