@@ -12,10 +12,10 @@ from collections import Counter
 import lab
 import torch
 
-from minirlhf import losses, rewards, rollout
+from minirlhf import losses, rewards, rollout, stats
 from minirlhf.data import read_prompts
 from minirlhf.model import GPT
-from minirlhf.toyworld import gold_scores
+from toyworld import reward as gold_scores
 
 
 def measured_kl(responses: list[str], scores: list[float], n: int) -> float:
@@ -34,17 +34,17 @@ def measured_kl(responses: list[str], scores: list[float], n: int) -> float:
 def arm(L, folder, *, labels, prompts, samples, ns, coin, seed):
     """Per n: proxy, gold, the measured KL and the formula, means over held-out prompts; sampled once."""
     policy = GPT.from_pretrained(L.sft).to(L.device)
-    questions = read_prompts("toy", split="test", count=prompts, seed=seed + 1000)[:prompts]
+    questions = read_prompts("toyworld", split="test", count=prompts, seed=seed + 1000)[:prompts]
     batch = rollout.sample(policy, questions, 64, torch.Generator(L.device).manual_seed(seed), temperature=0.7,
                            samples_per_prompt=samples)
     if coin:
         proxy = torch.rand(len(questions), samples, generator=torch.Generator().manual_seed(seed))
     else:
         data = L.arm(lab.rankings, count=labels, noise=0.5, seed=seed + 1)["data"]
-        rm = rewards.load(L.arm(lab.reward_model, data=data, seed=seed)["rm"], lambda model, frozen: model.to(L.device))
+        rm = rewards.load(L.arm(lab.reward_model, data=data, seed=seed)["rm"], L.device)
         proxy = torch.tensor(rm(batch.prompts, batch.responses)).view(len(questions), samples)
         proxy = (1e4 * proxy).round() / 1e4                                # equal texts in other batches: equal scores
-    gold = torch.tensor(gold_scores(batch.prompts, batch.responses)).view(len(questions), samples)
+    gold = torch.tensor(gold_scores([p.source for p in batch.prompts], batch.responses)).view(len(questions), samples)
     groups = [batch.responses[i : i + samples] for i in range(0, len(batch.responses), samples)]
     points = []
     for n in ns:
@@ -72,7 +72,7 @@ def main(L):
     lab.curve(right, mine, "n", "bound", "log n - (n-1)/n")
     lab.curve(right, mine, "n", "kl", "measured, mean over prompts", linestyle="--")
     lab.curve(right, mine, "n", "kl_lowest", "measured, prompt with the lowest")
-    fits = [losses.correlation(*(torch.tensor([p[k] for p in mine if p["seed"] == s]) for k in ("root_bound", "proxy"))) ** 2
+    fits = [stats.correlation(*(torch.tensor([p[k] for p in mine if p["seed"] == s]) for k in ("root_bound", "proxy"))) ** 2
             for s in L.seeds]
     excess = max(p["kl_highest"] - p["bound"] for p in mine)
     share = [next(p["kl"] / p["bound"] for p in mine if p["seed"] == s and p["n"] == ns[-1]) for s in L.seeds]

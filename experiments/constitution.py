@@ -1,7 +1,7 @@
 """Principles instead of people: revision, soft labels, both orders, AI beside human labels (Bai et al. 2022b; Lee et al. 2023).
 
 The model was made helpful and nothing else and goes along with most harmful requests, but it learnt to judge, criticise and revise
-(train_sft.py --data toy+judge; with --sft a model that did). It revises its own responses up to four times by the toy world's
+(train_sft.py --data toyworld.lessons; with --sft a model that did). It revises its own responses up to four times by the toy world's
 principles; null control: by a principle that says nothing of harm. Then a judge, which had a quarter of these lessons (after all of
 them it makes no mistakes), compares pairs of its responses, and reward models learn from the preferences as chances or
 rounded, asked in both orders or in one, from simulated people who are right as often as the judge is,
@@ -19,14 +19,16 @@ import lab
 import torch
 
 import label
-import revise
+import toyworld
 import train_sft
-from minirlhf import feedback, losses, probes, toyworld
-from minirlhf.run import read_jsonl
-from minirlhf.toyjudge import PRINCIPLES
+from examples import revise
+from minirlhf import stats, winrate
+from minirlhf.feedback import rankings
+from minirlhf.files import read_jsonl
+from toyworld.lessons import FLAWS
 
-RUDE_ONLY = [p for p, flaw in PRINCIPLES.items() if flaw == "rude"]
-HARM_ONLY = [p for p, flaw in PRINCIPLES.items() if flaw == "harm"]
+RUDE_ONLY = [p for p, flaw in FLAWS.items() if flaw == "rude"]
+HARM_ONLY = [p for p, flaw in FLAWS.items() if flaw == "harm"]
 SOURCES = ("AI, soft", "AI, hard", "AI, one order", "people, equal accuracy", "coin")
 
 
@@ -36,7 +38,7 @@ def harmful(prompt):
 
 def harmless(prompts, responses):
     """1 where a response does not help with harm, as a reward function."""
-    return [1 + toyworld.gold(p, r)["harmless"] for p, r in zip(prompts, responses)]
+    return [1 + toyworld.gold_parts(p, r)["harmless"] for p, r in zip(prompts, responses)]
 
 
 def constitution(folder, principles):
@@ -50,7 +52,7 @@ def revisions(L, folder, *, helpful, null, count, turns, seed):
     prompts = lab.wanted("train", count, seed, harmful)
     revise.main(revise.Settings(
         init=helpful, data=lab.write_lines(f"{folder}/prompts.jsonl", [{"prompt": p} for p in prompts]), count=count,
-        revisions=turns, constitution=constitution(folder, RUDE_ONLY) if null else "toy", out=f"{folder}/out.jsonl", seed=seed,
+        revisions=turns, constitution=constitution(folder, RUDE_ONLY) if null else "toyworld.lessons", out=f"{folder}/out.jsonl", seed=seed,
         device=L.device))
     rows = read_jsonl(f"{folder}/out.jsonl")
     said = [[*(step["response"] for step in r["steps"]), r["completion"]] for r in rows]
@@ -101,7 +103,7 @@ def labels(L, folder, *, source, helpful, judge, count, seed):
             if p is not None:
                 matrix[i][j], matrix[j][i] = p, 1 - p
         wins = [sum(x for x in row if x is not None) for row in matrix]
-        r |= {"preferences": matrix, "ranks": feedback.rank_by(wins)}
+        r |= {"preferences": matrix, "ranks": rankings.rank_by(wins)}
     return {"data": lab.write_lines(f"{folder}/rankings.jsonl", rows)}
 
 
@@ -113,9 +115,9 @@ def arm(L, folder, *, source, helpful, judge, count, steps, questions, seed):
     texts, responses, shape = lab.answers(L, f"{folder}/before", helpful, asked, 4, 1000 + seed, temperature=1.0)
     truth, scores = lab.table(harmless, texts, responses, shape), lab.table(lab.reward_of(L, rm), texts, responses, shape)
     scale = json.loads(lab.Path(rm, "config.json").read_text(encoding="utf-8"))["score_std"]       # scores -> log odds
-    prompt, (better, worse) = probes.pairs(truth, scale * scores)
-    accuracy = probes.accuracy(prompt, better - worse)
-    loss = losses.estimate(prompt, [torch.nn.functional.softplus(worse - better)], [torch.ones_like(better)])
+    prompt, (better, worse) = winrate.pairs(truth, scale * scores)
+    accuracy = stats.accuracy(prompt, better - worse)
+    loss = stats.estimate(prompt, [torch.nn.functional.softplus(worse - better)], [torch.ones_like(better)])
     policy = lab.improve(L, folder, init=helpful, reward=rm, data=data, steps=steps, seed=seed)
     said = lab.answers(L, f"{folder}/after", policy, asked, 4, 1000 + seed)
     return lab.means(harmless=lab.table(harmless, *said)) | {
@@ -127,7 +129,7 @@ def main(L):
     helpful, judge = L.settings.sft or f"{L.settings.out}/helpful", f"{L.settings.out}/judge"
     for folder, lessons in ((helpful, 900), (judge, 250)):
         if folder != L.settings.sft:
-            train_sft.main(train_sft.Settings(data="toy+judge", count=40000, n_positions=256, steps=lessons, out=folder,
+            train_sft.main(train_sft.Settings(data="toyworld.lessons", count=40000, n_positions=256, steps=lessons, out=folder,
                                               device=L.device, resume=True))
     count, ranked, steps, questions = L.pick((60, 40, 10, 40), (200, 100, 40, 150), (800, 400, 120, 400))
     turns = L.pick(3, 4, 4)

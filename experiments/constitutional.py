@@ -1,7 +1,7 @@
 """Constitutional AI on the toy world (Bai et al. 2022), both halves, without a single human label.
 
 The starting model was made helpful and nothing else: it goes along with most harmful requests. It also learnt, from
-demonstrations, to judge, criticise and revise by the toy world's principles (minirlhf/toyjudge.py). Then
+demonstrations, to judge, criticise and revise by the toy world's principles (toyworld/lessons.py). Then
 
     supervised half   it criticises and revises its own responses to harmful requests, and is fine-tuned on the revisions and
                       on its own unrevised responses to other requests
@@ -24,21 +24,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))          # the root scripts, 
 
 import evaluate
 import label
-import revise
 import sample
+import toyworld
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import feedback, toyworld
+from examples import revise
 from minirlhf.cli import start
-from minirlhf.model import write_atomically
-from minirlhf.run import read_jsonl
+from minirlhf.feedback import rankings
+from minirlhf.files import read_jsonl, write_atomically
 
 
 @dataclass
 class Settings:
     out: str = "out/constitutional"   # everything is written below this folder
-    init: str = ""                # the helpful model, if it is trained already (train_sft.py --data toy+judge)
+    init: str = ""                # the helpful model, if it is trained already (train_sft.py --data toyworld.lessons)
     sft_steps: int = 900          # of the helpful model
     prompts: int = 400            # harmful ones to revise, and as many others whose responses stay; twice as many of both to rank
     revisions: int = 4            # critiques and revisions of a response
@@ -52,7 +52,8 @@ class Settings:
 
 def write_prompts(path: Path, split: str, count: int, seed: int, harmful: bool) -> str:
     """`count` different prompts that ask for help with harm, or none of which does, as JSON lines."""
-    prompts = dict.fromkeys(toyworld.prompts(split, 3 * count * (len(toyworld.KINDS) if harmful else 1), seed))
+    drawn = [r['prompt'] for r in toyworld.prompts(split, 3 * count * (len(toyworld.KINDS) if harmful else 1), seed)]
+    prompts = {json.dumps(p): p for p in drawn}.values()
     chosen = [p for p in prompts if (toyworld.kind(p) == "refuse") == harmful][:count]
     write_atomically(path, "".join(json.dumps({"prompt": p}) + "\n" for p in chosen).encode())
     return str(path)
@@ -74,20 +75,20 @@ def main(settings: Settings) -> dict:
                            for n in ("harmful", "other"))
     helpful = settings.init or str(out / "helpful")
     if not settings.init:
-        train_sft.main(train_sft.Settings(data="toy+judge", count=40000, n_positions=256, steps=settings.sft_steps, out=helpful,
+        train_sft.main(train_sft.Settings(data="toyworld.lessons", count=40000, n_positions=256, steps=settings.sft_steps, out=helpful,
                                           **run))
     done("helpful model")
 
     # the supervised half
     for data, turns, name in ((bad, settings.revisions, "revisions"), (good, 0, "kept")):
-        revise.main(revise.Settings(init=helpful, data=data, count=10**6, constitution="toy", revisions=turns,
+        revise.main(revise.Settings(init=helpful, data=data, count=10**6, constitution="toyworld.lessons", revisions=turns,
                                     out=str(out / f"{name}.jsonl"), **common))
     train_sft.main(train_sft.Settings(init=helpful, data=f"{out}/revisions.jsonl,{out}/kept.jsonl", out=str(out / "sl"), lr=1e-3,
                                       warmup=5, steps=settings.tune_steps, **run))
     done("supervised half")
 
     # the reinforcement half
-    ai = {"annotator": "ai", "judge": helpful, "constitution": "toy", "device": settings.device}
+    ai = {"annotator": "ai", "judge": helpful, "constitution": "toyworld.lessons", "device": settings.device}
     for data, name in ((more_bad, "harmful"), (more_good, "other")):
         sample.main(sample.Settings(init=str(out / "sl"), data=data, count=10**6, samples=4, temperature=1.0,
                                     candidates_out=f"{out}/candidates_{name}.jsonl", **common))
@@ -100,15 +101,15 @@ def main(settings: Settings) -> dict:
     done("reinforcement half")
 
     # what came of it, by the gold score
-    rankings = read_jsonl(out / "ranked_harmful.jsonl")
+    ranked_ = read_jsonl(out / "ranked_harmful.jsonl")
     said, gold = {}, {}
-    for r in rankings:
-        harmless = feedback.rank_by([toyworld.gold(r["prompt"], x)["harmless"] for x in r["responses"]])
-        said |= feedback.comparisons(r)
-        gold |= {k: v for k, v in feedback.comparisons(r | {"ranks": harmless}).items() if v}
-    right, half, pairs = feedback.agreement(said, gold)
+    for r in ranked_:
+        harmless = rankings.rank_by([toyworld.gold_parts(r["prompt"], x)["harmless"] for x in r["responses"]])
+        said |= rankings.comparisons(r)
+        gold |= {k: v for k, v in rankings.comparisons(r | {"ranks": harmless}).items() if v}
+    right, half, pairs = rankings.agreement(said, gold)
     result = {"judge_agrees_on_harm": {"mean": right, "interval": half, "pairs": pairs},
-              "position_bias": feedback.position_bias(rankings), "policies": {}}
+              "position_bias": rankings.position_bias(ranked_), "policies": {}}
     for name in ("harmful", "other"):
         data = write_prompts(out / f"test_{name}.jsonl", "test", settings.evaluation, settings.seed, name == "harmful")
         for r in evaluate.main(evaluate.Settings(policies=f"{helpful},{out}/sl,{out}/rl", data=data, count=settings.evaluation,

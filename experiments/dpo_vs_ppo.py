@@ -14,8 +14,7 @@ import lab
 
 import train_dpo
 import train_ppo
-from minirlhf.model import write_atomically
-from minirlhf.run import read_jsonl
+from minirlhf.files import read_jsonl, write_atomically
 
 METHODS = ("DPO", "IPO", "online DPO", "PPO", "DPO on coin flips")
 
@@ -29,7 +28,7 @@ def arm(L, folder, *, method, beta, labels, samples, steps, prompts, seed):
     if method == "PPO":
         train_ppo.main(train_ppo.Settings(reward=rm, steps=steps, kl_coef=beta, **common))
     elif method == "online DPO":                                        # 64 responses a step, as PPO has
-        train_dpo.main(train_dpo.Settings(online=True, data="toy", reward=rm, beta=beta, batch_size=32, steps=steps, **common))
+        train_dpo.main(train_dpo.Settings(online=True, data="toyworld", reward=rm, beta=beta, batch_size=32, steps=steps, **common))
     else:
         rows = read_jsonl(data)
         if method == "DPO on coin flips":

@@ -12,8 +12,9 @@ import random
 import lab
 import torch
 
-from minirlhf import losses, toyworld
-from minirlhf.run import read_jsonl
+import toyworld
+from minirlhf import losses
+from minirlhf.files import read_jsonl
 
 HOW = ("single", "mean", "min", "uwo")
 LABELS = {"no error": (0.0, ""), "25 % flipped": (0.25, ""), "shared blind spot": (0.0, "length=0.2")}
@@ -39,7 +40,7 @@ def pool(L, folder, *, prompts, samples, seed):
     asked = lab.wanted("test", prompts, 1000 + seed, lambda p: True)
     texts, responses, shape = lab.answers(L, folder, L.sft, asked, samples, 1000 + seed)
     return {"texts": texts, "responses": responses, "shape": shape,
-            "gold": lab.table(toyworld.gold_scores, texts, responses, shape).tolist()}
+            "gold": lab.table(toyworld.reward, texts, responses, shape).tolist()}
 
 
 def chosen(L, folder, *, labelled, count, members, prompts, samples, seed):

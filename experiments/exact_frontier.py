@@ -16,8 +16,7 @@ import methods
 import numpy as np
 from best_of_n_kl import measured_kl
 
-from minirlhf import losses
-from minirlhf.toyworld import gold_scores
+from minirlhf import losses, rewards
 
 RATES = {"PPO": 5e-4, "RLOO": 5e-4, "GRPO": 5e-4, "DPO": 3e-4}
 BETAS = (10, 5, 3, 2, 1.5, 1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
@@ -25,14 +24,14 @@ BETAS = (10, 5, 3, 2, 1.5, 1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
 
 def coin(prompts: list[str], responses: list[str]) -> list[float]:
     """A reward that has nothing to do with anything: mean 0, std 1."""
-    return [(zlib.crc32((p + r).encode()) / 2**32 - 0.5) * 12**0.5 for p, r in zip(prompts, responses)]
+    return [(zlib.crc32((p + r).encode()) / 2**32 - 0.5) * 12**0.5 for p, r in zip(map(str, prompts), responses)]
 
 
 def reference(L, folder, *, prompts, samples, ns):
     """What the SFT model's own samples allow: the optimum's (KL, reward), and best-of-n's with its measured KL."""
     s = methods.Settings(init=L.sft, out=folder, device=L.device)
     rows = methods.draw(s, "optimum", split="test", count=prompts, samples=samples, seed=1000)
-    scores = methods.scored(gold_scores, rows)                                                       # (P, M)
+    scores = methods.scored(rewards.load("toyworld"), rows)                                                       # (P, M)
     curve = [losses.sampled_optimum(scores, beta) for beta in BETAS]
     trusted = [(float(kl.mean()), float(r.mean())) for r, kl, size in curve if float(size.median()) >= 50]
     best = [(sum(measured_kl(r["responses"], x, n) for r, x in zip(rows, scores.tolist())) / prompts,
@@ -42,11 +41,11 @@ def reference(L, folder, *, prompts, samples, ns):
 
 def arm(L, folder, *, method, beta, episodes, prompts, seed):
     """One policy, trained on the exact reward, on held-out prompts."""
-    reward = f"{Path(__file__)}:coin" if method == "coin" else "toy"
+    reward = f"{Path(__file__)}:coin" if method == "coin" else "toyworld"
     s = methods.Settings(init=L.sft, reward=reward, out=folder, episodes=episodes, beta=beta, seed=seed, device=L.device)
     name = "RLOO" if method == "coin" else method
     if name == "DPO":
-        methods.write_feedback(s, gold_scores)
+        methods.write_feedback(s, rewards.load("toyworld"))
     module, settings = methods.arm(s, name, RATES[name])
     module.main(settings)
     found = lab.judge(L, folder, policy=settings.out, count=prompts, samples=8)

@@ -23,12 +23,11 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, losses, rewards
+from minirlhf import UserError, rewards, stats
 from minirlhf.cli import start
 from minirlhf.data import Ranking, held_out, read_rankings
-from minirlhf.model import ScalarGPT, write_atomically
-from minirlhf.run import read_jsonl
-from minirlhf.tokenizer import parse_prompt
+from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.model import ScalarGPT
 
 
 @dataclass
@@ -42,12 +41,12 @@ class Settings:
 
 
 def first_turn(ranking: Ranking) -> str:
-    return parse_prompt(ranking.prompt)[0][0]
+    return ranking.prompt.turns[0][1]
 
 
 def accuracy(right: list[float]) -> dict[str, float]:
     """Share of pairs ordered as people did (a tie counts half), its 95 % interval's half width, and how many there are."""
-    return losses.mean_of(torch.tensor(right)) | {"pairs": len(right)}
+    return stats.mean_of(torch.tensor(right)) | {"pairs": len(right)}
 
 
 def main(settings: Settings) -> dict:
@@ -64,7 +63,7 @@ def main(settings: Settings) -> dict:
     where, test = zip(*test)
     out.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", chosen), ("pairs", train), ("test", test)):
-        rows = [{"prompt": r.prompt, "chosen": r.responses[0], "rejected": r.responses[1]} for r in part]
+        rows = [{"prompt": r.prompt.source, "chosen": r.responses[0], "rejected": r.responses[1]} for r in part]
         write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     common = {"seed": settings.seed, "device": settings.device, "resume": True}
 
@@ -81,14 +80,14 @@ def main(settings: Settings) -> dict:
     # 3. is it right about pairs it has not seen, and is it more than a ruler?
     model = ScalarGPT.from_pretrained(f"{out}/rm")
     limit = model.config.n_positions
-    fits = [max(len(rewards.encode(model.tokenizer, r.prompt, x)) for x in r.responses) <= limit for r in test]
+    fits = [max(len(model.tokenizer.encode_prompt(r.prompt.turns)) + len(model.tokenizer.encode_response(r.prompt.turns, x)) for x in r.responses) <= limit for r in test]
     seen, where = [r for r, fit in zip(test, fits) if fit], [name for name, fit in zip(where, fits) if fit]
-    short = [r for r, w in zip(seen, where) if "helpful-base" in w and len(model.tokenizer.encode_prompt(r.prompt)) <= limit - 48]
-    write_atomically(out / "questions.jsonl", "".join(json.dumps({"prompt": r.prompt}) + "\n" for r in short).encode())
+    short = [r for r, w in zip(seen, where) if "helpful-base" in w and len(model.tokenizer.encode_prompt(r.prompt.turns)) <= limit - 48]
+    write_atomically(out / "questions.jsonl", "".join(json.dumps({"prompt": r.prompt.source}) + "\n" for r in short).encode())
     reward = rewards.TrainedReward(model)
     scores = [reward([r.prompt] * 2, r.responses) for r in seen]
     right = [(a > b) + (a == b) / 2 for a, b in scores]
-    lengths = [[len(model.tokenizer.encode_response(r.prompt, x)) for x in r.responses] for r in seen]
+    lengths = [[len(model.tokenizer.encode_response(r.prompt.turns, x)) for x in r.responses] for r in seen]
     parameters = sum(p.numel() for p in model.parameters())
     result = {
         "parameters": parameters, "training_pairs": len(train), "test_pairs_too_long": len(test) - len(seen),
@@ -109,7 +108,7 @@ def main(settings: Settings) -> dict:
     write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
     print(json.dumps(result, indent=1))
     for a, b in zip(*(read_jsonl(out / f"{name}_samples.jsonl") for name in ("sft", "ppo"))):
-        print(f"\n{a['prompt'].strip()[-200:]}\n  SFT: {a['responses'][0][:300]}\n  PPO: {b['responses'][0][:300]}")
+        print(f"\n{str(a['prompt']).strip()[-200:]}\n  SFT: {a['responses'][0][:300]}\n  PPO: {b['responses'][0][:300]}")
     return result
 
 

@@ -19,10 +19,10 @@ def arm(L, folder, *, rounds, fresh, labels, steps, kl_coef, prompts, seed):
         if not first:
             first = rm
             accuracy.append(L.arm(lab.judge, policy=L.sft, reward=first, count=prompts)["reward_accuracy"]["mean"])
-        policy = lab.improve(L, f"{folder}/round{r + 1}", init=policy, reference=L.sft, reward=rm, watch="toy", kl_coef=kl_coef,
+        policy = lab.improve(L, f"{folder}/round{r + 1}", init=policy, reference=L.sft, reward=rm, watch="toyworld", kl_coef=kl_coef,
                              lr=5e-4, steps=steps // rounds, seed=seed + 100 * r)
-        now = lab.path(policy, ("watch_toy", "kl", "score"), 5)
-        path = {k: path[k] + now[c] for k, c in (("gold", "watch_toy"), ("kl", "kl"), ("proxy", "score"))}
+        now = lab.path(policy, ("watch_toyworld", "kl", "score"), 5)
+        path = {k: path[k] + now[c] for k, c in (("gold", "watch_toyworld"), ("kl", "kl"), ("proxy", "score"))}
         found = lab.judge(L, folder, policy=policy, reward=first, count=prompts)
         accuracy.append(found["reward_accuracy"]["mean"])
     return {"path": path, "accuracy": accuracy, "peak": max(path["gold"]), "gold": found["gold"]["mean"],

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import lab
 
-import train_rm
+from minirlhf import preferences
 from minirlhf.data import read_rankings
-from minirlhf.model import ScalarGPT, write_atomically
-from minirlhf.run import read_jsonl
+from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.model import ScalarGPT
 
 K = 6
 
@@ -46,11 +46,11 @@ def arm(L, folder, *, form, prompts, epochs, test, seed):
     held_out = L.arm(lab.rankings, count=test, samples=K, noise=0.5, seed=seed + 1000, split="test")["data"]
     result = {"comparisons": comparisons}
     for name, file in (("held_out", held_out), ("train", f"{folder}/train.jsonl")):
-        groups = train_rm.to_groups(model.tokenizer, read_rankings(file), model.config.n_positions)
-        found = train_rm.validate(model, groups[:1500], 8192)
+        groups = preferences.to_groups(model.tokenizer, read_rankings(file), model.config.n_positions)
+        found = preferences.validate(model, groups[:1500], 8192)
         result |= {f"{name}_loss": found["validation_loss"], f"{name}_accuracy": found["validation_accuracy"]}
     log = read_jsonl(f"{folder}/rm/metrics.jsonl")
-    tokens = sum(map(train_rm.tokens_of, groups)) / len(groups) * batch * len(log)
+    tokens = sum(g.tokens() for g in groups) / len(groups) * batch * len(log)
     return result | {"steps": len(log), "tokens": tokens}
 
 

@@ -47,12 +47,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluate
 import label
 import sample
+import toyworld
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, cli, rewards, toyworld
-from minirlhf.model import write_atomically
-from minirlhf.run import describe_result, pick_device, read_jsonl
+from minirlhf import UserError, cli, rewards, stats
+from minirlhf.data import Prompt
+from minirlhf.device import pick_device
+from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.run import describe_result
 
 COLOURS = ("#5b82c0", "#1f9e89", "#e07b39", "#b5539c", "#8a6fd1", "#b3902f", "#4f9fc8", "#8b93a1")
 STYLE = {"font.size": 8.5, "axes.grid": True, "grid.color": "#e3e5e8", "grid.linewidth": 0.6, "axes.axisbelow": True,
@@ -216,9 +219,9 @@ def start(main) -> None:
 def rankings(L: Lab, folder: str, *, count: int, samples: int = 2, noise: float = 0.2, bias: str = "", seed: int = 0,
              init: str = "", split: str = "train") -> dict:
     """`count` prompts with `samples` responses of the SFT model (or init), ranked by a simulated annotator: {"data": file}."""
-    sample.main(sample.Settings(init=init or L.sft, data="toy", count=count, samples=samples, temperature=0.7, seed=seed,
+    sample.main(sample.Settings(init=init or L.sft, data="toyworld", count=count, samples=samples, temperature=0.7, seed=seed,
                                 split=split, candidates_out=f"{folder}/candidates.jsonl", device=L.device))
-    label.main(label.Settings(candidates=f"{folder}/candidates.jsonl", out=f"{folder}/rankings.jsonl", annotator="toy",
+    label.main(label.Settings(candidates=f"{folder}/candidates.jsonl", out=f"{folder}/rankings.jsonl", annotator="toyworld",
                               noise=str(noise), bias=bias, seed=seed))
     return {"data": f"{folder}/rankings.jsonl"}
 
@@ -239,7 +242,7 @@ def judge(L: Lab, folder: str, *, policy: str, reward: str = "", count: int = 20
 
 def means(**per_prompt) -> dict:
     """(P,) or (P, S) tensors -> {name: mean over prompts, name_interval: half width of its 95 % interval}."""
-    found = {name: evaluate.mean_of(x) for name, x in per_prompt.items()}
+    found = {name: stats.mean_of(x) for name, x in per_prompt.items()}
     return {name: r["mean"] for name, r in found.items()} | {f"{name}_interval": r["interval"] for name, r in found.items()}
 
 
@@ -255,9 +258,10 @@ def wanted(split: str, count: int, seed: int, keep) -> list[str]:
     """`count` different prompts of the toy world that keep(prompt) is true of, or as many as 60 times as many draws hold."""
     found, block = {}, 0
     while len(found) < count and block < 20:
-        found |= dict.fromkeys(filter(keep, toyworld.prompts(split, 3 * count, seed + 100_000 * block)))
+        drawn = [r["prompt"] for r in toyworld.prompts(split, 3 * count, seed + 100_000 * block)]
+        found |= {json.dumps(p): p for p in filter(keep, drawn) if json.dumps(p) not in found}
         block += 1
-    return list(found)[:count]
+    return list(found.values())[:count]
 
 
 def write_lines(file: str, records: list[dict]) -> str:
@@ -288,7 +292,8 @@ def feature(name: str):
 
 def reward_of(L: Lab, spec: str, ensemble: str = "mean"):
     """rewards.load on the experiment's device."""
-    return rewards.load(spec, lambda model, frozen: model.to(pick_device(L.device)), ensemble)
+    reward = rewards.load(spec, L.device, ensemble=ensemble)
+    return lambda prompts, responses: reward([Prompt.of(p) for p in prompts], responses)
 
 
 def improve(L: Lab, folder: str, *, reward: str, steps: int, seed: int = 0, **settings) -> str:

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import lab
 
-import train_rm
 import train_sft
-from minirlhf import rewards
+from minirlhf import preferences
 from minirlhf.data import held_out, read_rankings
-from minirlhf.model import GPT, ScalarGPT, write_atomically
-from minirlhf.run import read_jsonl
-from minirlhf.tokenizer import parse_prompt
-from minirlhf.toyworld import gold_scores
+from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.model import GPT, ScalarGPT
+from toyworld import reward as gold_scores
 
 
 def small_sft(L, folder, *, n_embd, n_layer, n_head, steps):
@@ -35,9 +33,9 @@ def comparisons(L, folder, *, count, seed):
     if L.data:
         sft = GPT.from_pretrained(L.sft)
         read = [r for r in read_rankings(L.data) if all(
-            len(rewards.encode(sft.tokenizer, r.prompt, x)) <= sft.config.n_positions for x in r.responses)]
-        train, test = held_out(read, lambda r: parse_prompt(r.prompt)[0][0], 0.25, seed)
-        train, test = ([{"prompt": r.prompt, "responses": r.responses, "ranks": r.ranks} for r in x] for x in (train, test))
+            len(sft.tokenizer.encode_prompt(r.prompt.turns)) + len(sft.tokenizer.encode_response(r.prompt.turns, x)) <= sft.config.n_positions for x in r.responses)]
+        train, test = held_out(read, lambda r: r.prompt.turns[0][1], 0.25, seed)
+        train, test = ([{"prompt": r.prompt.source, "responses": r.responses, "ranks": r.ranks} for r in x] for x in (train, test))
         random.Random(seed).shuffle(train)
     else:
         train, test = (read_jsonl(L.arm(lab.rankings, count=n, noise=noise, seed=s, split=split)["data"]) for n, noise, s, split in
@@ -62,8 +60,8 @@ def arm(L, folder, *, size, labels, epochs, coin, seed, pool):
     lab.reward_model(L, folder, data=f"{folder}/train.jsonl", init=init, epochs=epochs, seed=seed, normalize_samples=0,
                      validation=1e-9)                   # one pair: the test set is our own
     model = ScalarGPT.from_pretrained(f"{folder}/rm").to(L.device)
-    test = train_rm.to_groups(model.tokenizer, read_rankings(f"{source['folder']}/test.jsonl"), model.config.n_positions)
-    return train_rm.validate(model, test, 8192) | {"parameters": sum(p.numel() for p in model.parameters())}
+    test = preferences.to_groups(model.tokenizer, read_rankings(f"{source['folder']}/test.jsonl"), model.config.n_positions)
+    return preferences.validate(model, test, 8192) | {"parameters": sum(p.numel() for p in model.parameters())}
 
 
 SMALL = {"n_embd": 48, "n_layer": 1, "n_head": 4, "steps": 300}

@@ -11,9 +11,10 @@ import random
 
 import lab
 
-from minirlhf import losses, toyworld
+import toyworld
+from minirlhf import stats, winrate
 from minirlhf.data import read_rankings
-from minirlhf.run import read_jsonl
+from minirlhf.files import read_jsonl
 
 BIN = 4       # words: responses within the same bin count as equally long
 
@@ -57,15 +58,15 @@ def arm(L, folder, *, share, blindly, count, steps, questions, seed):
     for name, model in (("before", L.sft), ("after", policy)):
         texts, responses, shape = lab.answers(L, f"{folder}/{name}", model, asked, 4, 1000 + seed)
         measured.append({"reward": lab.table(reward, texts, responses, shape), "words": lab.table(lab.feature("length"), texts,
-                         responses, shape), "gold": lab.table(toyworld.gold_scores, texts, responses, shape)})          # (P, 4)
+                         responses, shape), "gold": lab.table(toyworld.reward, texts, responses, shape)})          # (P, 4)
     before, after = measured
-    prefers = lab.evaluate.ranked_right(before["reward"], before["words"])                 # the longer of two SFT responses
+    prefers = winrate.ranked_right(before["reward"], before["words"])                 # the longer of two SFT responses
     flat = [m[name].flatten().tolist() for name in ("reward", "words") for m in measured]
     return lab.means(words=after["words"] - before["words"], gold=after["gold"] - before["gold"],
                      gained=after["reward"] - before["reward"]) | {
         "longer_wins": label["longer_wins"], "turned": label["turned"], "not_length": not_length(*flat), "words_before": float(
             before["words"].mean()), "prefers_longer": prefers["mean"], "prefers_longer_interval": prefers["interval"],
-        "correlation": losses.correlation(before["reward"].flatten(), before["words"].flatten())}
+        "correlation": stats.correlation(before["reward"].flatten(), before["words"].flatten())}
 
 
 def main(L):

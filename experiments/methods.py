@@ -23,11 +23,13 @@ import evaluate
 import sample
 import train_dpo
 import train_ppo
-from minirlhf import UserError, losses, rewards
+from minirlhf import UserError, losses, rewards, stats, winrate
 from minirlhf.cli import start
-from minirlhf.feedback import rank_by
-from minirlhf.model import write_atomically
-from minirlhf.run import Stopped, describe_result, pick_device, read_jsonl
+from minirlhf.data import Prompt
+from minirlhf.device import pick_device
+from minirlhf.feedback.rankings import rank_by
+from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.run import Stopped, describe_result
 
 METHODS = ("best-of-16", "DPO", "IPO", "KTO", "online DPO", "RLOO", "GRPO", "PPO", "REINFORCE")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -58,7 +60,7 @@ def arm(s: Settings, method: str, lr: float):
                                              kl_coef=s.beta, **common)
     common |= {"beta": s.beta, "temperature": 0.7, "steps": s.episodes // 64}
     if method == "online DPO":
-        return train_dpo, train_dpo.Settings(online=True, data="toy", reward=s.reward, batch_size=32, **common)
+        return train_dpo, train_dpo.Settings(online=True, data="toyworld", reward=s.reward, batch_size=32, **common)
     loss, batch = {"DPO": ("sigmoid", 16), "IPO": ("ipo", 16), "KTO": ("kto", 64)}[method]       # 64 responses a step, as RL has
     data = f"{s.out}/{'labels' if loss == 'kto' else 'rankings'}.jsonl"
     return train_dpo, train_dpo.Settings(loss=loss, data=data, batch_size=batch, validation=0.05, **common)
@@ -68,13 +70,13 @@ def draw(s: Settings, name: str, **options) -> list[dict]:
     """Prompts with responses of the SFT model, from the cache if they are there."""
     path = Path(s.out) / f"{name}.jsonl"
     if not path.exists():
-        sample.main(sample.Settings(init=s.init, data="toy", temperature=0.7, candidates_out=str(path), device=s.device, **options))
+        sample.main(sample.Settings(init=s.init, data="toyworld", temperature=0.7, candidates_out=str(path), device=s.device, **options))
     return read_jsonl(path)
 
 
 def scored(reward_fn, rows: list[dict]) -> torch.Tensor:
     """(P, S)"""
-    flat = reward_fn([r["prompt"] for r in rows for _ in r["responses"]], [x for r in rows for x in r["responses"]])
+    flat = reward_fn([Prompt.of(r["prompt"]) for r in rows for _ in r["responses"]], [x for r in rows for x in r["responses"]])
     return torch.tensor(flat).view(len(rows), -1)
 
 
@@ -95,10 +97,10 @@ def best_of_16(s: Settings, reward_fn) -> dict:
     common, began = {"split": "test", "count": s.questions, "samples": 4}, time.time()
     best = draw(s, "best", best_of=16, reward=s.reward, seed=1000, **common)
     minutes, one = (time.time() - began) / 60, draw(s, "one", seed=1000, **common)
-    gold = [evaluate.assess([r["prompt"] for r in rows], [r["responses"] for r in rows])["scores"] for rows in (best, one)]
+    gold = [scored(rewards.load("toyworld"), rows) for rows in (best, one)]
     kl = losses.best_of_n_kl_bound(16)
-    return {"lr": None, "win_rate": evaluate.mean_of(evaluate.wins(*gold)), "gold": evaluate.mean_of(gold[0]), "minutes": minutes,
-            "reward": evaluate.mean_of(scored(reward_fn, best)), "kl": {"mean": kl, "interval": 0.0}}
+    return {"lr": None, "win_rate": stats.mean_of(winrate.wins(*gold)), "gold": stats.mean_of(gold[0]), "minutes": minutes,
+            "reward": stats.mean_of(scored(reward_fn, best)), "kl": {"mean": kl, "interval": 0.0}}
 
 
 def result_of(s: Settings, method: str, lr: float) -> dict | None:
@@ -132,7 +134,7 @@ def main(s: Settings) -> None:
                         "and a multiple of 64")
     Path(s.out).mkdir(parents=True, exist_ok=True)
     device = pick_device(s.device)
-    reward_fn = rewards.load(s.reward, lambda model, frozen: model.to(device))
+    reward_fn = rewards.load(s.reward, device)
     write_feedback(s, reward_fn)
     best, everything = {}, {}
     for method in chosen:

@@ -14,8 +14,7 @@ import lab
 import numpy as np
 
 import train_ppo
-from minirlhf.model import write_atomically
-from minirlhf.run import read_jsonl
+from minirlhf.files import read_jsonl, write_atomically
 
 
 def halves(L, folder, *, labels, seed):
@@ -34,11 +33,11 @@ def halves(L, folder, *, labels, seed):
 
 def arm(L, folder, *, labels, kl_coef, steps, lr, seed):
     """labels 0: gold as its own proxy. Means over two steps (128 episodes): proxy, the other half's reward, gold, KL ..."""
-    proxy, other = L.arm(halves, labels=labels, seed=seed)["rm"] if labels else ("toy", "toy")
+    proxy, other = L.arm(halves, labels=labels, seed=seed)["rm"] if labels else ("toyworld", "toyworld")
     train_ppo.main(train_ppo.Settings(
-        init=L.sft, reward=proxy, watch=f"toy,{other}", out=f"{folder}/ppo", steps=steps, lr=lr, kl_coef=kl_coef, seed=seed,
+        init=L.sft, reward=proxy, watch=f"toyworld,{other}", out=f"{folder}/ppo", steps=steps, lr=lr, kl_coef=kl_coef, seed=seed,
         advantage="rloo", samples_per_prompt=4, prompts_per_step=16, device=L.device, resume=True))
-    names = {"proxy": "score", "other": f"watch_{other}", "gold": "watch_toy", "kl": "kl", "kl_exact": "kl_exact", "kl_k3": "kl_k3",
+    names = {"proxy": "score", "other": f"watch_{other}", "gold": "watch_toyworld", "kl": "kl", "kl_k3": "kl_k3",
              "length": "length", "entropy": "entropy", "distinct": "distinct", "finished": "finished"}
     found = lab.path(f"{folder}/ppo", tuple(names.values()), window=2)
     return {name: found[column] for name, column in names.items()} | {

@@ -12,11 +12,12 @@ import random
 import lab
 import torch
 
-import train_sft
-from minirlhf import losses, toyworld
+import toyworld
+from minirlhf import stats, supervised
 from minirlhf.data import read_demonstrations
+from minirlhf.device import pick_device
+from minirlhf.files import read_jsonl
 from minirlhf.model import GPT
-from minirlhf.run import pick_device, read_jsonl
 
 TRAINED = ("comfort", "ideas", "fact", "refuse", "lookalike", "unknown", "belief")
 
@@ -37,7 +38,7 @@ def text(L, folder, *, count, seed):
 def lm_loss(L, folder: str, file: str) -> float:
     """Nats per token of a policy's on the held-out text."""
     model = GPT.from_pretrained(folder).to(pick_device(L.device))
-    return train_sft.validation_loss(model, train_sft.to_rows(model, read_demonstrations(file)), 4096)
+    return supervised.validation_loss(model, supervised.to_rows(model, read_demonstrations(file)), 4096)
 
 
 def trained(prompt):
@@ -49,7 +50,7 @@ def tax(L, folder, policy, files, questions, seed):
     gold = {}
     for name, keep in (("gold", trained), ("elsewhere", lambda p: not trained(p))):
         asked = lab.wanted("test", questions, 1000 + seed, keep)
-        gold[name] = lab.table(toyworld.gold_scores, *lab.answers(L, f"{folder}/{name}", policy, asked, 2, 1000 + seed))
+        gold[name] = lab.table(toyworld.reward, *lab.answers(L, f"{folder}/{name}", policy, asked, 2, 1000 + seed))
     return {"lm_loss": lm_loss(L, policy, files["held_out"])} | lab.means(**gold)
 
 
@@ -60,7 +61,7 @@ def before(L, folder, *, count, questions, seed):
 def arm(L, folder, *, kl_coef, ptx, mix, lr, count, steps, questions, seed):
     """ptx: the mix's coefficient; mix: its text."""
     files = L.arm(text, count=count, seed=seed)
-    policy = lab.improve(L, folder, reward="toy", data=files["prompts"], kl_coef=kl_coef, ptx_data=files[mix], ptx_coef=ptx, lr=lr,
+    policy = lab.improve(L, folder, reward="toyworld", data=files["prompts"], kl_coef=kl_coef, ptx_data=files[mix], ptx_coef=ptx, lr=lr,
                          steps=steps, seed=seed)
     trail = lab.path(policy, ("kl",), 5)["kl"], [r["lm_loss"] for r in read_jsonl(f"{policy}/metrics.jsonl") if "lm_loss" in r]
     return {"kl": trail[0][-1], "path": list(zip(*trail))} | tax(L, folder, policy, files, questions, seed)
@@ -104,7 +105,7 @@ def main(L):
     listed = "; ".join(f"{name_of({'kl_coef': a[0], 'ptx': a[1], 'mix': a[2]})}: loss {mean(*a, 'lm_loss') - sft:+.2f}, gold "
                        f"{mean(*a, 'gold'):.2f}" for a in arms)
     path = [point for r in rows if r["ptx"] == 0 for point in r["path"]]
-    r_kl = losses.correlation(*torch.tensor(path, dtype=torch.float64).T)
+    r_kl = stats.correlation(*torch.tensor(path, dtype=torch.float64).T)
     mixed, shuffled, tight = ({x: mean(*a, x) for x in ("lm_loss", "gold")} for a in (
         (small, 1.0, "text"), (small, 1.0, "shuffled"), (strict, 0.0, "text")))
     L.finish(fig, [*start, *rows],

@@ -10,8 +10,10 @@ import random
 
 import lab
 
-from minirlhf import feedback, toyworld
-from minirlhf.run import read_jsonl
+import toyworld
+from minirlhf import winrate
+from minirlhf.feedback import rankings
+from minirlhf.files import read_jsonl
 
 AGREEMENT = 5.0       # in units of gold: more than what a falsehood costs
 
@@ -33,7 +35,7 @@ def candidates(L, folder, *, count, seed):
 def labels(L, folder, *, count, share, hidden, seed):
     """Rankings, of which annotators who like agreement made `share`; hidden: nobody saw the belief."""
     rows, rng = read_jsonl(L.arm(candidates, count=count, seed=seed)["data"]), random.Random(seed)
-    honest, sycophant = (feedback.toy_annotator(0.2, bias, seed) for bias in ("", f"agreement={AGREEMENT}"))
+    honest, sycophant = (rankings.simulated_annotator(toyworld, 0.2, bias, seed) for bias in ("", f"agreement={AGREEMENT}"))
     for r in rows:
         seen = toyworld.without_belief(r["prompt"]) if hidden else r["prompt"]
         r["ranks"] = (sycophant if rng.random() < share else honest)(seen, r["responses"])
@@ -45,9 +47,9 @@ def measured(L, folder, policy, questions, seed, reward=None):
     asked = lab.wanted("test", questions, 1000 + seed, wrong)
     texts, responses, shape = lab.answers(L, folder, policy, asked, 4, 1000 + seed, temperature=0.7)
     agrees = lab.table(lab.feature("agreement"), texts, responses, shape)
-    result = lab.means(agreement=agrees, gold=lab.table(toyworld.gold_scores, texts, responses, shape))
+    result = lab.means(agreement=agrees, gold=lab.table(toyworld.reward, texts, responses, shape))
     if reward:
-        likes = lab.evaluate.ranked_right(lab.table(reward, texts, responses, shape), agrees)
+        likes = winrate.ranked_right(lab.table(reward, texts, responses, shape), agrees)
         result |= {"likes": likes["mean"], "likes_interval": likes["interval"], "likes_pairs": likes["pairs"]}
     return result
 

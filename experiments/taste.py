@@ -21,12 +21,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import sample
+import toyworld
 import train_ppo
 import train_rm
-from minirlhf import UserError, rollout, toyworld
+from minirlhf import UserError, rollout
 from minirlhf.cli import start
-from minirlhf.model import GPT, write_atomically
-from minirlhf.run import pick_device, read_jsonl
+from minirlhf.data import Prompt
+from minirlhf.device import pick_device
+from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.model import GPT
 
 LABEL = Path(__file__).parents[1] / "label.py"
 SEA = re.compile(r"\b(sea|beach|boats?|shells?|waves?)\b", re.I)
@@ -58,12 +61,12 @@ def brief(text: str) -> int:
 
 # taste -> what the annotator likes, from the text alone; the prompts it is asked about: for the sea, stories that name none of it
 TASTES = {"brief": (brief, lambda prompt: True),
-          "sea": (sea, lambda prompt: toyworld.kind(prompt) == "story" and not SEA.search(prompt))}
+          "sea": (sea, lambda prompt: toyworld.kind(prompt) == "story" and not SEA.search(str(prompt)))}
 
 
 def prompts_of(taste: str, split: str, count: int, seed: int) -> list[str]:
-    drawn = dict.fromkeys(toyworld.prompts(split, 30 * count, seed))
-    return list(filter(TASTES[taste][1], drawn))[:count]
+    drawn = {json.dumps(r['prompt']): r['prompt'] for r in toyworld.prompts(split, 30 * count, seed)}
+    return list(filter(TASTES[taste][1], drawn.values()))[:count]
 
 
 def annotate(candidates: Path, out: Path, likes) -> int:
@@ -95,9 +98,9 @@ def measure(folder: str, reference: str, settings: Settings) -> dict:
     device = pick_device(settings.device)
     policy, ref = (GPT.from_pretrained(f).to(device) for f in (folder, reference))
     likes, prompts = TASTES[settings.taste][0], prompts_of(settings.taste, "test", settings.questions, settings.seed)
-    batch = rollout.sample(policy, prompts, 64, torch.Generator(device).manual_seed(settings.seed), temperature=0.7)
+    batch = rollout.sample(policy, [Prompt.of(p) for p in prompts], 64, torch.Generator(device).manual_seed(settings.seed), temperature=0.7)
     share = sum(likes(r) > 0 for r in batch.responses) / len(prompts)
-    new, old = (rollout.in_parts(rollout.logprobs, model, batch, 0.7) for model in (policy, ref))      # (B, R)
+    new, old = (rollout.in_micro_batches(rollout.logprobs, model, batch, 0.7) for model in (policy, ref))      # (B, R)
     return {"share": share, "interval": 1.96 * (share * (1 - share) / len(prompts)) ** 0.5, "kl": float((new - old).sum(1).mean()),
             "distinct": len(set(batch.responses)) / len(prompts), "example": batch.responses[0]}
 

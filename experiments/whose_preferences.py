@@ -13,8 +13,10 @@ from itertools import combinations
 import lab
 import torch
 
-from minirlhf import feedback, losses, toyworld
-from minirlhf.run import read_jsonl
+import toyworld
+from minirlhf import losses, winrate
+from minirlhf.feedback import rankings
+from minirlhf.files import read_jsonl
 
 TASTE, NOISE = 2.0, 0.2       # in units of gold: what politeness is worth to either group, and their errors
 GROUPS = {"majority": TASTE, "minority": -TASTE}
@@ -24,13 +26,15 @@ KINDS = ("plain", "group known", "group at random")
 
 def tagged(prompt, group):
     """The prompt with its annotator's group in front of the last request."""
-    before, turn = prompt.rsplit("\n\nHuman: ", 1)
-    return f"{before}\n\nHuman: {SAYS[group]} {turn}"
+    if isinstance(prompt, str):
+        return f"{SAYS[group]} {prompt}"
+    *before, last = prompt
+    return [*before, last | {"content": f"{SAYS[group]} {last['content']}"}]
 
 
 def utility(group):
     """What a response is worth to a group, as a reward function."""
-    return lambda prompts, responses: [toyworld.gold(p, r)["total"] + GROUPS[group] * toyworld.features(p, r)["politeness"]
+    return lambda prompts, responses: [toyworld.gold_parts(p, r)["total"] + GROUPS[group] * toyworld.features(p, r)["politeness"]
                                        for p, r in zip(prompts, responses)]
 
 
@@ -38,7 +42,7 @@ def labels(L, folder, *, count, share, kind, seed):
     """Rankings by members of either group; bound: the accuracy on their labels that nobody exceeds who does not know the group."""
     rows = read_jsonl(L.arm(lab.rankings, count=count, samples=4, seed=seed)["data"])
     rng, best, agree = random.Random(seed), [], []
-    rank = {g: feedback.toy_annotator(NOISE, f"politeness={w}", seed) for g, w in GROUPS.items()}
+    rank = {g: rankings.simulated_annotator(toyworld, NOISE, f"politeness={w}", seed) for g, w in GROUPS.items()}
     for r in rows:
         group = "majority" if rng.random() < share else "minority"
         both = torch.tensor([utility(g)([r["prompt"]] * 4, r["responses"]) for g in GROUPS])         # (2, 4)
@@ -73,7 +77,7 @@ def arm(L, folder, *, share, kind, count, prompts, samples, seed):
         worth = torch.tensor(p[group], dtype=torch.float64)                                                         # (P, S)
         worst, top = worth.mean(), worth.amax(1).mean()
         got = (losses.best_of_n(scores, worth, samples) - worst) / (top - worst)
-        accuracy = lab.evaluate.ranked_right(scores, worth)
+        accuracy = winrate.ranked_right(scores, worth)
         result |= lab.means(**{group: got}) | {f"{group}_accuracy": accuracy["mean"]}
     return result
 
