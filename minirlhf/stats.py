@@ -29,7 +29,8 @@ def estimate(
     numerators, denominators: (N,) tensors; statistic gets their sums, in this order
     share: the statistic is a share: where no prompt deviates, "rule of three" (Hanley 1983)
 
-    Returns "mean", "interval" (its half width, NaN for one prompt) and "prompts" (how many).
+    Returns "mean", "interval" (its half width, NaN for one prompt) and "prompts" (how many have a
+    say: where a denominator is 0 they have none).
     """
     columns = torch.stack([*numerators, *denominators]).double()  # (k, N)
     index = prompt.unique(return_inverse=True)[1]  # (N,)
@@ -43,10 +44,10 @@ def estimate(
         without_one = statistic(*(total - sums))  # (P,)
         squares = (without_one - without_one.mean()).square().sum()
         interval = 1.96 * math.sqrt(float(squares) * (prompts - 1) / prompts)
+    informative = int((sums[len(numerators) :] != 0).sum(1).min()) if prompts else 0
     if share and interval < 1e-9:
-        informative = (sums[len(numerators) :] != 0).sum(1).min()
-        interval = min(1.0, 3 / int(informative))
-    return {"mean": float(statistic(*total)), "interval": interval, "prompts": prompts}
+        interval = min(1.0, 3 / informative)
+    return {"mean": float(statistic(*total)), "interval": interval, "prompts": informative}
 
 
 def mean_of(x: Tensor, share: bool = False) -> dict:
