@@ -40,9 +40,7 @@ class Settings:
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
     samples: int = 1  # responses to each prompt
     candidates_out: str = ""  # JSON lines for label.py: {"id", "prompt", "responses"}
-    sft_out: str = (
-        ""  # JSON lines for train_sft.py, of finished responses: {"prompt", "completion"}
-    )
+    sft_out: str = ""  # JSON lines for train_sft.py: finished responses as {"prompt", "completion"}
 
     # choice
     best_of: int = 1  # each response is the best of so many by --reward

@@ -1,0 +1,100 @@
+"""The scripts as a user starts them: help, wrong input, one sentence and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minirlhf import cli
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [
+    "train_sft.py",
+    "train_rm.py",
+    "train_ppo.py",
+    "train_dpo.py",
+    "sample.py",
+    "label.py",
+    "evaluate.py",
+    "run_rlhf.py",
+    "examples/revise.py",
+]
+GOOD = json.dumps({"prompt": "hi", "completion": "hello"})
+PAIR = json.dumps({"prompt": "hi", "chosen": "a", "rejected": "b"})
+
+
+def run_script(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script, lines, words",
+    [
+        ("train_sft.py", [GOOD] * 16 + ['{"prompt": "hi"'], ["line 17", "JSON"]),
+        (
+            "train_rm.py",
+            [PAIR, '{"prompt": "hi", "responses": ["a", "b"], "ranks": [1]}'],
+            ["line 2"],
+        ),
+        ("train_ppo.py", ['{"completion": "x"}'], ["line 1", "prompt"]),
+        ("train_dpo.py", ['{"prompt": "x"}'], ["line 1", "chosen"]),
+        ("sample.py", [json.dumps({"prompt": "word " * 500})], ["context"]),
+        ("label.py", ['{"prompt": "hi"}'], ["line 1", "responses"]),
+    ],
+)
+def test_a_wrong_record_is_one_sentence_and_exit_code_2(script, lines, words, stages, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(line + "\n" for line in lines))
+    flags = ["--data", data, "--init", stages / "sft", "--out", tmp_path / "x"]
+    if script == "train_ppo.py":
+        flags += ["--reward", stages / "rm"]
+    if script == "sample.py":
+        flags = flags[:4]
+    if script == "label.py":
+        flags = ["--candidates", data, "--out", tmp_path / "x.jsonl"]
+    assert_one_sentence(run_script(script, *flags), *words)
+    assert not (tmp_path / "x" / "model.safetensors").exists()
+
+
+def test_missing_files_and_folders(stages, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    out = ["--out", tmp_path / "x"]
+    rankings, rm = stages / "rankings.jsonl", stages / "rm"
+    for words, name in [
+        (("train_sft.py", "--data", tmp_path / "no.jsonl", *out), "no.jsonl"),
+        (("train_rm.py", "--init", tmp_path / "nothing", "--data", rankings, *out), "nothing"),
+        (("train_ppo.py", "--init", bare, "--reward", rm, *out), "bare"),
+        (("train_ppo.py", "--init", stages / "sft", "--reward", tmp_path / "r.py:f", *out), "r.py"),
+        (("train_sft.py", "--stepz", "3", *out), "--steps"),
+    ]:
+        assert_one_sentence(run_script(*words), name)
+    assert not list((tmp_path / "x").glob("*"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_has_help(script):
+    module = __import__(script[:-3].replace("/", "."), fromlist=["Settings"])
+    notes = cli.comments(module.Settings)
+    for name in module.Settings.__dataclass_fields__:
+        heading, text = notes[name]
+        assert heading and text
+    assert next(iter(notes.values()))[0] == "everyday"
+
+
+def test_help_shows_the_groups_in_order():
+    done = run_script("train_ppo.py", "--help")
+    assert done.returncode == 0
+    places = [done.stdout.index(f"\n{group}:") for group in ("everyday", "method", "memory", "run")]
+    assert places == sorted(places)
