@@ -5,6 +5,7 @@
         --reward examples/sums.py:right --data out/sums_train.jsonl
     python evaluate.py --policies out/sft,out/sums --reward examples/sums.py:right --judge reward --data out/sums_test.jsonl
 """
+
 import json
 import random
 import re
@@ -25,7 +26,9 @@ def right(prompts: list[str], responses: list[str]) -> list[float]:
 def questions() -> list[str]:
     """All sums and differences of two digits, shuffled."""
     pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
-    found = [f"What is {a} plus {b}?" for a, b in pairs] + [f"What is {a} minus {b}?" for a, b in pairs if a > b]
+    found = [f"What is {a} plus {b}?" for a, b in pairs] + [
+        f"What is {a} minus {b}?" for a, b in pairs if a > b
+    ]
     random.Random(0).shuffle(found)
     return found
 
@@ -33,4 +36,6 @@ def questions() -> list[str]:
 if __name__ == "__main__":
     Path("out").mkdir(exist_ok=True)
     for name, part in (("train", questions()[24:]), ("test", questions()[:24])):
-        Path(f"out/sums_{name}.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in part), encoding="utf-8")
+        Path(f"out/sums_{name}.jsonl").write_text(
+            "".join(json.dumps({"prompt": q}) + "\n" for q in part), encoding="utf-8"
+        )

@@ -25,7 +25,8 @@ import train_rm
 import train_sft
 from minirlhf import UserError, rewards, stats
 from minirlhf.cli import start
-from minirlhf.data import Ranking, held_out, read_rankings
+from minirlhf.batches import held_out
+from minirlhf.data import Ranking, read_rankings
 from minirlhf.files import read_jsonl, write_atomically
 from minirlhf.model import ScalarGPT
 

@@ -15,7 +15,8 @@ import lab
 
 import train_sft
 from minirlhf import preferences
-from minirlhf.data import held_out, read_rankings
+from minirlhf.batches import held_out
+from minirlhf.data import read_rankings
 from minirlhf.files import read_jsonl, write_atomically
 from minirlhf.model import GPT, ScalarGPT
 from toyworld import reward as gold_scores
