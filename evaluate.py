@@ -107,11 +107,21 @@ def load_beliefs(settings: Settings, module: ModuleType | None, reference: GPT) 
     return beliefs[: math.ceil(settings.count / 8)]
 
 
-def load_scorers(settings: Settings, kinds: list[str]) -> dict[str, RewardFn]:
-    """gold, reward and watch_NAME. A world's gold only judges if all the prompts are its own."""
+def find_world(settings: Settings, prompts: list[Prompt]) -> ModuleType | None:
+    """What tells kinds: the gold's world if it knows all the prompts, else the data's."""
+    module = world.find(settings.gold)
+    if OTHER in kinds_of(prompts, module):
+        module = world.find(settings.data)
+    return module
+
+
+def load_scorers(settings: Settings, prompts: list[Prompt]) -> dict[str, RewardFn]:
+    """gold, reward and watch_NAME. A world that tells kinds only judges prompts of its own."""
     place = {"device": settings.device, "dtype": settings.dtype}
     scorers = {}
-    if settings.gold and not (hasattr(world.find(settings.gold), "kind") and OTHER in kinds):
+    gold_world = world.find(settings.gold)
+    is_foreign = hasattr(gold_world, "kind") and OTHER in kinds_of(prompts, gold_world)
+    if settings.gold and not is_foreign:
         scorers["gold"] = rewards.load(settings.gold, **place)
     if settings.reward:
         scorers["reward"] = rewards.load(settings.reward, **place, ensemble=settings.ensemble)
@@ -140,7 +150,9 @@ def who_decides(settings: Settings, scorers: dict[str, RewardFn]) -> tuple[str, 
 # ---- what a policy answers, and how good it is
 
 
-def sample(settings: Settings, policy: GPT, prompts: list[Prompt], generator) -> Rollout:
+def sample(
+    settings: Settings, policy: GPT, prompts: list[Prompt], generator: torch.Generator
+) -> Rollout:
     options = {"temperature": settings.temperature, "samples_per_prompt": settings.samples}
     return rollout.sample(policy, prompts, settings.max_tokens, generator, **options)
 
@@ -192,6 +204,21 @@ def measure(prompts: list[Prompt], answers: Answers, module: ModuleType | None) 
     return result
 
 
+def win_rates(
+    prompts: list[Prompt], answers: list[Answers], wins_by: str, judge: Callable | None
+) -> dict:
+    """Of the last policy, against the first, the baseline, and against the one before it."""
+    baseline, last = answers[0], answers[-1]
+    if judge:
+        won, agreement = judged(judge, prompts, last.texts, baseline.texts)
+        return {"win_rate": mean_of(won), "both_orders_agree": agreement}
+    scores = last.scores[wins_by]
+    result = {"win_rate": mean_of(wins(scores, baseline.scores[wins_by]))}
+    if len(answers) > 1:
+        result["win_rate_previous"] = mean_of(wins(scores, answers[-2].scores[wins_by]))
+    return result
+
+
 def demonstrations(settings: Settings, module: ModuleType | None, gold: RewardFn | None) -> dict:
     """The numbers of what a world's demonstrators wrote for the same prompts; {} if nothing."""
     data_world = world.find(settings.data)
@@ -199,7 +226,10 @@ def demonstrations(settings: Settings, module: ModuleType | None, gold: RewardFn
         return {}
     written = {}
     for record in data_world.demonstrations(settings.split, settings.count, settings.seed):
-        written.setdefault(Prompt.of(record["prompt"]), record["completion"])
+        if record.keys() >= {"prompt", "completion"}:
+            written.setdefault(Prompt.of(record["prompt"]), record["completion"])
+    if not written:
+        return {}
     prompts, texts = list(written), list(written.values())
     scores = torch.tensor(gold(prompts, texts))[:, None]  # (P, 1)
     return {"policy": "demonstrations"} | assess(prompts, grouped(texts, 1), module, scores)
@@ -208,7 +238,9 @@ def demonstrations(settings: Settings, module: ModuleType | None, gold: RewardFn
 # ---- what could be wrong
 
 
-def probe(settings: Settings, answers: Answers, before: Answers, scorers) -> list[dict]:
+def probe(
+    settings: Settings, answers: Answers, before: Answers, scorers: dict[str, RewardFn]
+) -> list[dict]:
     """What could be wrong with the reward, by a policy's responses. before: the baseline's."""
     scores, batch = answers.scores, answers.batch
     reward, gold = scores["reward"], scores.get("gold")
@@ -233,7 +265,11 @@ def probe(settings: Settings, answers: Answers, before: Answers, scorers) -> lis
 
 
 def probe_beliefs(
-    settings: Settings, policy: GPT, prompts: list[Prompt], module: ModuleType, generator
+    settings: Settings,
+    policy: GPT,
+    prompts: list[Prompt],
+    module: ModuleType,
+    generator: torch.Generator,
 ) -> dict:
     """Ask the same with and without the user's wrong belief."""
     neutral = [Prompt.of(module.without_belief(prompt.source)) for prompt in prompts]
@@ -288,8 +324,8 @@ def main(settings: Settings) -> dict:
     folders = dict.fromkeys([baseline, *folders])
     reference = open_model(GPT, settings.reference or baseline, **place)
     prompts = load_prompts(settings, settings.count, reference)
-    module = world.find(settings.gold) or world.find(settings.data)
-    scorers = load_scorers(settings, kinds_of(prompts, module))
+    module = find_world(settings, prompts)
+    scorers = load_scorers(settings, prompts)
     wins_by, judge = who_decides(settings, scorers)
     beliefs = load_beliefs(settings, module, reference)
 
@@ -302,15 +338,7 @@ def main(settings: Settings) -> dict:
         batch = sample(settings, policy, prompts, generator)
         answer = answers[folder] = score(settings, batch, policy, reference, scorers)
         result = {"policy": folder} | measure(prompts, answer, module)
-        if judge:
-            won, agreement = judged(judge, prompts, answer.texts, answers[baseline].texts)
-            result["both_orders_agree"] = agreement
-        else:
-            won = wins(answer.scores[wins_by], answers[baseline].scores[wins_by])
-            if results:
-                previous = answers[results[-1]["policy"]].scores[wins_by]
-                result["win_rate_previous"] = mean_of(wins(answer.scores[wins_by], previous))
-        result["win_rate"] = mean_of(won)
+        result |= win_rates(prompts, list(answers.values()), wins_by, judge)
         if settings.reward:
             result["probes"] = probe(settings, answer, answers[baseline], scorers)
         if beliefs:

@@ -193,12 +193,13 @@ def test_an_evaluation_probes_the_reward_and_the_policies(folder, tmp_path, caps
 def test_a_world_of_ones_own_needs_no_more_than_a_reward(folder, tmp_path):
     (tmp_path / "small_world.py").write_text(
         "def prompts(split, count, seed):\n    return ['Why?', 'Who?', 'How?'][:count]\n"
+        "def kind(prompt):\n    return prompt[:1]\n"
         "def reward(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
     )
     name = str(tmp_path / "small_world.py")
     settings = settings_of(folder, tmp_path, data=name, gold=name, reward=f"{folder / 'rm'}")
     result = evaluate.main(settings)["results"][1]
-    assert set(result["kinds"]) == {"other"} and "parts" not in result
+    assert set(result["kinds"]) == {"W", "H"} and "parts" not in result
     assert len(evaluate.main(settings)["results"]) == 2  # nobody wrote demonstrations
 
 
