@@ -43,7 +43,7 @@ class Settings:
     policies: str = "out/sft,out/ppo"  # model folders, comma-separated
     baseline: str = ""  # whom they are compared with; empty: the first of them
     reward: str = (
-        ""  # a reward model's folder, file.py:function or world: scores, best of n, probes
+        ""  # a reward model's folder, file.py:function or world: scores, probes, best of n
     )
     data: str = "toyworld"  # prompts: files with a "prompt" field, or a world's module
     gold: str = "toyworld"  # hidden judge: a world, or a reward that no policy was trained on
