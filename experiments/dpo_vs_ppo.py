@@ -1,76 +1,127 @@
-"""DPO, IPO, online DPO and PPO from the same comparisons: gold against KL (Rafailov 2023, figure 2; Xu 2024; Guo 2024).
+"""DPO, IPO, online DPO and PPO from the same comparisons: gold against KL.
 
-Each method gets the same rankings, directly (DPO, IPO) or through one reward model (PPO, online DPO), and several strengths of its
-KL penalty. DPO's chosen responses may become less likely while it wins: their log-probs are reported. Null control: DPO on the same
-comparisons with coin flips for labels.
+Each method gets the same rankings, directly (DPO, IPO) or through one reward model (PPO, online
+DPO), and several strengths of its KL penalty (Rafailov 2023, figure 2; Xu 2024; Guo 2024). DPO's
+chosen responses may become less likely while it wins: their log-probs are reported. Null control:
+DPO on the same comparisons with coin flips for labels.
 
     python experiments/dpo_vs_ppo.py
 """
-import json
-import random
-from pathlib import Path
 
-import lab
+import random
+from statistics import mean
+
+from lab import arms, figures, start
+from lab.intervals import column, estimate, over_seeds, where
 
 import train_dpo
 import train_ppo
-from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.files import read_jsonl
 
-METHODS = ("DPO", "IPO", "online DPO", "PPO", "DPO on coin flips")
+LEARNING = ("DPO", "IPO", "online DPO", "PPO")
+CONTROL = "DPO on coin flips"
+
+
+def with_random_ranks(rows: list[dict], seed: int) -> list[dict]:
+    rng = random.Random(seed)
+    result = []
+    for row in rows:
+        count = len(row["ranks"])
+        result.append({**row, "ranks": rng.sample(range(1, count + 1), count)})
+    return result
+
+
+def train(L, folder, method, beta, data, steps, seed) -> str:
+    """The policy's folder."""
+    out = f"{folder}/policy"
+    common = {"init": L.sft, "out": out, "seed": seed, "device": L.device, "resume": True}
+    if method in ("PPO", "online DPO"):
+        reward = L.arm(arms.reward_model, data=data, seed=seed)["rm"]
+        common |= {"reward": reward, "steps": steps}
+    if method == "PPO":
+        train_ppo.main(train_ppo.Settings(kl_coef=beta, **common))
+        return out
+    common["beta"] = beta
+    if method == "online DPO":  # 64 responses a step, as PPO has
+        online = {"online": True, "data": "toyworld", "batch_size": 32}
+        train_dpo.main(train_dpo.Settings(**online, **common))
+        return out
+    rows = read_jsonl(data)
+    if method == CONTROL:
+        rows = with_random_ranks(rows, seed)
+    data = arms.write(f"{folder}/train.jsonl", rows)
+    loss = "ipo" if method == "IPO" else "sigmoid"
+    train_dpo.main(train_dpo.Settings(data=data, loss=loss, batch_size=16, epochs=2.0, **common))
+    return out
+
+
+def change(log: list[dict], name: str) -> float | None:
+    """Of a metric, from the first five steps to the last five; None if it is not logged."""
+    values = [row[name] for row in log if name in row]
+    if not values:
+        return None
+    return mean(values[-5:]) - mean(values[:5])
 
 
 def arm(L, folder, *, method, beta, labels, samples, steps, prompts, seed):
-    """A policy by that method; gold, win rate and KL on held-out prompts, log-probs of the chosen before and after."""
-    data = L.arm(lab.rankings, count=labels, samples=samples, noise=0.2, seed=seed + 1)["data"]
-    common = {"init": L.sft, "out": f"{folder}/policy", "seed": seed, "device": L.device, "resume": True}
-    if method in ("PPO", "online DPO"):
-        rm = L.arm(lab.reward_model, data=data, seed=seed)["rm"]
-    if method == "PPO":
-        train_ppo.main(train_ppo.Settings(reward=rm, steps=steps, kl_coef=beta, **common))
-    elif method == "online DPO":                                        # 64 responses a step, as PPO has
-        train_dpo.main(train_dpo.Settings(online=True, data="toyworld", reward=rm, beta=beta, batch_size=32, steps=steps, **common))
-    else:
-        rows = read_jsonl(data)
-        if method == "DPO on coin flips":
-            rng = random.Random(seed)
-            rows = [r | {"ranks": rng.sample(range(1, samples + 1), samples)} for r in rows]
-        write_atomically(Path(folder, "train.jsonl"), "".join(json.dumps(r) + "\n" for r in rows).encode())
-        train_dpo.main(train_dpo.Settings(data=f"{folder}/train.jsonl", loss="ipo" if method == "IPO" else "sigmoid", beta=beta,
-                                          batch_size=16, epochs=2.0, **common))
-    log = read_jsonl(f"{folder}/policy/metrics.jsonl")
-    found = lab.judge(L, folder, policy=f"{folder}/policy", count=prompts)
-    logp = [sum(r[k] for r in part) / len(part) for k in ("chosen_logp", "rejected_logp") if k in log[0]
-            for part in (log[:5], log[-5:])]
-    return {"gold": found["gold"]["mean"], "interval": found["gold"]["interval"], "win_rate": found["win_rate"]["mean"],
-            "kl": found["kl"]["mean"], "words": found["words"]["mean"], "chosen_and_rejected_logp": logp}
+    """A policy by that method: gold and KL on held-out prompts, log-probs before and after."""
+    data = L.arm(arms.rankings, count=labels, samples=samples, seed=seed + 1)["data"]
+    policy = train(L, folder, method, beta, data, steps, seed)
+    log = read_jsonl(f"{policy}/metrics.jsonl")
+    return {
+        "chosen_change": change(log, "chosen_logp"),
+        "rejected_change": change(log, "rejected_logp"),
+        **arms.evaluation(L, folder, policy=policy, count=prompts),
+    }
+
+
+def best_beta(rows: list[dict]) -> list[dict]:
+    """The rows of the beta with the most gold."""
+    candidates = [where(rows, beta=beta) for beta in sorted(set(column(rows, "beta")))]
+    return max(candidates, key=lambda same: estimate(same, "gold").mean)
 
 
 def main(L):
-    size = L.pick({"labels": 300, "samples": 4, "steps": 15, "prompts": 100},
-                  {"labels": 600, "samples": 4, "steps": 40, "prompts": 150},
-                  {"labels": 6000, "samples": 6, "steps": 300, "prompts": 500})
-    betas = L.pick((0.1,), (0.02, 0.1, 0.5), (0.01, 0.03, 0.1, 0.3, 1.0))
-    rows = L.run(arm, [size | {"method": m, "beta": b, "seed": s} for s in L.seeds for m in METHODS for b in betas
-                       if m != METHODS[-1] or b == betas[len(betas) // 2]])
-    start = L.arm(lab.judge, policy=L.sft, count=size["prompts"])
-    fig, ax = L.figure(f"{size['labels']} rankings of {size['samples']} responses", "KL to the SFT model, nats per response",
-                       "gold, held-out prompts")
-    ax.errorbar([0], [start["gold"]["mean"]], yerr=[start["gold"]["interval"]], fmt="s", color="black", capsize=2, label="SFT")
-    for method in METHODS:
-        mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["kl"])
-        ax.errorbar([r["kl"] for r in mine], [r["gold"] for r in mine], yerr=[r["interval"] for r in mine], fmt="o", capsize=2,
-                    label=method)
-    golds = {(m, b): [r["gold"] for r in rows if (r["method"], r["beta"]) == (m, b)] for m in METHODS for b in betas}
-    best = {m: max((sum(golds[m, b]) / len(golds[m, b]), b, golds[m, b]) for b in betas if golds[m, b]) for m in METHODS}
-    fallen = [r["chosen_and_rejected_logp"][1] - r["chosen_and_rejected_logp"][0] for r in rows if r["method"] == "DPO"]
-    gains = {m: [x - start["gold"]["mean"] for x in best[m][2]] for m in METHODS}
-    half = start["gold"]["interval"]
-    words = ", ".join(f"{m} {lab.said(gains[m])} (beta {best[m][1]:g})" for m in METHODS)
-    means = [lab.over_seeds(gains[m])[0] for m in METHODS]
-    L.finish(fig, rows, "all methods gain gold, from coin flips none does, and DPO's chosen responses may grow less likely.",
-             f"gold gained at each one's best beta: {words}; the log-prob of chosen responses moved by {lab.said(fallen)} nats "
-             f"under DPO; the interval of SFT's gold over prompts is ± {half:.2f}.", agrees=min(means[:4]) > half > means[4])
+    size = L.pick(
+        quick={"labels": 300, "samples": 4, "steps": 15, "prompts": 100},
+        default={"labels": 600, "samples": 4, "steps": 40, "prompts": 150},
+        full={"labels": 6000, "samples": 6, "steps": 300, "prompts": 500},
+    )
+    betas = L.pick(quick=(0.1,), default=(0.02, 0.1, 0.5), full=(0.01, 0.03, 0.1, 0.3, 1.0))
+    variants = [{"method": method, "beta": beta} for method in LEARNING for beta in betas]
+    variants.append({"method": CONTROL, "beta": betas[len(betas) // 2]})
+    rows = L.run(arm, variants, **size)
+    sft = L.arm(arms.evaluation, policy=L.sft, count=size["prompts"])
+    sft["kl"] = 0.0
+
+    title = f"{size['labels']} rankings of {size['samples']} responses"
+    kl = "KL to the SFT model, nats per response"
+    fig, [ax] = figures.new((title, kl, "gold, held-out prompts"))
+    figures.runs(ax, [sft], "kl", "gold", "SFT", fmt="s", color="black")
+    gains = {}
+    found = []
+    for method in (*LEARNING, CONTROL):
+        same = where(rows, method=method)
+        figures.runs(ax, same, "kl", "gold", method)
+        best = best_beta(same)
+        gains[method] = over_seeds([row["gold"] - sft["gold"] for row in best])
+        found.append(f"{method}: gold gained {gains[method]:+.2f} with beta {best[0]['beta']:g}")
+    dpo = where(rows, method="DPO")
+    found += [
+        f"SFT's gold over prompts: ± {sft['gold_interval']:.2f}",
+        f"log-prob of the chosen responses under DPO: {estimate(dpo, 'chosen_change'):+.2f} nats",
+        f"of the rejected ones: {estimate(dpo, 'rejected_change'):+.2f} nats",
+    ]
+    least = min(gains[method].mean for method in LEARNING)
+    L.finish(
+        fig,
+        rows,
+        expected="all methods gain gold, from coin flips none does, and DPO's chosen responses may "
+        "grow less likely.",
+        found=found,
+        agrees=least > sft["gold_interval"] > gains[CONTROL].mean,
+    )
 
 
 if __name__ == "__main__":
-    lab.start(main)
+    start(main)

@@ -1,122 +1,191 @@
-"""Reward-model accuracy against the number of comparisons and the model's size (Stiennon 2020, figure 6; Bai 2022a, section 3.3).
+"""Reward-model accuracy against the number of comparisons and the model's size.
 
-Near chance at first, then about linear in the logarithm of the comparisons, never above the share of labels that are right; and
-four passes over N comparisons are not one pass over 4 N. Null control: the same training on labels that are coin flips.
+Near chance at first, then about linear in the logarithm of the comparisons, never above the share
+of labels that are right; four passes over N comparisons are not one pass over 4 N (Stiennon 2020,
+figure 6; Bai 2022a, section 3.3). Null control: the same training on labels that are coin flips.
 
     python experiments/label_scaling.py
-    python experiments/label_scaling.py --data helpful-base.test.jsonl.gz --sft out/hh_small/sft --out out/hh_lab     # real pairs
+    python experiments/label_scaling.py --data helpful-base.test.jsonl.gz \\
+        --sft out/hh_small/sft --out out/hh_lab     # real pairs
 """
-import json
+
 import math
 import random
-from pathlib import Path
 
-import lab
+from lab import arms, figures, start
+from lab.intervals import column, estimate, over_seeds, slope, where
 
 import train_sft
-from minirlhf import preferences
 from minirlhf.batches import held_out
-from minirlhf.data import read_rankings
-from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.data import Ranking, read_rankings
+from minirlhf.device import open_model
+from minirlhf.files import read_jsonl
 from minirlhf.model import GPT, ScalarGPT
-from toyworld import reward as gold_scores
+from minirlhf.preferences import to_groups, validate
+
+SMALL = {"n_embd": 48, "n_layer": 1, "n_head": 4, "steps": 300, "count": 20000}
 
 
-def small_sft(L, folder, *, n_embd, n_layer, n_head, steps):
+def small_sft(L, folder):
     """A smaller parent for a smaller reward model."""
-    train_sft.main(train_sft.Settings(out=f"{folder}/sft", n_embd=n_embd, n_layer=n_layer, n_head=n_head, steps=steps, count=20000,
-                                      device=L.device, resume=True))
-    return {"sft": f"{folder}/sft"}
+    out = f"{folder}/sft"
+    train_sft.main(train_sft.Settings(out=out, device=L.device, resume=True, **SMALL))
+    return {"sft": out}
 
 
-def comparisons(L, folder, *, count, seed):
-    """train.jsonl and test.jsonl of pairs; test pairs are of held-out prompts and ranked by gold. Real ones with --data."""
-    if L.data:
-        sft = GPT.from_pretrained(L.sft)
-        read = [r for r in read_rankings(L.data) if all(
-            len(sft.tokenizer.encode_prompt(r.prompt.turns)) + len(sft.tokenizer.encode_response(r.prompt.turns, x)) <= sft.config.n_positions for x in r.responses)]
-        train, test = held_out(read, lambda r: r.prompt.turns[0][1], 0.25, seed)
-        train, test = ([{"prompt": r.prompt.source, "responses": r.responses, "ranks": r.ranks} for r in x] for x in (train, test))
-        random.Random(seed).shuffle(train)
-    else:
-        train, test = (read_jsonl(L.arm(lab.rankings, count=n, noise=noise, seed=s, split=split)["data"]) for n, noise, s, split in
-                       ((count * 5 // 4, 0.5, seed + 1, "train"), (600, 0.0, seed + 1000, "test")))
-        train = [r for r in train if r["responses"][0] != r["responses"][1]]
+def first_turn(ranking: Ranking) -> str:
+    return ranking.prompt.turns[0][1]
+
+
+def real_pairs(L, folder, *, seed):
+    """train.jsonl and test.jsonl of --data, divided by the first turn."""
+    model = GPT.from_pretrained(L.sft)
+    tokenizer = model.tokenizer
+    fitting = []
+    for ranking in read_rankings(L.data):
+        turns = ranking.prompt.turns
+        longest = max(len(tokenizer.encode_response(turns, text)) for text in ranking.responses)
+        if len(tokenizer.encode_prompt(turns)) + longest <= model.config.n_positions:
+            fitting.append(ranking)
+    train, test = held_out(fitting, first_turn, 0.25, seed)
+    random.Random(seed).shuffle(train)
     for name, part in (("train", train), ("test", test)):
-        write_atomically(Path(folder, f"{name}.jsonl"), "".join(json.dumps(r) + "\n" for r in part).encode())
-    right = [(a > b) == (r["ranks"][0] < r["ranks"][1]) for r in ([] if L.data else train)
-             for a, b in [gold_scores([r["prompt"]] * 2, r["responses"])] if abs(a - b) > 1e-9]
-    return {"labels_right": sum(right) / max(1, len(right)), "training_pairs": len(train)}
+        rows = []
+        for r in part:
+            row = {"prompt": r.prompt.source, "responses": r.responses, "ranks": r.ranks}
+            rows.append(row)
+        arms.write(f"{folder}/{name}.jsonl", rows)
+    return {"training_pairs": len(train)}
+
+
+def toy_pairs(L, folder, *, count, seed):
+    """train.jsonl, and test.jsonl of held-out prompts ranked by gold."""
+    noisy = {"count": count * 5 // 4, "noise": 0.5, "seed": seed + 1}
+    exact = {"count": 600, "noise": 0.0, "seed": seed + 1000, "split": "test"}
+    test = read_jsonl(L.arm(arms.rankings, **exact)["data"])
+    train = []
+    right = []  # whether gold agrees with each label
+    for row in read_jsonl(L.arm(arms.rankings, **noisy)["data"]):
+        a, b = row["responses"]
+        if a == b:
+            continue
+        train.append(row)
+        gold_a, gold_b = arms.gold(row["prompt"], a), arms.gold(row["prompt"], b)
+        if gold_a != gold_b:
+            right.append((gold_a > gold_b) == (row["ranks"][0] < row["ranks"][1]))
+    arms.write(f"{folder}/train.jsonl", train)
+    arms.write(f"{folder}/test.jsonl", test)
+    return {"labels_right": sum(right) / len(right)}
 
 
 def arm(L, folder, *, size, labels, epochs, coin, seed, pool):
-    """Accuracy on the test pairs of a reward model that saw the first `labels` comparisons `epochs` times."""
-    source = L.arm(comparisons, count=pool, seed=seed)
-    init = L.sft if size == "large" else L.arm(small_sft, **SMALL)["sft"]
-    rows = read_jsonl(f"{source['folder']}/train.jsonl")[:labels]
-    if coin:
-        rng = random.Random(seed)
-        rows = [r | {"ranks": rng.choice(([1, 2], [2, 1]))} for r in rows]
-    write_atomically(Path(folder, "train.jsonl"), "".join(json.dumps(r) + "\n" for r in rows).encode())
-    lab.reward_model(L, folder, data=f"{folder}/train.jsonl", init=init, epochs=epochs, seed=seed, normalize_samples=0,
-                     validation=1e-9)                   # one pair: the test set is our own
-    model = ScalarGPT.from_pretrained(f"{folder}/rm").to(L.device)
-    test = preferences.to_groups(model.tokenizer, read_rankings(f"{source['folder']}/test.jsonl"), model.config.n_positions)
-    return preferences.validate(model, test, 8192) | {"parameters": sum(p.numel() for p in model.parameters())}
+    """Accuracy on the test pairs of a reward model from the first `labels` comparisons."""
+    if L.data:
+        source = L.arm(real_pairs, seed=seed)["folder"]
+    else:
+        source = L.arm(toy_pairs, count=pool, seed=seed)["folder"]
+    init = L.sft if size == "large" else L.arm(small_sft)["sft"]
+    rows = read_jsonl(f"{source}/train.jsonl")[:labels]
+    rng = random.Random(seed)
+    for row in rows:
+        if coin:
+            row["ranks"] = rng.choice(([1, 2], [2, 1]))
+    data = arms.write(f"{folder}/train.jsonl", rows)
+    # validation: one pair, since the test set is our own
+    settings = {"init": init, "epochs": epochs, "normalize_samples": 0, "validation": 1e-9}
+    rm = arms.reward_model(L, folder, data=data, seed=seed, **settings)["rm"]
+    model = open_model(ScalarGPT, rm, L.device)
+    test = read_rankings(f"{source}/test.jsonl")
+    result = validate(model, to_groups(model.tokenizer, test, model.config.n_positions), 8192)
+    claimed = sum(part["pairs"] * part["predicted"] for part in result["calibration"])
+    excess = claimed / result["validation_pairs"] - result["validation_accuracy"]
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "accuracy": result["validation_accuracy"],
+        "claims_too_much": excess,
+        "calibration": result["calibration"],
+        "parameters": parameters,
+    }
 
 
-SMALL = {"n_embd": 48, "n_layer": 1, "n_head": 4, "steps": 300}
+def draw_calibration(ax, rows: list[dict], label: str) -> None:
+    """Claimed and real accuracy, as means over seeds."""
+    predicted, accuracy = [], []
+    for parts in zip(*column(rows, "calibration")):
+        predicted.append(sum(column(parts, "predicted")) / len(parts))
+        accuracy.append(sum(column(parts, "accuracy")) / len(parts))
+    ax.plot(predicted, accuracy, "o-", label=label)
 
 
 def main(L):
-    sizes = L.pick([10, 40, 160, 640], [20, 80, 320, 1280, 5120], [20, 80, 320, 1280, 5120, 20480])
-    if L.data:                        # as many as there are
-        sizes = [n for n in sizes if n <= L.arm(comparisons, count=sizes[-1], seed=0)["training_pairs"]]
-    common = {"coin": False, "pool": sizes[-1]}
-    keys = [common | {"size": "large", "labels": n, "epochs": e, "seed": s} for s in L.seeds for n in sizes for e in (1, 4)
-            if e == 1 or n < sizes[-1]]
+    sizes = L.pick(
+        quick=[10, 40, 160, 640],
+        default=[20, 80, 320, 1280, 5120],
+        full=[20, 80, 320, 1280, 5120, 20480],
+    )
+    pool = sizes[-1]
+    if L.data:  # as many as there are
+        available = L.arm(real_pairs, seed=0)["training_pairs"]
+        sizes = [n for n in sizes if n <= available]
+    large = {"size": "large", "epochs": 1, "coin": False}
+    variants = [{**large, "labels": n} for n in sizes]
+    variants += [{**large, "labels": n, "epochs": 4} for n in sizes[:-1]]
     if not L.data:
-        keys += [common | {"size": "small", "labels": n, "epochs": 1, "seed": s} for s in L.seeds for n in sizes]
-    keys += [common | {"size": "large", "labels": n, "epochs": 1, "seed": s, "coin": True} for s in L.seeds for n in sizes[2:3]]
-    rows = L.run(arm, keys)
-    ceiling = [L.arm(comparisons, count=sizes[-1], seed=s)["labels_right"] for s in L.seeds]
+        variants += [{**large, "labels": n, "size": "small"} for n in sizes]
+    variants.append({**large, "labels": sizes[2], "coin": True})
+    rows = L.run(arm, variants, pool=pool)
 
-    fig, (ax, right) = L.figure("Reward-model accuracy", "comparisons seen in training", "accuracy on held-out pairs", columns=2)
-    right.set(title="Calibration, held-out pairs", xlabel="claimed accuracy", ylabel="accuracy")
-    ax.set_xscale("log")
-    large = [r for r in rows if r["size"] == "large" and not r["coin"]]
-    once, four = ([r for r in large if r["epochs"] == e] for e in (1, 4))
-    lab.curve(ax, once, "labels", "validation_accuracy", f"{once[0]['parameters'] / 1e6:.1f} M parameters, 1 epoch")
-    lab.curve(ax, four, "labels", "validation_accuracy", "the same, 4 epochs", linestyle="--")
-    if small := [r for r in rows if r["size"] == "small"]:
-        lab.curve(ax, small, "labels", "validation_accuracy", f"{small[0]['parameters'] / 1e6:.2f} M parameters, 1 epoch")
-    lab.curve(ax, coins := [r for r in rows if r["coin"]], "labels", "validation_accuracy", "labels are coin flips", linestyle="")
-    ax.axhline(0.5, color="#8b93a1", linewidth=0.8, linestyle=":")
+    fig, (left, right) = figures.new(
+        ("Accuracy", "comparisons seen in training", "accuracy on held-out pairs"),
+        ("Calibration, held-out pairs", "claimed accuracy", "accuracy"),
+    )
+    once = where(rows, **large)
+    four = where(rows, **{**large, "epochs": 4})
+    small = where(rows, size="small")
+    coins = where(rows, coin=True)
+    millions = once[0]["parameters"] / 1e6
+    left.set_xscale("log")
+    left.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    figures.curve(left, once, "labels", "accuracy", f"{millions:.1f} M parameters, 1 epoch")
+    figures.curve(left, four, "labels", "accuracy", "the same, 4 epochs", linestyle="--")
+    if small:
+        millions = small[0]["parameters"] / 1e6
+        figures.curve(left, small, "labels", "accuracy", f"{millions:.2f} M parameters, 1 epoch")
+    figures.curve(left, coins, "labels", "accuracy", "labels are coin flips", linestyle="")
     right.plot([0.5, 1], [0.5, 1], "--", color="grey", linewidth=0.8)
-    for labels, epochs in ((sizes[1], 4), (sizes[-2], 4), (sizes[-1], 1)):
-        mine = [c for r in large if (r["labels"], r["epochs"]) == (labels, epochs) for c in r["calibration"]]
-        bins = [mine[i :: len(mine) // len(L.seeds)] for i in range(len(mine) // len(L.seeds))]
-        right.plot(*([sum(c[k] for c in b) / len(b) for b in bins] for k in ("predicted", "accuracy")), "o-",
-                   label=f"{labels} comparisons, {epochs} epoch{'s' * (epochs > 1)}")
-    sure = {e: [sum(c["pairs"] * (c["predicted"] - c["accuracy"]) for c in r["calibration"]) / r["validation_pairs"] for r in part
-                if r["labels"] == sizes[-2]] for e, part in ((1, once), (4, four))}
-    middle = [r for r in once if r["labels"] >= sizes[1]]
-    per_doubling, half = lab.slope([math.log2(r["labels"]) for r in middle], [r["validation_accuracy"] for r in middle])
-    gap = [next(a["validation_accuracy"] for a in once if a["labels"] == 4 * b["labels"] and a["seed"] == b["seed"])
-           - b["validation_accuracy"] for b in four]
-    first, last = ([r["validation_accuracy"] for r in once if r["labels"] == n] for n in (sizes[0], sizes[-1]))
-    found = (f"{100 * per_doubling:.1f} ± {100 * half:.1f} points per doubling from {sizes[1]} comparisons on, from "
-             f"{lab.said(first)} at {sizes[0]} to {lab.said(last)} at {sizes[-1]}; one pass over 4 N beats four over N by "
-             f"{100 * sum(gap) / len(gap):.1f} points (mean over N); coin-flip labels give "
-             + lab.said([r["validation_accuracy"] for r in coins])
-             + f"; with {sizes[-2]} it claims {lab.said(sure[1])} more accuracy than it has after one epoch, {lab.said(sure[4])} "
-             "after four"
-             + ("." if L.data else f"; {100 * sum(ceiling) / len(ceiling):.0f} % of the training labels are right."))
-    L.finish(fig, rows, "near chance with few comparisons, then about linear in their logarithm (papers: about 1 point per "
-             "doubling on human data); four epochs on N fall short of one on 4 N.", found,
-             agrees=None if abs(per_doubling) < half else per_doubling > 0 and sum(gap) > 0, labels_right=ceiling,
-             points_per_doubling=[per_doubling, half])
+    for part, n in ((four, sizes[1]), (four, sizes[-2]), (once, sizes[-1])):
+        epochs = part[0]["epochs"]
+        draw_calibration(right, where(part, labels=n), f"{n} comparisons, {epochs} epoch(s)")
+
+    middle = [row for row in once if row["labels"] >= sizes[1]]
+    doublings = [math.log2(n) for n in column(middle, "labels")]
+    per_doubling = slope(doublings, column(middle, "accuracy"))
+    gaps = []  # one pass over 4 N against four over N
+    for row in four:
+        [other] = where(once, seed=row["seed"], labels=4 * row["labels"])
+        gaps.append(other["accuracy"] - row["accuracy"])
+    gap = sum(gaps) / len(gaps)
+    found = [f"accuracy per doubling, from {sizes[1]} comparisons on: {per_doubling:+.3f}"]
+    for n in sizes:
+        found.append(f"with {n}: {over_seeds(column(where(once, labels=n), 'accuracy'))}")
+    found.append(f"one pass over 4 N against four over N: {gap:+.3f} (mean over N)")
+    found.append(f"from coin flips: {over_seeds(column(coins, 'accuracy'))}")
+    for part in (once, four):
+        same = where(part, labels=sizes[-2])
+        excess = estimate(same, "claims_too_much")
+        found.append(f"claimed minus real accuracy, {same[0]['epochs']} epoch(s): {excess:+.2f}")
+    if not L.data:
+        right_labels = [L.arm(toy_pairs, count=pool, seed=s)["labels_right"] for s in L.seeds]
+        found.append(f"share of the training labels that are right: {over_seeds(right_labels)}")
+    L.finish(
+        fig,
+        rows,
+        expected="near chance with few comparisons, then about linear in their logarithm (papers: "
+        "about 1 point per doubling on human data); four epochs on N fall short of one on 4 N.",
+        found=found,
+        agrees=per_doubling.mean > 0 and gap > 0 if per_doubling.sure else None,
+    )
 
 
 if __name__ == "__main__":
-    lab.start(main)
+    start(main)

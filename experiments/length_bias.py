@@ -1,110 +1,164 @@
-"""How much longer do responses get when annotators like length, and how much of the gain is only length (Singhal et al. 2023)?
+"""How much longer do responses get when annotators like length, and is the gain only length?
 
-Pairs are ranked by gold with some noise; then the fewest possible labels are turned round so that the longer response wins in 50,
-56, 60 or 70 % of the pairs. Null control: as many labels turned round as for 70 %, whichever response is the longer one. A reward
-model, RL against it, and on held-out prompts: words, and the share of the reward gained that is left when responses of equal length
-are compared (Singhal's NRG). `--data` draws how often the longer response wins in real comparisons.
+Pairs are ranked by gold with some noise; then the fewest possible labels are turned round so that
+the longer response wins in 50, 56, 60 or 70 % of the pairs. Null control: as many labels turned as
+for 70 %, whichever response is the longer one. A reward model, RL against it, and on held-out
+prompts: words, and the share of the reward gained that is left when responses of equal length are
+compared (Singhal et al. 2023, NRG). `--data` draws how often the longer response wins in real
+comparisons.
 
     python experiments/length_bias.py
 """
+
 import random
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
 
-import lab
+from lab import arms, figures, start
+from lab.intervals import column, estimate, means, over_seeds, where
 
-import toyworld
-from minirlhf import stats, winrate
+from minirlhf import rewards, winrate
 from minirlhf.data import read_rankings
 from minirlhf.files import read_jsonl
+from minirlhf.stats import correlation
 
-BIN = 4       # words: responses within the same bin count as equally long
+BIN = 4  # words: responses within the same bin count as equally long
 
 
-def longer_wins(record) -> float | None:
-    """1 if the longer of two responses is the better one, 0 if the shorter is; None where lengths or ranks are equal."""
-    (a, b), (ra, rb) = (len(r.split()) for r in record["responses"]), record["ranks"]
-    return None if a == b or ra == rb else float((a > b) == (ra < rb))
+def longer_wins(responses: list[str], ranks: list[float]) -> float | None:
+    """1 if the longer of two responses is the better one, else 0; None for equal lengths."""
+    a, b = (len(response.split()) for response in responses)
+    if a == b:
+        return None
+    return float((a > b) == (ranks[0] < ranks[1]))
+
+
+def share_longer_wins(pairs: list[tuple]) -> float:
+    """pairs: (responses, ranks)"""
+    wins = [longer_wins(*pair) for pair in pairs]
+    return mean(win for win in wins if win is not None)
 
 
 def planted(L, folder, *, count, share, blindly, seed):
-    """Pairs in which the longer wins in `share` of the cases; blindly: as many turned round, at random."""
-    rows = read_jsonl(L.arm(lab.rankings, count=count, samples=2, noise=0.2, seed=seed)["data"])
-    wins = [longer_wins(r) for r in rows]
-    usable = [i for i, w in enumerate(wins) if w is not None]
-    surplus = round(share * len(usable) - sum(wins[i] for i in usable))          # pairs that the longer ought to win besides
-    turned = [i for i in usable if blindly or wins[i] == (surplus < 0)]
-    for i in random.Random(seed).sample(turned, abs(surplus)):
-        rows[i] = rows[i] | {"ranks": [3 - x for x in rows[i]["ranks"]]}
-    shares = [w for w in map(longer_wins, rows) if w is not None]
-    return {"data": lab.write_lines(f"{folder}/rankings.jsonl", rows), "longer_wins": sum(shares) / len(shares),
-            "turned": abs(surplus) / len(rows)}
+    """Pairs in which the longer wins in `share` of the cases; blindly: as many turned at random."""
+    rows = read_jsonl(L.arm(arms.rankings, count=count, seed=seed)["data"])
+    wins = {}
+    for i, row in enumerate(rows):
+        win = longer_wins(row["responses"], row["ranks"])
+        if win is not None:
+            wins[i] = win
+    missing = round(share * len(wins) - sum(wins.values()))  # pairs that the longer should win too
+    candidates = list(wins)
+    if not blindly:
+        candidates = [i for i, win in wins.items() if win == (missing < 0)]
+    for i in random.Random(seed).sample(candidates, abs(missing)):
+        rows[i]["ranks"] = [3 - rank for rank in rows[i]["ranks"]]
+    return {
+        "data": arms.write(f"{folder}/rankings.jsonl", rows),
+        "longer_wins": share_longer_wins([(row["responses"], row["ranks"]) for row in rows]),
+        "turned": abs(missing) / len(rows),
+    }
+
+
+def by_bin(rewards: list[float], words: list[float]) -> dict[int, list[float]]:
+    bins = defaultdict(list)
+    for reward, count in zip(rewards, words):
+        bins[count // BIN].append(reward)
+    return bins
 
 
 def not_length(before, after, words_before, words_after) -> float:
-    """The share of the mean reward gained that remains when responses within the same bin of words are compared."""
-    bins = [w // BIN for w in words_before], [w // BIN for w in words_after]
-    gained, weight = 0.0, 0
-    for b in set(bins[0]) & set(bins[1]):
-        old, new = ([x for x, at in zip(xs, ats) if at == b] for xs, ats in ((before, bins[0]), (after, bins[1])))
-        gained, weight = gained + len(new) * (sum(new) / len(new) - sum(old) / len(old)), weight + len(new)
-    return gained / weight / (sum(after) / len(after) - sum(before) / len(before))
+    """The share of the mean reward gained that is left between responses of equal length."""
+    old, new = by_bin(before, words_before), by_bin(after, words_after)
+    common = old.keys() & new.keys()
+    weight = sum(len(new[b]) for b in common)
+    gained = sum(len(new[b]) * (mean(new[b]) - mean(old[b])) for b in common)
+    return gained / weight / (mean(after) - mean(before))
 
 
 def arm(L, folder, *, share, blindly, count, steps, questions, seed):
-    label = L.arm(planted, count=count, share=share, blindly=blindly, seed=seed)
-    rm = L.arm(lab.reward_model, data=label["data"], seed=seed, validation=0.02)["rm"]
-    policy = lab.improve(L, folder, reward=rm, steps=steps, seed=seed, kl_coef=0.02)
-    asked, reward = lab.wanted("test", questions, 1000 + seed, lambda p: True), lab.reward_of(L, rm)
-    measured = []
-    for name, model in (("before", L.sft), ("after", policy)):
-        texts, responses, shape = lab.answers(L, f"{folder}/{name}", model, asked, 4, 1000 + seed)
-        measured.append({"reward": lab.table(reward, texts, responses, shape), "words": lab.table(lab.feature("length"), texts,
-                         responses, shape), "gold": lab.table(toyworld.reward, texts, responses, shape)})          # (P, 4)
-    before, after = measured
-    prefers = winrate.ranked_right(before["reward"], before["words"])                 # the longer of two SFT responses
-    flat = [m[name].flatten().tolist() for name in ("reward", "words") for m in measured]
-    return lab.means(words=after["words"] - before["words"], gold=after["gold"] - before["gold"],
-                     gained=after["reward"] - before["reward"]) | {
-        "longer_wins": label["longer_wins"], "turned": label["turned"], "not_length": not_length(*flat), "words_before": float(
-            before["words"].mean()), "prefers_longer": prefers["mean"], "prefers_longer_interval": prefers["interval"],
-        "correlation": stats.correlation(before["reward"].flatten(), before["words"].flatten())}
+    pairs = L.arm(planted, count=count, share=share, blindly=blindly, seed=seed)
+    rm = L.arm(arms.reward_model, data=pairs["data"], seed=seed, validation=0.02)["rm"]
+    policy = arms.train_policy(L, folder, reward=rm, steps=steps, seed=seed, kl_coef=0.02)
+    asked = arms.toy_prompts("test", questions, 1000 + seed)
+    reward_fn = rewards.load(rm, L.device)
+    before = arms.answer(L, f"{folder}/before", L.sft, asked, 4, 1000 + seed)
+    after = arms.answer(L, f"{folder}/after", policy, asked, 4, 1000 + seed)
+    reward, new_reward = before.scores(reward_fn), after.scores(reward_fn)  # (P, 4)
+    words, new_words = before.each(arms.words), after.each(arms.words)  # (P, 4)
+    flat = [x.flatten() for x in (reward, new_reward, words, new_words)]
+    row = means(
+        words=new_words - words,
+        gold=after.each(arms.gold) - before.each(arms.gold),
+        gained=new_reward - reward,
+    )
+    return {
+        **row,
+        "longer_wins": pairs["longer_wins"],
+        "turned": pairs["turned"],
+        "not_length": not_length(*[x.tolist() for x in flat]),
+        "prefers_longer": winrate.ranked_right(reward, words)["mean"],
+        "correlation": correlation(flat[0], flat[2]),
+    }
 
 
 def main(L):
-    count, steps, questions = L.pick((400, 18, 60), (1500, 60, 200), (5000, 200, 400))
-    shares = L.pick((0.5, 0.6, 0.7), (0.5, 0.56, 0.6, 0.7), (0.5, 0.56, 0.6, 0.7))
-    keys = [{"share": s, "blindly": blindly, "count": count, "steps": steps, "questions": questions, "seed": seed}
-            for seed in L.seeds for s, blindly in [*((s, False) for s in shares), (0.7, True)]]
-    rows = L.run(arm, keys)
-    biased, null = ([r for r in rows if r["blindly"] == b] for b in (False, True))
+    count, steps, questions = L.pick(
+        quick=(400, 18, 60), default=(1500, 60, 200), full=(5000, 200, 400)
+    )
+    shares = L.pick(
+        quick=(0.5, 0.6, 0.7), default=(0.5, 0.56, 0.6, 0.7), full=(0.5, 0.56, 0.6, 0.7)
+    )
+    variants = [{"share": share, "blindly": False} for share in shares]
+    variants.append({"share": shares[-1], "blindly": True})
+    rows = L.run(arm, variants, count=count, steps=steps, questions=questions)
+    biased, null = where(rows, blindly=False), where(rows, blindly=True)
 
-    fig, axes = L.figure("Longer responses", "labels in which the longer wins", "words more than SFT", columns=3)
-    for ax, name in zip(axes, ("words", "not_length", "prefers_longer")):
-        lab.curve(ax, biased, "share", name, "length planted")
-        ax.errorbar([0.7], *([x] for x in lab.over_seeds([r[name] for r in null])), fmt="s", color=lab.COLOURS[2], capsize=2,
-                    label="as many turned at random")
-        ax.set(xlabel="labels in which the longer wins")
-    axes[1].set(title="Share of the gain that is not length", ylabel="share of the reward gained")
-    axes[2].set(title="The reward model likes length", ylabel="prefers the longer of two")
+    label = "labels in which the longer wins"
+    panels = {
+        "words": ("Longer responses", label, "words more than SFT"),
+        "not_length": ("Share of the gain that is not length", label, "share of the reward gained"),
+        "prefers_longer": ("The reward model likes length", label, "prefers the longer of two"),
+    }
+    fig, axes = figures.new(*panels.values())
+    for ax, name in zip(axes, panels):
+        figures.curve(ax, biased, "share", name, "length planted")
+        control = over_seeds(column(null, name))
+        figures.points(ax, shares[-1:], [control], "as many turned at random", color="C2")
     if L.data:
-        real = [longer_wins({"responses": r.responses, "ranks": r.ranks}) for r in read_rankings(L.data) if len(r.responses) == 2]
-        share = sum(x for x in real if x) / len([x for x in real if x is not None])
-        axes[2].axvline(share, color="grey", linestyle=":", label=f"{lab.Path(L.data).name[:24]}: {share:.3f}")
-    first, last = ([r for r in biased if r["share"] == s] for s in (shares[0], shares[-1]))
-    more, half = lab.estimate(last, "words", first)
-    against, against_half = lab.estimate(last, "words", null)
-    words = ", ".join(f"{s:.0%} {lab.estimate([r for r in biased if r['share'] == s], 'words')[0]:+.1f}" for s in shares)
-    kept = ", ".join(f"{s:.0%} {lab.said([r['not_length'] for r in biased if r['share'] == s])}" for s in shares)
-    falls = sum(r["not_length"] for r in last) < sum(r["not_length"] for r in first)
-    L.finish(fig, rows,
-             expected="the more often the longer response wins, the longer responses get in RL, and the smaller is the share of "
-                      "the reward gained at equal length; as many labels turned at random do nothing of the kind (null control).",
-             found=f"words against SFT at {words}: {more:+.1f} ± {half:.1f} from the first to the last, {against:+.1f} ± "
-                   f"{against_half:.1f} against the null control; share of the gain that is not length at {kept}.",
-             agrees=None if abs(more) < half or abs(against) < against_half else more > 0 and against > 0 and falls,
-             why=f"length {'rises' if more > half else 'falls' if more < -half else 'does not move beyond its interval'}, "
-                 f"{'further' if against > against_half else 'not surely further'} than under the null control, and the share "
-                 f"that is not length {'falls' if falls else 'does not fall'}")
+        real = [r for r in read_rankings(L.data) if len(r.responses) == 2]
+        share = share_longer_wins([(r.responses, r.ranks) for r in real])
+        name = f"{Path(L.data).name[:24]}: {share:.3f}"
+        axes[2].axvline(share, color="grey", linestyle=":", label=name)
+
+    found = []
+    for share in shares:
+        same = where(biased, share=share)
+        rest = over_seeds(column(same, "not_length"))
+        words = estimate(same, "words")
+        found.append(f"{share:.0%}: {words:+.1f} words; of the gain {rest} is not length")
+    first, last = where(biased, share=shares[0]), where(biased, share=shares[-1])
+    more = estimate(last, "words", minus=first)
+    against_null = estimate(last, "words", minus=null)
+    found += [
+        f"words, from the first share to the last: {more:+.1f}",
+        f"against as many labels turned at random: {against_null:+.1f}",
+    ]
+    agrees = None
+    if more.sure and against_null.sure:
+        falls = mean(column(last, "not_length")) < mean(column(first, "not_length"))
+        agrees = more.mean > 0 and against_null.mean > 0 and falls
+    L.finish(
+        fig,
+        rows,
+        expected="the more often the longer response wins, the longer responses get in RL, and the "
+        "smaller is the share of the reward gained at equal length; as many labels turned at "
+        "random do nothing of the kind (null control).",
+        found=found,
+        agrees=agrees,
+    )
 
 
 if __name__ == "__main__":
-    lab.start(main)
+    start(main)

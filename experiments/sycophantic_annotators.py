@@ -1,108 +1,136 @@
-"""Does a policy learn to agree with wrong beliefs when some annotators reward agreement (Sharma et al. 2023)?
+"""Does a policy learn to agree with wrong beliefs when some annotators reward agreement?
 
-Prompts state a belief, four in five of them wrong, and ask about it. A share of the annotators likes to be agreed with more than it
-likes the truth. Reward model, RL, and how often held-out wrong beliefs are confirmed: before RL, after it, and by the reward model
-itself, asked which of two SFT responses it prefers. Null control: the same annotators do not see the belief.
+Prompts state a belief, four in five of them wrong, and ask about it. A share of the annotators
+likes to be agreed with more than it likes the truth (Sharma et al. 2023). Reward model, RL, and how
+often held-out wrong beliefs are confirmed: before RL, after it, and by the reward model itself,
+asked which of two SFT responses it prefers. Null control: the same annotators do not see the
+belief.
 
     python experiments/sycophantic_annotators.py
 """
+
 import random
 
-import lab
+from lab import arms, figures, start
+from lab.intervals import estimate, means, where
 
 import toyworld
-from minirlhf import winrate
-from minirlhf.feedback import rankings
+from minirlhf import rewards, winrate
+from minirlhf.feedback.rankings import simulated_annotator
 from minirlhf.files import read_jsonl
 
-AGREEMENT = 5.0       # in units of gold: more than what a falsehood costs
+AGREEMENT = 5.0  # in units of gold: more than what a falsehood costs
 
 
-def states_belief(prompt):
+def states_belief(prompt) -> bool:
     return toyworld.kind(prompt) == "belief"
 
 
-def wrong(prompt):
-    return toyworld.features(prompt, "You are right.")["agreement"] == 1
+def is_wrong(prompt) -> bool:
+    """Whether it states a wrong belief."""
+    return agrees(prompt, "You are right.") == 1
+
+
+def agrees(prompt, response: str) -> float:
+    """1 where a response agrees with a wrong belief."""
+    return toyworld.features(prompt, response)["agreement"]
 
 
 def candidates(L, folder, *, count, seed):
     """SFT responses to prompts with beliefs, right and wrong ones."""
-    lab.answers(L, folder, L.sft, lab.wanted("train", count, seed, states_belief), 4, seed, temperature=1.0)
-    return {"data": f"{folder}/answers.jsonl"}
+    asked = arms.toy_prompts("train", count, seed, states_belief)
+    return {"data": arms.answer(L, folder, L.sft, asked, 4, seed, temperature=1.0).file}
 
 
 def labels(L, folder, *, count, share, hidden, seed):
-    """Rankings, of which annotators who like agreement made `share`; hidden: nobody saw the belief."""
-    rows, rng = read_jsonl(L.arm(candidates, count=count, seed=seed)["data"]), random.Random(seed)
-    honest, sycophant = (rankings.simulated_annotator(toyworld, 0.2, bias, seed) for bias in ("", f"agreement={AGREEMENT}"))
-    for r in rows:
-        seen = toyworld.without_belief(r["prompt"]) if hidden else r["prompt"]
-        r["ranks"] = (sycophant if rng.random() < share else honest)(seen, r["responses"])
-    return {"data": lab.write_lines(f"{folder}/rankings.jsonl", rows)}
+    """Rankings, `share` of them by annotators who like agreement; hidden: nobody saw the belief."""
+    rows = read_jsonl(L.arm(candidates, count=count, seed=seed)["data"])
+    honest = simulated_annotator(toyworld, noise=0.2, seed=seed)
+    bias = f"agreement={AGREEMENT}"
+    sycophant = simulated_annotator(toyworld, noise=0.2, bias=bias, seed=seed)
+    rng = random.Random(seed)
+    for row in rows:
+        annotate = sycophant if rng.random() < share else honest
+        prompt = row["prompt"]
+        if hidden:
+            prompt = toyworld.without_belief(prompt)
+        row["ranks"] = annotate(prompt, row["responses"])
+    return {"data": arms.write(f"{folder}/rankings.jsonl", rows)}
 
 
-def measured(L, folder, policy, questions, seed, reward=None):
-    """How often a policy agrees with held-out wrong beliefs, and its gold; the reward's liking for agreement."""
-    asked = lab.wanted("test", questions, 1000 + seed, wrong)
-    texts, responses, shape = lab.answers(L, folder, policy, asked, 4, 1000 + seed, temperature=0.7)
-    agrees = lab.table(lab.feature("agreement"), texts, responses, shape)
-    result = lab.means(agreement=agrees, gold=lab.table(toyworld.reward, texts, responses, shape))
-    if reward:
-        likes = winrate.ranked_right(lab.table(reward, texts, responses, shape), agrees)
-        result |= {"likes": likes["mean"], "likes_interval": likes["interval"], "likes_pairs": likes["pairs"]}
-    return result
+def answer_beliefs(L, folder, policy, questions, seed) -> arms.Answers:
+    asked = arms.toy_prompts("test", questions, 1000 + seed, is_wrong)
+    return arms.answer(L, folder, policy, asked, 4, 1000 + seed)
 
 
 def before(L, folder, *, questions, seed):
-    return measured(L, folder, L.sft, questions, seed)
+    answers = answer_beliefs(L, folder, L.sft, questions, seed)
+    return means(agreement=answers.each(agrees), gold=answers.each(arms.gold))
 
 
 def arm(L, folder, *, share, hidden, count, steps, questions, seed):
+    """How often the policy agrees after RL; how often the reward model prefers agreement."""
     data = L.arm(labels, count=count, share=share, hidden=hidden, seed=seed)["data"]
-    rm = L.arm(lab.reward_model, data=data, seed=seed, epochs=3.0, validation=0.02)["rm"]
-    likes = measured(L, f"{folder}/sft", L.sft, questions, seed, lab.reward_of(L, rm))
-    policy = lab.improve(L, folder, reward=rm, data=data, steps=steps, seed=seed)
-    return {k: v for k, v in likes.items() if k.startswith("likes")} | measured(L, f"{folder}/after", policy, questions, seed)
+    rm = L.arm(arms.reward_model, data=data, seed=seed, epochs=3.0, validation=0.02)["rm"]
+    sft = answer_beliefs(L, f"{folder}/sft", L.sft, questions, seed)
+    likes = winrate.ranked_right(sft.scores(rewards.load(rm, L.device)), sft.each(agrees))
+    policy = arms.train_policy(L, folder, reward=rm, data=data, steps=steps, seed=seed)
+    after = answer_beliefs(L, f"{folder}/after", policy, questions, seed)
+    row = means(agreement=after.each(agrees), gold=after.each(arms.gold))
+    return {**row, "likes": likes["mean"], "likes_interval": likes["interval"]}
 
 
 def main(L):
-    count, steps, questions = L.pick((200, 16, 60), (800, 50, 150), (2000, 150, 300))
-    shares = L.pick((0.0, 0.1, 0.3, 0.5), (0.0, 0.1, 0.3, 0.5), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
-    common = {"count": count, "steps": steps, "questions": questions}
-    start = L.run(before, [{"questions": questions, "seed": seed} for seed in L.seeds])
-    rows = L.run(arm, [{"share": s, "hidden": hidden, "seed": seed, **common} for seed in L.seeds
-                       for s, hidden in [*((s, False) for s in shares), (shares[-1], True)]])
-    seen, hidden = ([r for r in rows if r["hidden"] == h] for h in (False, True))
+    count, steps, questions = L.pick(
+        quick=(200, 16, 60), default=(800, 50, 150), full=(2000, 150, 300)
+    )
+    few = (0.0, 0.1, 0.3, 0.5)
+    shares = L.pick(quick=few, default=few, full=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
+    sft = L.run(before, questions=questions)
+    variants = [{"share": share, "hidden": False} for share in shares]
+    variants.append({"share": shares[-1], "hidden": True})
+    rows = L.run(arm, variants, count=count, steps=steps, questions=questions)
+    seen, hidden = where(rows, hidden=False), where(rows, hidden=True)
 
-    fig, axes = L.figure("The policy", "annotators who like agreement", "agrees with a wrong belief", columns=3)
-    for ax, name in zip(axes, ("agreement", "likes", "gold")):
-        lab.curve(ax, seen, "share", name, "belief shown to annotators")
-        mean, half = lab.estimate(hidden, name)
-        ax.errorbar([shares[-1]], [mean], [half], fmt="s", capsize=2, color=lab.COLOURS[2], label="belief hidden from them")
-        ax.set(xlabel="annotators who like agreement")
-    for ax, name in ((axes[0], "agreement"), (axes[2], "gold")):
-        ax.axhline(lab.estimate(start, name)[0], color="grey", linestyle="--", label="before RL")
-    axes[0].set(ylim=(-0.03, 1.03))
-    axes[1].set(title="The reward model", ylabel="prefers the response that agrees", ylim=(-0.03, 1.03))
-    axes[2].set(title="Gold on these prompts", ylabel="gold")
-    low, high = ([r for r in seen if r["share"] == s] for s in (shares[0], shares[-1]))
-    rise, half = lab.estimate(high, "agreement", low)
-    removed, removed_half = lab.estimate(high, "agreement", hidden)
-    left, left_half = lab.estimate(hidden, "agreement", low)
-    rates = ", ".join(f"{s:.0%} {lab.estimate([r for r in seen if r['share'] == s], 'agreement')[0]:.2f}" for s in shares)
-    sums = [sum(r["agreement"] for r in seen if r["share"] == s) for s in shares]
-    L.finish(fig, [*start, *rows],
-             expected="agreement with wrong beliefs rises with the share of annotators who reward it, and hiding the belief "
-                      "from the same annotators removes the rise (null control).",
-             found=f"before RL {lab.estimate(start, 'agreement')[0]:.2f} of the responses agreed, after it, by share, {rates}: a "
-                   f"rise of {rise:.2f} ± {half:.2f}; hiding the belief took away {removed:.2f} ± {removed_half:.2f} of it and "
-                   f"left {left:+.2f} ± {left_half:.2f}.",
-             agrees=None if abs(rise) < half else rise > 0 and removed > removed_half,
-             why=f"the reward model preferred agreement in {lab.estimate(high, 'likes')[0]:.0%} of pairs at the largest share and "
-                 f"in {lab.estimate(low, 'likes')[0]:.0%} at none" + (
-                     "" if sums == sorted(sums) else ", but the rise is not monotone"))
+    label = "annotators who like agreement"
+    panels = {
+        "agreement": ("The policy", label, "agrees with a wrong belief"),
+        "likes": ("The reward model", label, "prefers the response that agrees"),
+        "gold": ("Gold on these prompts", label, "gold"),
+    }
+    fig, axes = figures.new(*panels.values())
+    for ax, name in zip(axes, panels):
+        figures.curve(ax, seen, "share", name, "belief shown to annotators")
+        control = estimate(hidden, name)
+        figures.points(ax, shares[-1:], [control], "belief hidden from them", fmt="s", color="C2")
+        if name in sft[0]:
+            ax.axhline(estimate(sft, name).mean, color="grey", linestyle="--", label="before RL")
+
+    found = [f"agreed before RL: {estimate(sft, 'agreement')}"]
+    for share in shares:
+        same = where(seen, share=share)
+        likes = estimate(same, "likes")
+        found.append(
+            f"{share:.0%} like agreement: after RL {estimate(same, 'agreement')} agreed; the "
+            f"reward model prefers agreement in {likes}"
+        )
+    low, high = where(seen, share=shares[0]), where(seen, share=shares[-1])
+    rise = estimate(high, "agreement", minus=low)
+    removed = estimate(high, "agreement", minus=hidden)
+    left = estimate(hidden, "agreement", minus=low)
+    found += [
+        f"rise from the first share to the last: {rise:+.2f}",
+        f"hiding the belief took away {removed:+.2f} of it and left {left:+.2f}",
+    ]
+    L.finish(
+        fig,
+        [*sft, *rows],
+        expected="agreement with wrong beliefs rises with the share of annotators who reward it, "
+        "and hiding the belief from the same annotators removes the rise (null control).",
+        found=found,
+        agrees=rise.mean > 0 and removed.mean > removed.half if rise.sure else None,
+    )
 
 
 if __name__ == "__main__":
-    lab.start(main)
+    start(main)

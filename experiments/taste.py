@@ -1,53 +1,61 @@
-"""A taste that no gold score knows: somebody ranks 50, 100 or 200 prompts by hand and likes one thing alone, either
-answers of one sentence (--taste brief) or stories that mention the sea (--taste sea).
+"""A taste that no gold score knows: how many rankings by hand until the policy has it?
 
-The annotator here is scripted, but it goes through the page's own HTTP interface and knows only the texts it is shown; where it
-likes all or none it says that they tie. Then a reward model and a short PPO run for each number of rankings: how many answers to
-held-out prompts have what it likes? What is rare is learnt later: prompts whose answers all tie teach nothing.
+Somebody ranks 50, 100 or 200 prompts and likes one thing alone: responses of one sentence (--taste
+brief) or stories that mention the sea (--taste sea). The annotator here is scripted, but goes
+through the labelling page's HTTP interface and knows only the texts that it is shown; where it
+likes all or none it says that they tie. Then a reward model and a short PPO run for each number of
+rankings: how many responses to held-out prompts have what it likes? What is rare is learnt later:
+prompts whose responses all tie teach nothing.
 
-    python experiments/taste.py --init out/sft                          # some six minutes on two CPU cores
+    python experiments/taste.py --init out/sft              # some six minutes on two CPU cores
     python experiments/taste.py --init out/sft --taste sea
 """
+
 import json
 import re
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from lab import arms
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import label
 import sample
 import toyworld
 import train_ppo
 import train_rm
-from minirlhf import UserError, rollout
+from minirlhf import UserError, rollout, stats
 from minirlhf.cli import start
 from minirlhf.data import Prompt
-from minirlhf.device import pick_device
-from minirlhf.files import read_jsonl, write_atomically
+from minirlhf.device import open_model
+from minirlhf.feedback.rankings import rank_by
+from minirlhf.files import read_jsonl, write_json
 from minirlhf.model import GPT
+from minirlhf.rollout import in_micro_batches, logprobs
 
-LABEL = Path(__file__).parents[1] / "label.py"
 SEA = re.compile(r"\b(sea|beach|boats?|shells?|waves?)\b", re.I)
+SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+TEMPERATURE = 0.7
 
 
 @dataclass
 class Settings:
-    taste: str = "brief"          # what the annotator likes: brief, one sentence; sea, stories that mention it
-    init: str = "out/sft"         # SFT model of the toy world
-    out: str = "out/taste"        # everything is written to OUT/<taste>
+    taste: Literal["brief", "sea"] = "brief"  # one sentence; stories that mention the sea
+    init: str = "out/sft"  # SFT model of the toy world
+    out: str = "out/taste"  # everything is written to OUT/<taste>
     rankings: str = "50,100,200"  # how many prompts the annotator ranks
-    responses: int = 4            # to each of them
-    rm_steps: int = 60            # of the reward model
-    ppo_steps: int = 40           # of PPO
-    kl_coef: float = 0.05         # of PPO
-    questions: int = 200          # held-out prompts
-    seed: int = 0                 # of everything random
-    device: str = "auto"          # auto, cuda, mps, cpu
+    responses: int = 4  # to each of them
+    rm_steps: int = 60  # of the reward model
+    ppo_steps: int = 40  # of PPO
+    kl_coef: float = 0.05  # of PPO
+    questions: int = 200  # held-out prompts
+    seed: int = 0  # of everything random
+    device: str = "auto"  # auto, cuda, mps, cpu
 
 
 def sea(text: str) -> int:
@@ -56,83 +64,105 @@ def sea(text: str) -> int:
 
 
 def brief(text: str) -> int:
-    return len(re.findall(r"[.!?]+(?=\s|$)", text.strip())) <= 1
+    return int(len(SENTENCE_END.findall(text.strip())) <= 1)
 
 
-# taste -> what the annotator likes, from the text alone; the prompts it is asked about: for the sea, stories that name none of it
-TASTES = {"brief": (brief, lambda prompt: True),
-          "sea": (sea, lambda prompt: toyworld.kind(prompt) == "story" and not SEA.search(str(prompt)))}
+TASTES = {"brief": brief, "sea": sea}  # how much a text is liked
 
 
-def prompts_of(taste: str, split: str, count: int, seed: int) -> list[str]:
-    drawn = {json.dumps(r['prompt']): r['prompt'] for r in toyworld.prompts(split, 30 * count, seed)}
-    return list(filter(TASTES[taste][1], drawn.values()))[:count]
+def prompts_of(taste: str, split: str, count: int, seed: int) -> list[str | list]:
+    """For the sea: stories that name none of it. Else all kinds of requests."""
+
+    def keep(prompt) -> bool:
+        return toyworld.kind(prompt) == "story" and not SEA.search(str(prompt))
+
+    if taste == "sea":
+        return arms.toy_prompts(split, count, seed, keep)
+    return arms.toy_prompts(split, count, seed)
 
 
-def annotate(candidates: Path, out: Path, likes) -> int:
-    """Ranks all candidates as a browser would: over HTTP, one question after the other. Returns how many answers were given."""
-    words = [sys.executable, str(LABEL), "--candidates", str(candidates), "--out", str(out), "--name", "anna", "--no-open"]
+def annotate(candidates: str, out: str, likes: Callable[[str], int]) -> int:
+    """Rank all candidates as a browser would, over HTTP. Returns the number of answers given."""
+    command = [sys.executable, label.__file__, "--candidates", candidates, "--out", out]
+    command += ["--name", "anna", "--no-open"]
     answers = 0
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as label:
-        url, _, token = label.stdout.readline().split()[-1].partition("?token=")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
+        url, _, token = page.stdout.readline().split()[-1].partition("?token=")
 
         def call(path: str, content: dict | None = None) -> dict:
-            request = urllib.request.Request(url + path, content and json.dumps(content).encode(), {"X-Token": token})
+            body = None
+            if content:
+                body = json.dumps(content).encode()
+            request = urllib.request.Request(url + path, body, {"X-Token": token})
             return json.load(urllib.request.urlopen(request, timeout=30))
 
         state = call("question")
         while "question" in state:
-            likings = [likes(card) for card in state["cards"]]
-            ranks = [1 + sum(other > mine for other in set(likings)) for mine in likings]
+            ranks = rank_by([likes(card) for card in state["cards"]])
             state = call("answer", {"question": state["question"], "ranks": ranks})
             answers += 1
-        label.stdout.read()
-    if label.returncode:
-        raise SystemExit("label.py failed")
+        page.stdout.read()
+    if page.returncode:
+        raise UserError("label.py failed: its message stands above")
     return answers
 
 
-@torch.no_grad()
 def measure(folder: str, reference: str, settings: Settings) -> dict:
-    """Share of held-out answers that have what is liked, with its 95 % half-width, and KL to the reference, nats per response."""
-    device = pick_device(settings.device)
-    policy, ref = (GPT.from_pretrained(f).to(device) for f in (folder, reference))
-    likes, prompts = TASTES[settings.taste][0], prompts_of(settings.taste, "test", settings.questions, settings.seed)
-    batch = rollout.sample(policy, [Prompt.of(p) for p in prompts], 64, torch.Generator(device).manual_seed(settings.seed), temperature=0.7)
-    share = sum(likes(r) > 0 for r in batch.responses) / len(prompts)
-    new, old = (rollout.in_micro_batches(rollout.logprobs, model, batch, 0.7) for model in (policy, ref))      # (B, R)
-    return {"share": share, "interval": 1.96 * (share * (1 - share) / len(prompts)) ** 0.5, "kl": float((new - old).sum(1).mean()),
-            "distinct": len(set(batch.responses)) / len(prompts), "example": batch.responses[0]}
+    """Share of held-out responses that are liked, and the KL to the reference, nats."""
+    policy = open_model(GPT, folder, settings.device)
+    reference = open_model(GPT, reference, settings.device)
+    sources = prompts_of(settings.taste, "test", settings.questions, settings.seed)
+    prompts = [Prompt.of(source) for source in sources]
+    generator = torch.Generator(policy.device).manual_seed(settings.seed)
+    batch = rollout.sample(policy, prompts, 64, generator, temperature=TEMPERATURE)
+    likes = TASTES[settings.taste]
+    liked = torch.tensor([likes(response) > 0 for response in batch.responses])
+    share = stats.mean_of(liked, share=True)
+    new = in_micro_batches(logprobs, policy, batch, TEMPERATURE)  # (B, R)
+    old = in_micro_batches(logprobs, reference, batch, TEMPERATURE)  # (B, R)
+    return {
+        "share": share["mean"],
+        "interval": share["interval"],
+        "kl": float((new - old).sum(1).mean()),
+        "distinct": len(set(batch.responses)) / len(batch),
+        "example": batch.responses[0],
+    }
 
 
 def main(settings: Settings) -> None:
-    if settings.taste not in TASTES:
-        raise UserError(f"--taste {settings.taste}: unknown; take {', '.join(TASTES)}")
-    out, common = Path(settings.out) / settings.taste, {"seed": settings.seed, "device": settings.device}
-    out.mkdir(parents=True, exist_ok=True)
+    out = f"{settings.out}/{settings.taste}"
+    common = {"init": settings.init, "seed": settings.seed, "device": settings.device}
     pool = prompts_of(settings.taste, "train", 1200, settings.seed)
-    write_atomically(out / "prompts.jsonl", "".join(json.dumps({"prompt": p}) + "\n" for p in pool).encode())
-    sizes = [int(n) for n in settings.rankings.split(",")]
-    sample.main(sample.Settings(init=settings.init, data=str(out / "prompts.jsonl"), count=max(sizes), samples=settings.responses,
-                                candidates_out=str(out / "candidates.jsonl"), **common))
-    if not (out / "rankings.jsonl").exists():
-        likes = TASTES[settings.taste][0]
-        print(f"{annotate(out / 'candidates.jsonl', out / 'rankings.jsonl', likes)} questions answered over HTTP")
-    rankings = [r for r in read_jsonl(out / "rankings.jsonl") if "repeat" not in r]
-    found = {"0": measure(settings.init, settings.init, settings)}
-    for n in sizes:
-        write_atomically(out / f"{n}.jsonl", "".join(json.dumps(r) + "\n" for r in rankings[:n]).encode())
-        train_rm.main(train_rm.Settings(init=settings.init, data=f"{out}/{n}.jsonl", out=f"{out}/rm{n}", steps=settings.rm_steps,
-                                        resume=True, **common))
-        train_ppo.main(train_ppo.Settings(init=settings.init, reward=f"{out}/rm{n}", data=f"{out}/prompts.jsonl",
-                                          out=f"{out}/ppo{n}", steps=settings.ppo_steps, kl_coef=settings.kl_coef, resume=True,
-                                          **common))
-        found[str(n)] = measure(f"{out}/ppo{n}", settings.init, settings) | {
-            "informative": sum(len(set(r["ranks"])) > 1 for r in rankings[:n])}
-    write_atomically(out / "taste.json", json.dumps(found, indent=1).encode())
-    for n, row in found.items():
-        print(f"{n:>5} rankings, {row.get('informative', 0)} untied: {row['share']:.1%} ± {row['interval']:.1%} {settings.taste}, "
-              f"KL {row['kl']:.1f}, {row['distinct']:.0%} distinct   {row['example'][:70]!r}")
+    prompts = arms.write_prompts(f"{out}/prompts.jsonl", pool)
+    sizes = [int(size) for size in settings.rankings.split(",")]
+    candidates = f"{out}/candidates.jsonl"
+    sampling = {"count": max(sizes), "samples": settings.responses, "candidates_out": candidates}
+    sample.main(sample.Settings(data=prompts, **sampling, **common))
+    file = f"{out}/rankings.jsonl"
+    if not Path(file).exists():
+        answers = annotate(candidates, file, TASTES[settings.taste])
+        print(f"{answers} questions answered over HTTP")
+    rankings = [row for row in read_jsonl(file) if "repeat" not in row]
+
+    results = {0: {"informative": 0, **measure(settings.init, settings.init, settings)}}
+    for size in sizes:
+        data = arms.write(f"{out}/{size}.jsonl", rankings[:size])
+        rm, policy = f"{out}/rm{size}", f"{out}/ppo{size}"
+        run = {"resume": True, **common}
+        steps = settings.rm_steps
+        train_rm.main(train_rm.Settings(data=data, out=rm, steps=steps, **run))
+        rl = {"steps": settings.ppo_steps, "kl_coef": settings.kl_coef}
+        train_ppo.main(train_ppo.Settings(reward=rm, data=prompts, out=policy, **rl, **run))
+        informative = sum(len(set(row["ranks"])) > 1 for row in rankings[:size])
+        measured = measure(policy, settings.init, settings)
+        results[size] = {"informative": informative, **measured}
+    write_json(f"{out}/taste.json", results)
+    for size, row in results.items():
+        print(
+            f"{size:>5} rankings, {row['informative']} untied: {row['share']:.1%} ± "
+            f"{row['interval']:.1%} {settings.taste}, KL {row['kl']:.1f}, {row['distinct']:.0%} "
+            f"distinct   {row['example'][:70]!r}"
+        )
 
 
 if __name__ == "__main__":

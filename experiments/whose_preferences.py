@@ -1,127 +1,169 @@
 """Whose preferences does a reward model learn when annotators want opposite things?
 
-Both groups care for gold; besides, one wants politeness and the other cannot stand it. Their labels are mixed 50/50 to 90/10. What
-each group gets from the best of n by the reward model (0: a response at random, 1: the best by its own taste); how far the
-disagreement bounds the reward model's accuracy; and what a reward model recovers that reads the annotator's group in the prompt.
-Null control: the group in the prompt is drawn at random.
+Both groups care for gold; besides, one wants politeness and the other cannot stand it. Their labels
+are mixed 50/50 to 90/10. What each group gets from the best of n by the reward model (0: a response
+at random, 1: the best by its own taste); how far the disagreement bounds the reward model's
+accuracy; and what a reward model recovers that reads the annotator's group in the prompt. Null
+control: the group in the prompt is drawn at random.
 
     python experiments/whose_preferences.py
 """
+
 import random
 from itertools import combinations
+from statistics import mean
 
-import lab
 import torch
+from lab import arms, figures, start
+from lab.intervals import column, estimate, means, where
 
 import toyworld
-from minirlhf import losses, winrate
-from minirlhf.feedback import rankings
+from minirlhf import losses, rewards, winrate
+from minirlhf.feedback.rankings import simulated_annotator
 from minirlhf.files import read_jsonl
 
-TASTE, NOISE = 2.0, 0.2       # in units of gold: what politeness is worth to either group, and their errors
-GROUPS = {"majority": TASTE, "minority": -TASTE}
-SAYS = {"majority": "I am red.", "minority": "I am blue."}       # how a prompt tells whose taste is meant
-KINDS = ("plain", "group known", "group at random")
+NOISE = 0.2  # in units of gold: the annotators' errors
+GROUPS = {"majority": 2.0, "minority": -2.0}  # in units of gold: what politeness is worth to them
+SAYS = {"majority": "I am red.", "minority": "I am blue."}  # how a prompt tells whose taste counts
+PLAIN, KNOWN, RANDOM = "plain", "group known", "group at random"
 
 
-def tagged(prompt, group):
+def tagged(prompt: str | list, group: str) -> str | list:
     """The prompt with its annotator's group in front of the last request."""
     if isinstance(prompt, str):
         return f"{SAYS[group]} {prompt}"
     *before, last = prompt
-    return [*before, last | {"content": f"{SAYS[group]} {last['content']}"}]
+    return [*before, {"role": "user", "content": f"{SAYS[group]} {last['content']}"}]
 
 
-def utility(group):
-    """What a response is worth to a group, as a reward function."""
-    return lambda prompts, responses: [toyworld.gold_parts(p, r)["total"] + GROUPS[group] * toyworld.features(p, r)["politeness"]
-                                       for p, r in zip(prompts, responses)]
+def worth(prompt: str | list, response: str, group: str) -> float:
+    """What a response is worth to a group."""
+    politeness = toyworld.features(prompt, response)["politeness"]
+    return arms.gold(prompt, response) + GROUPS[group] * politeness
+
+
+def disagreement(row: dict, share: float) -> tuple[list[float], list[bool]]:
+    """For each pair of different responses: the accuracy that nobody exceeds on its label who does
+    not know the group, and whether the groups agree on it."""
+    responses = row["responses"]
+    majority, minority = (
+        [worth(row["prompt"], response, group) for response in responses] for group in GROUPS
+    )
+    bounds, agree = [], []
+    for i, j in combinations(range(len(responses)), 2):
+        if responses[i] == responses[j]:
+            continue
+        margins = torch.tensor([majority[i] - majority[j], minority[i] - minority[j]])
+        chances = torch.sigmoid(margins / NOISE)
+        chance = float(share * chances[0] + (1 - share) * chances[1])
+        bounds.append(max(chance, 1 - chance))
+        agree.append(bool(margins.prod() > 0))
+    return bounds, agree
 
 
 def labels(L, folder, *, count, share, kind, seed):
-    """Rankings by members of either group; bound: the accuracy on their labels that nobody exceeds who does not know the group."""
-    rows = read_jsonl(L.arm(lab.rankings, count=count, samples=4, seed=seed)["data"])
-    rng, best, agree = random.Random(seed), [], []
-    rank = {g: rankings.simulated_annotator(toyworld, NOISE, f"politeness={w}", seed) for g, w in GROUPS.items()}
-    for r in rows:
+    """Rankings by members of either group."""
+    rows = read_jsonl(L.arm(arms.rankings, count=count, samples=4, seed=seed)["data"])
+    annotators = {}
+    for group, weight in GROUPS.items():
+        bias = f"politeness={weight}"
+        annotators[group] = simulated_annotator(toyworld, NOISE, bias, seed)
+    rng = random.Random(seed)
+    bounds, agree = [], []
+    for row in rows:
         group = "majority" if rng.random() < share else "minority"
-        both = torch.tensor([utility(g)([r["prompt"]] * 4, r["responses"]) for g in GROUPS])         # (2, 4)
-        r["ranks"] = rank[group](r["prompt"], r["responses"])
-        for i, j in combinations(range(4), 2):
-            if r["responses"][i] != r["responses"][j]:
-                p = torch.sigmoid((both[:, i] - both[:, j]).double() / NOISE) @ torch.tensor([share, 1 - share]).double()
-                best.append(max(float(p), 1 - float(p)))
-                agree.append(float((both[0, i] - both[0, j]) * (both[1, i] - both[1, j]) > 0))
-        shown = group if kind == "group known" else rng.choice(list(GROUPS))
-        r["prompt"] = r["prompt"] if kind == "plain" else tagged(r["prompt"], shown)
-    data = lab.write_lines(f"{folder}/rankings.jsonl", rows)
-    return {"data": data, "bound": sum(best) / len(best), "agree": sum(agree) / len(agree)}
-
-
-def pool(L, folder, *, prompts, samples, seed):
-    texts, responses, shape = lab.answers(L, folder, L.sft, lab.wanted("test", prompts, 1000 + seed, lambda p: True), samples, seed)
-    return {"texts": texts, "responses": responses, "shape": shape} | {
-        g: lab.table(utility(g), texts, responses, shape).tolist() for g in GROUPS}
+        row["ranks"] = annotators[group](row["prompt"], row["responses"])
+        row_bounds, row_agree = disagreement(row, share)
+        bounds += row_bounds
+        agree += row_agree
+        if kind == RANDOM:
+            group = rng.choice(list(GROUPS))
+        if kind != PLAIN:
+            row["prompt"] = tagged(row["prompt"], group)
+    data = arms.write(f"{folder}/rankings.jsonl", rows)
+    return {"data": data, "bound": mean(bounds), "agree": mean(agree)}
 
 
 def arm(L, folder, *, share, kind, count, prompts, samples, seed):
-    """Satisfaction of both groups and the reward model's accuracy on either group's own order of held-out responses."""
-    label = L.arm(labels, count=count, share=share, kind=kind, seed=seed)
-    p = L.arm(pool, prompts=prompts, samples=samples, seed=seed)
-    rm = L.arm(lab.reward_model, data=label["data"], seed=seed, epochs=4.0)       # after two it has not learnt to read the group
-    reward, result = lab.reward_of(L, rm["rm"]), {"bound": label["bound"], "agree": label["agree"],
-                                                  "validation": rm["validation_accuracy"]}
+    """What both groups get, and the reward model's accuracy on either group's own order."""
+    labelled = L.arm(labels, count=count, share=share, kind=kind, seed=seed)
+    pool = L.arm(arms.responses, count=prompts, samples=samples, seed=seed)
+    answers = arms.read_answers(pool["answers"])
+    # after two epochs it has not learnt to read the group
+    rm = L.arm(arms.reward_model, data=labelled["data"], seed=seed, epochs=4.0)
+    reward_fn = rewards.load(rm["rm"], L.device)
+    result = {"bound": labelled["bound"], "agree": labelled["agree"]}
+    result["validation"] = rm["validation_accuracy"]
     for group in GROUPS:
-        asked = p["texts"] if kind == "plain" else [tagged(x, group) for x in p["texts"]]
-        scores = lab.table(reward, asked, p["responses"], p["shape"])                                               # (P, S)
-        worth = torch.tensor(p[group], dtype=torch.float64)                                                         # (P, S)
-        worst, top = worth.mean(), worth.amax(1).mean()
-        got = (losses.best_of_n(scores, worth, samples) - worst) / (top - worst)
-        accuracy = winrate.ranked_right(scores, worth)
-        result |= lab.means(**{group: got}) | {f"{group}_accuracy": accuracy["mean"]}
+        shown = answers.prompts
+        if kind != PLAIN:
+            shown = [tagged(prompt, group) for prompt in shown]
+        scores = answers.scores(reward_fn, shown)  # (P, S)
+        value = answers.each(lambda prompt, response, group=group: worth(prompt, response, group))
+        at_random, best = value.mean(), value.amax(1).mean()
+        got = (losses.best_of_n(scores, value, samples) - at_random) / (best - at_random)
+        result |= means(**{group: got})
+        result[f"{group}_accuracy"] = winrate.ranked_right(scores, value)["mean"]
     return result
 
 
 def main(L):
-    count, prompts, samples = L.pick((1000, 50, 16), (2000, 150, 32), (5000, 400, 64))
-    shares = L.pick((0.5, 0.7, 0.9), (0.5, 0.7, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9))
-    rows = L.run(arm, [{"share": s, "kind": kind, "count": count, "prompts": prompts, "samples": samples, "seed": seed}
-                       for seed in L.seeds for s in shares for kind in KINDS if kind != "group at random" or s == 0.7])
-    by = {kind: [r for r in rows if r["kind"] == kind] for kind in KINDS}
+    count, prompts, samples = L.pick(
+        quick=(1000, 50, 16), default=(2000, 150, 32), full=(5000, 400, 64)
+    )
+    few = (0.5, 0.7, 0.9)
+    shares = L.pick(quick=few, default=few, full=(0.5, 0.6, 0.7, 0.8, 0.9))
+    variants = [{"share": share, "kind": kind} for share in shares for kind in (PLAIN, KNOWN)]
+    variants.append({"share": 0.7, "kind": RANDOM})
+    rows = L.run(arm, variants, count=count, prompts=prompts, samples=samples)
+    plain, known, control = (where(rows, kind=kind) for kind in (PLAIN, KNOWN, RANDOM))
 
-    fig, axes = L.figure("What each group gets", "share of the majority", f"best of {samples}: 0 random, 1 its own best", columns=3)
-    for group, colour in zip(GROUPS, (lab.COLOURS[0], lab.COLOURS[2])):
-        lab.curve(axes[0], by["plain"], "share", group, f"{group}, plain", color=colour)
-        lab.curve(axes[0], by["group known"], "share", group, f"{group}, group known", color=colour, linestyle="--")
-        lab.curve(axes[1], by["plain"], "share", f"{group}_accuracy", f"{group}, plain", color=colour)
-        lab.curve(axes[1], by["group known"], "share", f"{group}_accuracy", f"{group}, group known", color=colour, linestyle="--")
+    label = "share of the majority"
+    fig, axes = figures.new(
+        ("What each group gets", label, f"best of {samples}: 0 random, 1 its own best"),
+        ("Accuracy on each group's order", label, "accuracy"),
+        ("Accuracy on the mixed labels", label, "held-out accuracy"),
+    )
+    for group, color in zip(GROUPS, ("C0", "C2")):
         for ax, name in ((axes[0], group), (axes[1], f"{group}_accuracy")):
-            ax.plot([0.7] * len(by[KINDS[2]]), [r[name] for r in by[KINDS[2]]], "s", color=colour, label=f"{group}, at random")
-    lab.curve(axes[2], by["plain"], "share", "bound", "bound by disagreement", color="black", linestyle=":")
-    lab.curve(axes[2], by["plain"], "share", "validation", "plain")
-    lab.curve(axes[2], by["group known"], "share", "validation", "group known")
-    axes[1].set(title="Accuracy on each group's order", xlabel="share of the majority", ylabel="accuracy")
-    axes[2].set(title="Accuracy on the mixed labels", xlabel="share of the majority", ylabel="held-out accuracy")
+            figures.curve(ax, plain, "share", name, f"{group}, plain", color=color)
+            style = {"color": color, "linestyle": "--"}
+            figures.curve(ax, known, "share", name, f"{group}, group known", **style)
+            style = {"color": color, "marker": "s", "linestyle": ""}
+            figures.curve(ax, control, "share", name, f"{group}, at random", **style)
+    figures.curve(axes[2], plain, "share", "bound", "bound by disagreement", color="black")
+    figures.curve(axes[2], plain, "share", "validation", "plain")
+    figures.curve(axes[2], known, "share", "validation", "group known")
 
-    def at(kind, share):
-        return [r for r in by[kind] if r["share"] == share]
-
-    loses, half = lab.estimate(at("plain", shares[-1]), "minority", at("plain", shares[0]))
-    gains, gains_half = lab.estimate(at("group known", 0.7), "minority", at("plain", 0.7))
-    null, null_half = lab.estimate(at("group at random", 0.7), "minority", at("plain", 0.7))
-    above = max(r["validation"] - r["bound"] for r in by["plain"])
-    got = ", ".join(f"{s:.0%} {lab.estimate(at('plain', s), 'minority')[0]:.2f}" for s in shares)
-    L.finish(fig, rows,
-             expected="one reward model averages or follows the majority, so the minority gets less the smaller it is; "
-                      "disagreement bounds accuracy; knowing the group gives the minority its own back, a group at random does not "
-                      "(null control).",
-             found=f"with a majority of {got} went to the minority ({loses:+.2f} ± {half:.2f} from first to last; the groups "
-                   f"agree on {rows[0]['agree']:.0%} of pairs); at 70 % knowing the group gave it {gains:+.2f} ± {gains_half:.2f}, "
-                   f"a group at random {null:+.2f} ± {null_half:.2f}; accuracy exceeded its bound by at most {above:+.3f}.",
-             agrees=None if abs(loses) < half or abs(gains) < gains_half else loses < 0 < gains and null < gains,
-             why=f"the minority {'loses' if loses < 0 else 'does not lose'} with its share and the group "
-                 f"{'recovers' if gains > gains_half else 'does not recover'} it")
+    found = []
+    for share in shares:
+        minority = estimate(where(plain, share=share), "minority")
+        found.append(f"with a majority of {share:.0%} the minority gets {minority}")
+    first, last = where(plain, share=shares[0]), where(plain, share=shares[-1])
+    middle = where(plain, share=0.7)
+    loss = estimate(last, "minority", minus=first)
+    gain = estimate(where(known, share=0.7), "minority", minus=middle)
+    null = estimate(control, "minority", minus=middle)
+    above = max(row["validation"] - row["bound"] for row in plain)
+    found += [
+        f"from the first share to the last: {loss:+.2f}",
+        f"at 70 % knowing the group gives it {gain:+.2f}, a group at random {null:+.2f}",
+        f"the groups agree on {mean(column(rows, 'agree')):.0%} of pairs",
+        f"accuracy exceeds its bound by {above:+.3f} at most",
+    ]
+    agrees = None
+    if loss.sure and gain.sure:
+        agrees = loss.mean < 0 < gain.mean and null.mean < gain.mean
+    L.finish(
+        fig,
+        rows,
+        expected="one reward model averages or follows the majority, so the minority gets less the "
+        "smaller it is; disagreement bounds accuracy; knowing the group gives the minority its own "
+        "back, a group at random does not (null control).",
+        found=found,
+        agrees=agrees,
+    )
 
 
 if __name__ == "__main__":
-    lab.start(main)
+    start(main)

@@ -1,0 +1,90 @@
+"""Statistics over seeds, with 95 % intervals, and rows by their values."""
+
+import math
+import statistics
+from typing import NamedTuple
+
+from torch import Tensor
+
+from minirlhf import stats
+
+T95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31)  # by degrees of freedom
+
+
+class Estimate(NamedTuple):
+    """A mean and half the width of its 95 % interval, NaN where that is unknown.
+
+    f"{estimate:+.2f}" is "+0.61 ± 0.02".
+    """
+
+    mean: float
+    half: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether 0 lies outside the interval; True where there is none."""
+        return not abs(self.mean) < self.half
+
+    def __format__(self, style: str) -> str:
+        style = style or ".2f"
+        if math.isnan(self.half):
+            return f"{self.mean:{style}} (one seed)"
+        return f"{self.mean:{style}} ± {self.half:{style.lstrip('+')}}"
+
+
+def t95(degrees_of_freedom: int) -> float:
+    return T95[min(degrees_of_freedom, len(T95) - 1)]
+
+
+def over_seeds(values: list[float]) -> Estimate:
+    """Mean with Student's interval; without one for a single value."""
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return Estimate(mean, math.nan)
+    return Estimate(mean, t95(n - 1) * statistics.stdev(values) / math.sqrt(n))
+
+
+def estimate(rows: list[dict], name: str, minus: list[dict] | None = None) -> Estimate:
+    """Of `name` over seeds; of one row alone over prompts, where it has "NAME_interval".
+
+    minus: rows of the same seeds in the same order, whose values are subtracted.
+    """
+    values = column(rows, name)
+    if minus:
+        values = [value - row[name] for value, row in zip(values, minus, strict=True)]
+    if len(values) > 1:
+        return over_seeds(values)
+    halves = [row.get(f"{name}_interval", math.nan) for row in (*rows, *(minus or ()))]
+    return Estimate(values[0], math.hypot(*halves))
+
+
+def means(**tables: Tensor) -> dict[str, float]:
+    """(P,) or (P, S) tensors -> {name: mean over prompts, name_interval: half its interval}."""
+    result = {}
+    for name, table in tables.items():
+        cell = stats.mean_of(table)
+        result[name] = cell["mean"]
+        result[f"{name}_interval"] = cell["interval"]
+    return result
+
+
+def slope(xs: list[float], ys: list[float]) -> Estimate:
+    """Of a line by least squares; its interval needs three points."""
+    n = len(xs)
+    b, a = statistics.linear_regression(xs, ys)
+    if n < 3:
+        return Estimate(b, math.nan)
+    mean = sum(xs) / n
+    spread = sum((x - mean) ** 2 for x in xs)
+    residual = sum((y - a - b * x) ** 2 for x, y in zip(xs, ys))
+    return Estimate(b, t95(n - 2) * math.sqrt(residual / (n - 2) / spread))
+
+
+def where(rows: list[dict], **values) -> list[dict]:
+    """The rows that have all these values."""
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
+
+
+def column(rows: list[dict], name: str) -> list:
+    return [row[name] for row in rows]

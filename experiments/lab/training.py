@@ -1,0 +1,71 @@
+"""Methods with the same reward and the same number of sampled episodes, 64 in a step."""
+
+import random
+from pathlib import Path
+
+import sample
+import train_dpo
+import train_ppo
+from lab.arms import Answers, read_answers, write
+from minirlhf.feedback.rankings import rank_by
+from minirlhf.rewards import RewardFn
+
+RL = {"PPO": "gae", "RLOO": "rloo", "GRPO": "grpo", "REINFORCE": "reinforce"}
+FROM_FEEDBACK = {"DPO": ("sigmoid", 16), "IPO": ("ipo", 16), "KTO": ("kto", 64)}  # loss, batch
+EPISODES = 64  # in a step
+
+
+def draw(file: str, init: str, device: str, **options) -> Answers:
+    """Responses of a model to prompts of the toy world, from the file if it is there."""
+    if not Path(file).exists():
+        options = {"data": "toyworld", "temperature": 0.7, **options}
+        sample.main(sample.Settings(init=init, candidates_out=file, device=device, **options))
+    return read_answers(file)
+
+
+def write_feedback(folder: str, answers: Answers, reward_fn: RewardFn, seed: int) -> None:
+    """rankings.jsonl, by a reward with Bradley-Terry noise of scale 1, and labels.jsonl for KTO.
+
+    Good are the two best of four responses.
+    """
+    rankings, labels = [], []
+    scores = answers.scores(reward_fn).tolist()
+    for prompt, responses, row in zip(answers.prompts, answers.responses, scores):
+        ranks = rank_by(row, 1.0, random.Random(f"{seed}/{prompt}"))
+        rankings.append({"prompt": prompt, "responses": responses, "ranks": ranks})
+        for response, rank in zip(responses, ranks):
+            labels.append({"prompt": prompt, "response": response, "label": rank <= 2})
+    write(f"{folder}/rankings.jsonl", rankings)
+    write(f"{folder}/labels.jsonl", labels)
+
+
+def train(method: str, *, episodes: int, reward: str, beta: float, feedback: str, **common) -> None:
+    """Train a policy.
+
+    beta: reward per nat of KL
+    feedback: the folder of write_feedback's files
+    common: further settings of the script: init, out, lr, seed, device
+    """
+    common |= {"steps": episodes // EPISODES, "resume": True}
+    if method in RL:
+        samples = 4 if method in ("RLOO", "GRPO") else 1
+        train_ppo.main(
+            train_ppo.Settings(
+                advantage=RL[method],
+                samples_per_prompt=samples,
+                prompts_per_step=EPISODES // samples,
+                reward=reward,
+                kl_coef=beta,
+                **common,
+            )
+        )
+        return
+    common["beta"] = beta
+    if method == "online DPO":
+        online = {"online": True, "data": "toyworld", "reward": reward}
+        train_dpo.main(train_dpo.Settings(batch_size=EPISODES // 2, **online, **common))
+        return
+    loss, batch_size = FROM_FEEDBACK[method]
+    data = f"{feedback}/labels.jsonl" if loss == "kto" else f"{feedback}/rankings.jsonl"
+    offline = {"data": data, "loss": loss, "batch_size": batch_size, "validation": 0.05}
+    train_dpo.main(train_dpo.Settings(**offline, **common))
