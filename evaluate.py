@@ -42,9 +42,7 @@ class Settings:
     # everyday
     policies: str = "out/sft,out/ppo"  # model folders, comma-separated
     baseline: str = ""  # whom they are compared with; empty: the first of them
-    reward: str = (
-        ""  # a reward model's folder, file.py:function or world: scores, probes, best of n
-    )
+    reward: str = ""  # reward model, file.py:function or world: scores, probes, best of n
     data: str = "toyworld"  # prompts: files with a "prompt" field, or a world's module
     gold: str = "toyworld"  # hidden judge: a world, or a reward that no policy was trained on
     judge: str = "auto"  # who wins by: gold, reward, or file.py:function(prompt, [a, b])
