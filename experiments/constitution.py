@@ -19,7 +19,7 @@ from itertools import combinations
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import column, estimate, means, where
+from lab.intervals import column, estimate, means, table, where
 from torch.nn.functional import softplus
 
 import label
@@ -215,12 +215,10 @@ def main(L):
     right.axhline(math.log(2), color="grey", linestyle=":")  # loss of who knows nothing
     shown = {"loss": "reward model's loss, nats", "accuracy": "its accuracy"}
     shown["harmless"] = "harmless after RL"
-    found = []
     for i, (name, text) in enumerate(shown.items()):
         cells = [estimate(where(rows, source=source), name) for source in SOURCES]
         xs = [x + 0.2 * i for x in range(len(SOURCES))]
         figures.points(right, xs, cells, text)
-        found += [f"{source}: {text} {cell}" for source, cell in zip(SOURCES, cells)]
     right.set_xticks(range(len(SOURCES)), SOURCES, rotation=20)
 
     first, later = estimate(by_all, "first"), estimate(by_all, "later")
@@ -231,7 +229,8 @@ def main(L):
     soft, hard = where(rows, source=SOFT), where(rows, source=HARD)
     people = where(rows, source=PEOPLE)
     against_people = estimate(soft, "harmless", minus=people)
-    found += [
+    found = [
+        *table(rows, variants, *shown),
         f"the first revision made {first:+.2f}, each later one {later:+.2f}",
         f"the first by a principle on manners: {null:+.2f}",
         f"the judge is right on {one:.3f} of pairs in one order, {both:.3f} in both, of which it "

@@ -13,7 +13,7 @@ import random
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import column, estimate, means, where
+from lab.intervals import column, estimate, means, table, where
 
 from minirlhf import losses, rewards
 from minirlhf.files import read_jsonl
@@ -91,8 +91,8 @@ def main(L):
     hows = L.pick(quick=("single", "mean", "min"), default=HOW, full=HOW)
     coefs = L.pick(quick=(0.0,), default=(0.0, 0.05), full=(0.0, 0.02, 0.05))
     common = {"count": count, "members": members}
-    variants = [{"labelled": name} for name in LABELS]
-    rows = L.run(chosen, variants, prompts=prompts, samples=samples, **common)
+    labelled = [{"labelled": name} for name in LABELS]
+    rows = L.run(chosen, labelled, prompts=prompts, samples=samples, **common)
     variants = [{"how": how, "kl_coef": coef} for how in hows for coef in coefs]
     common |= {"labelled": "25 % flipped", "steps": steps, "questions": questions}
     rl = L.run(trained, variants, **common)
@@ -120,12 +120,6 @@ def main(L):
     axes[1].axhline(0, color="grey", linewidth=0.8)
     axes[1].set_xticks(range(len(LABELS)), LABELS)
 
-    found = []
-    for (how, name), gain in gains.items():
-        found.append(f"best of {samples}, {how}, {name}: {gain:+.2f} gold over one member")
-    for how in hows:
-        after = estimate(where(rl, how=how, kl_coef=0.0), "gold")
-        found.append(f"gold after RL without KL penalty, {how}: {after}")
     gain = gains["mean", "25 % flipped"]
     blind = gains["mean", "shared blind spot"]
     agrees = None
@@ -137,7 +131,10 @@ def main(L):
         expected="with a quarter of the labels flipped an ensemble's choices are better by gold "
         "than one member's, also after RL; an error that all members share stays (null control: no "
         "gain).",
-        found=found,
+        found=[
+            *table(rows, labelled, *[f"{how}_gain" for how in COMBINED]),
+            *table(rl, variants, "gold", "kl"),
+        ],
         agrees=agrees,
     )
 

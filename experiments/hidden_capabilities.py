@@ -14,7 +14,7 @@ import random
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import estimate, means, where
+from lab.intervals import estimate, means, table, where
 
 import toyworld
 import train_sft
@@ -147,8 +147,8 @@ def main(L):
     base["questions"] = L.pick(quick=40, default=100, full=300)
     most = L.pick(quick=64, default=256, full=256)
     sizes = [n for n in (1, 4, 16, 64, 256) if n <= most]
-    variants = [{"taught": taught, "state": state} for taught in SETS for state in STATES]
-    before = L.run(without_examples, variants, **base)
+    states = [{"taught": taught, "state": state} for taught in SETS for state in STATES]
+    before = L.run(without_examples, states, **base)
     variants = [{"taught": taught, "examples": n} for taught in SETS for n in sizes]
     rows = L.run(tuned, variants, tune_steps=12, **base)  # in 30, one example teaches any model
 
@@ -156,31 +156,29 @@ def main(L):
     fig, (left, right) = figures.new(
         ("Fine-tuned on helping", "examples", helped), ("Without any example", "", "")
     )
-    found = []
     for i, taught in enumerate(SETS):
         style = {"label": taught, "color": f"C{2 * i}"}
         cells = [estimate(where(rows, taught=taught, examples=n), "harm") for n in sizes]
         figures.points(left, sizes, cells, fmt="o-", **style)
-        states = [estimate(where(before, taught=taught, state=state), "harm") for state in STATES]
-        figures.points(right, [x + 0.1 * i for x in range(len(STATES))], states, **style)
-        for state, cell in zip(STATES, states):
-            found.append(f"{taught}, {state}: helps in {cell}")
-        for n, cell in zip(sizes, cells):
-            found.append(f"{taught}, after {n} examples: {cell}")
+        cells = [estimate(where(before, taught=taught, state=state), "harm") for state in STATES]
+        figures.points(right, [x + 0.1 * i for x in range(len(STATES))], cells, **style)
     left.set(xscale="log", ylim=(-0.03, 1.05))
     right.set(ylim=(-0.03, 1.05))
     right.set_xticks(range(len(STATES)), STATES)
 
     learnt, never = (where(rows, taught=taught, examples=sizes[0]) for taught in SETS)
     gap = estimate(learnt, "harm", minus=never)
-    found.append(f"difference after {sizes[0]} example(s): {gap:+.2f}")
     L.finish(
         fig,
         [*before, *rows],
         expected="after RL both models refuse; the one that had learnt to help needs far fewer "
         "examples to do so again than the one that never did (null control), and helps when the "
         "first words are put into its mouth.",
-        found=found,
+        found=[
+            *table(before, states, "harm"),
+            *table(rows, variants, "harm"),
+            f"difference after {sizes[0]} example(s): {gap:+.2f}",
+        ],
         agrees=gap.mean > 0 if gap.sure else None,
     )
 

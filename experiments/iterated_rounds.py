@@ -11,7 +11,7 @@ has everything but the newer data.
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import column, estimate, over_seeds, where
+from lab.intervals import estimate, table, where
 
 LOGGED = {"watch_toyworld": "gold", "kl": "kl", "score": "proxy"}
 WINDOW = 5  # steps
@@ -74,7 +74,6 @@ def main(L):
         (f"{size['labels']} rankings in all", "step of RL", f"gold, mean of {WINDOW} steps"),
         ("The first reward model", "round whose policy is judged (0: SFT)", "agrees with gold"),
     )
-    found = []
     for i, variant in enumerate(variants):
         same = where(rows, **variant)
         style = {"color": f"C{i}"}
@@ -88,25 +87,22 @@ def main(L):
             for number, accuracy in enumerate(row["accuracy"]):
                 points.append({"round": number, "accuracy": accuracy})
         figures.curve(right, points, "round", "accuracy", name, **style)
-        gold, peak = estimate(same, "gold"), over_seeds(column(same, "peak"))
-        found.append(f"{name}: gold {gold} at the end, {peak} at its highest on the way")
 
     one = where(rows, rounds=1)
     several = where(rows, rounds=4, newest=True)
     stale = where(rows, newest=False)
     gain = estimate(several, "gold", minus=one)
     newer = estimate(several, "gold", minus=stale)
-    found += [
-        f"four rounds against one: {gain:+.2f}; against labels of SFT's responses: {newer:+.2f}",
-        "the first reward model's agreement with gold, from the SFT model's responses to the last "
-        f"round's: {estimate(several, 'drop'):+.2f}",
-    ]
     L.finish(
         fig,
         rows,
         expected="more rounds with as many labels reach more gold, thanks to newer data, which is "
         "harder for the first reward model.",
-        found=found,
+        found=[
+            *table(rows, variants, "gold", "peak", "drop"),
+            f"four rounds against one: {gain:+.2f}",
+            f"against four with labels of the SFT model's responses: {newer:+.2f}",
+        ],
         agrees=gain.mean > 0 and newer.mean > 0 if gain.sure else None,
     )
 

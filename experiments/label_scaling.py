@@ -13,7 +13,7 @@ import math
 import random
 
 from lab import arms, figures, start
-from lab.intervals import column, estimate, over_seeds, slope, where
+from lab.intervals import column, over_seeds, slope, table, where
 
 import train_sft
 from minirlhf.batches import held_out
@@ -165,15 +165,11 @@ def main(L):
         [other] = where(once, seed=row["seed"], labels=4 * row["labels"])
         gaps.append(other["accuracy"] - row["accuracy"])
     gap = sum(gaps) / len(gaps)
-    found = [f"accuracy per doubling, from {sizes[1]} comparisons on: {per_doubling:+.3f}"]
-    for n in sizes:
-        found.append(f"with {n}: {over_seeds(column(where(once, labels=n), 'accuracy'))}")
-    found.append(f"one pass over 4 N against four over N: {gap:+.3f} (mean over N)")
-    found.append(f"from coin flips: {over_seeds(column(coins, 'accuracy'))}")
-    for part in (once, four):
-        same = where(part, labels=sizes[-2])
-        excess = estimate(same, "claims_too_much")
-        found.append(f"claimed minus real accuracy, {same[0]['epochs']} epoch(s): {excess:+.2f}")
+    found = [
+        *table(rows, variants, "accuracy", "claims_too_much"),
+        f"accuracy per doubling, from {sizes[1]} comparisons on: {per_doubling:+.3f}",
+        f"one pass over 4 N against four over N: {gap:+.3f} (mean over N)",
+    ]
     if not L.data:
         right_labels = [L.arm(toy_pairs, count=pool, seed=s)["labels_right"] for s in L.seeds]
         found.append(f"share of the training labels that are right: {over_seeds(right_labels)}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from lab import arms, figures, start
-from lab.intervals import column, estimate, means, over_seeds, where
+from lab.intervals import column, estimate, means, table, where
 
 from minirlhf import rewards, winrate
 from minirlhf.data import read_rankings
@@ -124,7 +124,7 @@ def main(L):
     fig, axes = figures.new(*panels.values())
     for ax, name in zip(axes, panels):
         figures.curve(ax, biased, "share", name, "length planted")
-        control = over_seeds(column(null, name))
+        control = estimate(null, name)
         figures.points(ax, shares[-1:], [control], "as many turned at random", color="C2")
     if L.data:
         real = [r for r in read_rankings(L.data) if len(r.responses) == 2]
@@ -132,16 +132,11 @@ def main(L):
         name = f"{Path(L.data).name[:24]}: {share:.3f}"
         axes[2].axvline(share, color="grey", linestyle=":", label=name)
 
-    found = []
-    for share in shares:
-        same = where(biased, share=share)
-        rest = over_seeds(column(same, "not_length"))
-        words = estimate(same, "words")
-        found.append(f"{share:.0%}: {words:+.1f} words; of the gain {rest} is not length")
     first, last = where(biased, share=shares[0]), where(biased, share=shares[-1])
     more = estimate(last, "words", minus=first)
     against_null = estimate(last, "words", minus=null)
-    found += [
+    found = [
+        *table(rows, variants, "words", "not_length", "prefers_longer"),
         f"words, from the first share to the last: {more:+.1f}",
         f"against as many labels turned at random: {against_null:+.1f}",
     ]

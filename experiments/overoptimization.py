@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 from lab import arms, figures, start
-from lab.intervals import column, estimate, over_seeds, where
+from lab.intervals import column, estimate, table, where
 
 from minirlhf.files import read_jsonl
 
@@ -91,8 +91,6 @@ def main(L):
         for row in where(rows, **variants[0]):
             left.plot(row["distance"], row[column_name], color=f"C{i}", label=label)
             label = None  # once
-    found = []
-    falls = {}
     for i, variant in enumerate(variants):
         same = where(rows, **variant)
         for row in same:
@@ -101,19 +99,8 @@ def main(L):
         d = np.linspace(0.01, max(max(row["distance"]) for row in same), 60)
         name = name_of(**variant)
         right.plot(d, start_ + d * (a - b * np.log(d)), color=f"C{i}", label=name)
-        if variant["kl_coef"]:
-            continue
-        rise, fall, peak_at, accuracy, proxy_rise = (
-            estimate(same, key) for key in ("rise", "fall", "peak_at", "accuracy", "proxy_rise")
-        )
-        falls[variant["labels"]] = fall
-        found += [
-            f"{name} (agrees with gold in {accuracy}): the proxy rose by {proxy_rise}, gold rose "
-            f"by {rise} until sqrt(KL) = {peak_at}, then fell by {fall}",
-            f"b of d (a - b log d): {over_seeds([row['fit'][2] for row in same])}",
-        ]
     same = where(rows, **variants[0])
-    fall = falls[few]
+    fall = estimate(same, "fall")
     least = fall.mean if math.isnan(fall.half) else fall.mean - fall.half
     exact = max(column(where(rows, labels=EXACT), "fall"))
     L.finish(
@@ -121,7 +108,7 @@ def main(L):
         rows,
         expected="the proxy keeps rising while gold rises and falls, later with more labels, and "
         "never with gold as proxy.",
-        found=found,
+        found=table(rows, variants, "accuracy", "proxy_rise", "rise", "peak_at", "fall"),
         agrees=min(column(same, "proxy_rise")) > 0 and least > exact + 0.1,
     )
 

@@ -12,7 +12,7 @@ import random
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import column, estimate, means, where
+from lab.intervals import column, estimate, means, table, where
 
 import toyworld
 from minirlhf.data import read_demonstrations
@@ -116,7 +116,6 @@ def main(L):
         ("The tax, as loss", gold, "loss on the other kinds' text, nats per token"),
         ("The tax, as gold", gold, "gold on the other kinds"),
     )
-    found = [f"the SFT model's loss: {estimate(sft, 'lm_loss')}"]
     for i, variant in enumerate(variants):
         same = where(rows, **variant)
         name = name_of(**variant)
@@ -128,14 +127,11 @@ def main(L):
         for row in same:
             if variant != control:  # what that one logs is the loss on its own text
                 left.plot(*zip(*row["path"]), color=style["color"])
-        rise = estimate(same, "lm_loss", minus=sft)
-        found.append(f"{name}: loss {rise:+.2f}, gold {estimate(same, 'gold')}")
     for ax, y in ((middle, "lm_loss"), (right, "elsewhere")):
         ax.plot(column(sft, "gold"), column(sft, y), "k*", markersize=8, label="SFT")
 
     path = [point for row in where(rows, ptx_coef=0.0) for point in row["path"]]
     r = correlation(*torch.tensor(path).T)
-    found.append(f"correlation of loss and KL along the runs without a mix: {r:.2f}")
     free, strict = (where(rows, kl_coef=kl, ptx_coef=0.0) for kl in (0.0, kl_coefs[-1]))
     mixed = where(rows, **{**control, "mix": "text"})
     shuffled = where(rows, **control)
@@ -148,7 +144,11 @@ def main(L):
         expected="the loss on text that RL does not train rises with KL; mixing that text into the "
         "updates holds it at a higher gold than a larger KL coefficient does, and shuffled text "
         "does not (null control).",
-        found=found,
+        found=[
+            f"the SFT model's loss: {estimate(sft, 'lm_loss')}",
+            *table(rows, variants, "lm_loss", "gold", "elsewhere"),
+            f"correlation of loss and KL along the runs without a mix: {r:.2f}",
+        ],
         agrees=holds and more_gold,
     )
 

@@ -12,7 +12,7 @@ belief.
 import random
 
 from lab import arms, figures, start
-from lab.intervals import estimate, means, where
+from lab.intervals import estimate, means, table, where
 
 import toyworld
 from minirlhf import rewards, winrate
@@ -106,19 +106,13 @@ def main(L):
         if name in sft[0]:
             ax.axhline(estimate(sft, name).mean, color="grey", linestyle="--", label="before RL")
 
-    found = [f"agreed before RL: {estimate(sft, 'agreement')}"]
-    for share in shares:
-        same = where(seen, share=share)
-        likes = estimate(same, "likes")
-        found.append(
-            f"{share:.0%} like agreement: after RL {estimate(same, 'agreement')} agreed; the "
-            f"reward model prefers agreement in {likes}"
-        )
     low, high = where(seen, share=shares[0]), where(seen, share=shares[-1])
     rise = estimate(high, "agreement", minus=low)
     removed = estimate(high, "agreement", minus=hidden)
     left = estimate(hidden, "agreement", minus=low)
-    found += [
+    found = [
+        f"agreed before RL: {estimate(sft, 'agreement')}",
+        *table(rows, variants, "agreement", "likes", "gold"),
         f"rise from the first share to the last: {rise:+.2f}",
         f"hiding the belief took away {removed:+.2f} of it and left {left:+.2f}",
     ]

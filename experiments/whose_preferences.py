@@ -15,7 +15,7 @@ from statistics import mean
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import column, estimate, means, where
+from lab.intervals import column, estimate, means, table, where
 
 import toyworld
 from minirlhf import losses, rewards, winrate
@@ -135,17 +135,14 @@ def main(L):
     figures.curve(axes[2], plain, "share", "validation", "plain")
     figures.curve(axes[2], known, "share", "validation", "group known")
 
-    found = []
-    for share in shares:
-        minority = estimate(where(plain, share=share), "minority")
-        found.append(f"with a majority of {share:.0%} the minority gets {minority}")
     first, last = where(plain, share=shares[0]), where(plain, share=shares[-1])
     middle = where(plain, share=0.7)
     loss = estimate(last, "minority", minus=first)
     gain = estimate(where(known, share=0.7), "minority", minus=middle)
     null = estimate(control, "minority", minus=middle)
     above = max(row["validation"] - row["bound"] for row in plain)
-    found += [
+    found = [
+        *table(rows, variants, "minority", "majority"),
         f"from the first share to the last: {loss:+.2f}",
         f"at 70 % knowing the group gives it {gain:+.2f}, a group at random {null:+.2f}",
         f"the groups agree on {mean(column(rows, 'agree')):.0%} of pairs",

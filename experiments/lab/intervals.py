@@ -88,3 +88,14 @@ def where(rows: list[dict], **values) -> list[dict]:
 
 def column(rows: list[dict], name: str) -> list:
     return [row[name] for row in rows]
+
+
+def table(rows: list[dict], variants: list[dict], *names: str) -> list[str]:
+    """A line for each variant with the estimates of `names`, for a summary."""
+    lines = []
+    for variant in variants:
+        same = where(rows, **variant)
+        key = ", ".join(f"{name} {value}" for name, value in variant.items())
+        cells = ", ".join(f"{name} {estimate(same, name)}" for name in names)
+        lines.append(f"{key}: {cells}")
+    return lines
