@@ -3,7 +3,7 @@ well, but not far from where it started.
 
 The steps of `main` are those of Ziegler et al. 2019 and Stiennon et al. 2020; the clipped update is
 Schulman et al. 2017; details follow Huang et al. 2024. RLOO, GRPO and REINFORCE are the same loop
-without the value model: see `group_advantages`.
+without the value model: see METHODS.
 
     python train_ppo.py --init out/sft --reward out/rm --out out/ppo
     python train_ppo.py --init out/sft --reward my_rewards.py:brevity --data prompts.jsonl
@@ -13,7 +13,7 @@ without the value model: see `group_advantages`.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,7 +31,7 @@ from minirlhf.run import Run, Stopped, seed_of
 from minirlhf.stats import correlation
 from minirlhf.supervised import add_gradient, row_prompt, to_rows, validation_loss
 
-LengthNorm = Literal["paper", "token", "response", "none"]
+LengthNorm = Literal["auto", "token", "response", "constant"]
 
 
 @dataclass
@@ -48,17 +48,17 @@ class Settings:
     # method
     advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"  # gae is PPO with a value model
     reference: str = ""  # model that the KL is measured against; empty: --init
-    kl_in: Literal["paper", "reward", "loss"] = "paper"  # paper: loss for grpo, else reward
+    kl_in: Literal["auto", "reward", "loss"] = "auto"  # where the KL counts; auto: see METHODS
     kl_target: float = 0.0  # nats per response that kl_coef adapts to; 0: kl_coef is constant
     lam: float = 0.95  # gae: lambda
     group_std: bool = True  # grpo: divide advantages by the group's std; Dr. GRPO: --no-group_std
-    length_norm: LengthNorm = "paper"  # the loss is a mean over tokens or responses; none: of sums
+    length_norm: LengthNorm = "auto"  # what a token's loss is divided by; auto: see METHODS
     clip: float = 0.2  # of the ratio
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: as clip
     value_clip: float = 0.2  # gae: of the value's change
     epochs: int = 1  # passes over an iteration's episodes
     minibatches: int = 2  # optimiser steps a pass
-    stop_update_kl: float = 0.1  # nats per token from the policy that sampled: ends an iteration
+    stop_update_kl: float = 0.1  # end an iteration when one update moved the policy this far, nats
     ensemble: Literal["mean", "min", "uwo"] = "mean"  # of several rewards; uwo: mean - variance / 2
     reward_weights: str = ""  # of several rewards, "0.7,0.3": a weighted sum instead
     watch: str = ""  # further rewards that are logged as watch_NAME and not trained on; commas
@@ -71,7 +71,7 @@ class Settings:
     samples_per_prompt: int = 1  # responses to each; rloo and grpo need 2 or more
     max_tokens: int = 64  # longest response
     temperature: float = 0.7  # of the policy that is sampled and trained
-    unfinished_score: float = -1.0  # score of a response without EOS, on the normalised scale
+    unfinished_score: float = -1.0  # score of a response that --max_tokens cut off
     count: int = 8000  # prompts that a world writes
     template: Literal["chat", "raw"] = "chat"  # chat: a text is a user turn; raw: it is continued
 
@@ -94,15 +94,6 @@ GAMMA = 1.0  # no discount: a response is short
 WARMUP = 5  # iterations until the learning rate's peak
 LORA_ALPHA = 16.0
 PTX_BATCH = 16  # rows of text in an update
-
-# What the papers do: where the KL counts, and what the loss is a mean over: tokens, responses (each
-# a mean of its tokens) or none (responses whose tokens are summed). See losses.length_normaliser.
-PAPER = {
-    "gae": {"kl_in": "reward", "length_norm": "token"},
-    "rloo": {"kl_in": "reward", "length_norm": "none"},
-    "grpo": {"kl_in": "loss", "length_norm": "response"},
-    "reinforce": {"kl_in": "reward", "length_norm": "none"},
-}
 
 
 @dataclass
@@ -145,107 +136,154 @@ class Episodes:
         )
 
 
-# --- the one place where PPO and its relatives differ
+# --- the methods: all that differs between PPO and its relatives
+#
+# An advantage function turns the rewards of tokens (B, R) into advantages (B, R); with a value
+# model it also gives the returns that the value model learns.
 
 
 def gae_advantages(
     token_rewards: Tensor, values: Tensor, mask: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """PPO: each token is compared with what the value model expected -> advantages, returns."""
+    """PPO: each token is compared with what the value model expected (Schulman 2015)."""
     advantages, returns = losses.gae(token_rewards, values, mask, GAMMA, settings.lam)
     return losses.whiten(advantages, mask), returns
 
 
-def group_advantages(token_rewards: Tensor, mask: Tensor, settings: Settings) -> Tensor:
-    """RLOO, GRPO, REINFORCE: a whole response is compared with others -> advantages (B, R)."""
-    groups = token_rewards.sum(1).view(-1, settings.samples_per_prompt)  # (P, G)
-    advantages = losses.group_advantages(groups, settings.advantage, settings.group_std)  # (P, G)
+def rloo_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
+    """RLOO: a response is compared with the mean of the prompt's other responses."""
+    rewards = response_rewards(token_rewards, settings)  # (P, G)
+    return every_token(losses.group_advantages(rewards, "rloo"), mask), None
+
+
+def grpo_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
+    """GRPO: with the mean of the prompt's responses, in units of their standard deviation."""
+    rewards = response_rewards(token_rewards, settings)  # (P, G)
+    advantages = losses.group_advantages(rewards, "grpo", settings.group_std)
+    return every_token(advantages, mask), None
+
+
+def reinforce_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
+    """REINFORCE with a baseline: with the mean of all responses of the iteration."""
+    rewards = response_rewards(token_rewards, settings)  # (P, G)
+    return every_token(losses.group_advantages(rewards, "reinforce"), mask), None
+
+
+def response_rewards(token_rewards: Tensor, settings: Settings) -> Tensor:
+    """(B, R) -> (P, G): a response is one action. A prompt's G responses are neighbours."""
+    return token_rewards.sum(1).view(-1, settings.samples_per_prompt)
+
+
+def every_token(advantages: Tensor, mask: Tensor) -> Tensor:
+    """(P, G) -> (B, R): all tokens of a response get its advantage."""
     return advantages.reshape(-1, 1).expand(mask.shape)
+
+
+@dataclass
+class Method:
+    advantages: Callable
+    kl_in: str  # the KL counts in the reward, or as a term of the loss
+    length_norm: str  # what a token's loss is divided by: see losses.length_normaliser
+
+
+METHODS = {
+    "gae": Method(gae_advantages, kl_in="reward", length_norm="token"),
+    "rloo": Method(rloo_advantages, kl_in="reward", length_norm="constant"),
+    "grpo": Method(grpo_advantages, kl_in="loss", length_norm="response"),
+    "reinforce": Method(reinforce_advantages, kl_in="reward", length_norm="constant"),
+}
 
 
 # --- the update
 
 
 def minibatch_loss(
-    models: Models, episodes: Episodes, total: Tensor, kl_coef: float, settings: Settings
+    models: Models, episodes: Episodes, divisor: Tensor, kl_coef: float, settings: Settings
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parts of the loss, to be added, and statistics (means over tokens).
+    """The terms of the loss, to be added, and statistics (means over tokens).
 
-    total: (B, 1) what a token's loss is divided by
+    divisor: (B, 1) what a token's loss is divided by
     """
     batch, mask = episodes.batch, episodes.batch.mask
-    parts = {}
+    terms = {}
 
     # the clipped surrogate (Schulman 2017, equation 7)
     new_logprobs = rollout.logprobs(models.policy, batch, settings.temperature)  # (B, R)
-    parts["policy_loss"], statistics = losses.ppo_policy_loss(
+    terms["policy_loss"], statistics = losses.ppo_policy_loss(
         new_logprobs,
         episodes.old_logprobs,
         episodes.advantages,
         mask,
         settings.clip,
-        total,
+        divisor,
         settings.clip_high or settings.clip,
     )
 
     # the value model learns the returns (equation 9)
     if models.value is not None:
         new_values = rollout.values(models.value, batch)  # (B, R)
-        parts["value_loss"], value_statistics = losses.value_loss(
-            new_values, episodes.values, episodes.returns, mask, settings.value_clip, total
+        terms["value_loss"], value_statistics = losses.value_loss(
+            new_values, episodes.values, episodes.returns, mask, settings.value_clip, divisor
         )
         statistics |= value_statistics
 
     # the KL, where it is not in the reward (Shao 2024, equations 3 and 4)
     if settings.kl_in == "loss":
         k3 = losses.kl_estimates(new_logprobs, episodes.reference_logprobs)[2]  # (B, R)
-        parts["kl_loss"] = kl_coef * losses.masked_mean(k3, mask, total)
-    return parts, statistics
+        terms["kl_loss"] = kl_coef * losses.masked_mean(k3, mask, divisor)
+    return terms, statistics
 
 
 def update(
     run: Run, models: Models, optimizer, minibatch: Episodes, text: list, step: int, number: int
-) -> dict[str, float]:
-    """One optimiser step on a minibatch, unless the policy has moved too far already.
+) -> tuple[dict[str, float], bool]:
+    """One optimiser step -> numbers to log, and whether the iteration ends here.
 
+    It ends, without a step, once the policy has moved too far from the one that sampled.
     Micro-batches bound the memory; their gradients add up to the minibatch's.
 
     text: rows of --ptx_data to learn from
-    number: of the minibatch in this iteration
+    number: the minibatch's, in this iteration
     """
     settings = run.settings
     batch = minibatch.batch
     tokens = max(1, int(batch.mask.sum()))
-    total = losses.length_normaliser(settings.length_norm, batch.mask, settings.max_tokens)
-    result = defaultdict(float)
+    divisor = losses.length_normaliser(settings.length_norm, batch.mask, settings.max_tokens)
+    numbers = defaultdict(float)
+    loss = 0.0
     for rows in micro_batches(batch.lengths.tolist(), settings.token_budget):
         part = minibatch.select(rows)
         kl_coef = run.extra["kl_coef"]
-        parts, statistics = minibatch_loss(models, part, total[rows], kl_coef, settings)
-        sum(parts.values()).backward()
-        for name, value in parts.items():
-            result[name] += value.item()
+        terms, statistics = minibatch_loss(models, part, divisor[rows], kl_coef, settings)
+        sum(terms.values()).backward()
+        for name, value in terms.items():
+            numbers[name] += value.item()
+            loss += value.item()
         share = int(part.batch.mask.sum()) / tokens
         for name, value in statistics.items():
-            result[name] += value.item() * share
+            numbers[name] += value.item() * share
 
-    result["log_ratio_rms"] = math.sqrt(result.pop("log_ratio_square"))
-    if result["approx_kl"] > settings.stop_update_kl:
+    numbers["log_ratio_rms"] = math.sqrt(numbers.pop("log_ratio_square"))
+    if number == 0:
+        check_first_ratio(numbers["log_ratio_rms"], run.autocast_dtype, step)
+        numbers["first_ratio_off"] = numbers["log_ratio_rms"]
+    if numbers["approx_kl"] > settings.stop_update_kl:
         optimizer.zero_grad()
-        return result
+        return numbers, True
     if settings.ptx_coef:
         # PPO-ptx: the policy goes on predicting text (Ouyang 2022, equation 2)
         text_step = step * settings.epochs * settings.minibatches + number
-        rows = batch_indices(len(text), text_step, PTX_BATCH, settings.seed)
-        result["ptx_loss"] = add_gradient(
-            models.policy, [text[i] for i in rows], settings.token_budget, settings.ptx_coef
+        rows = [text[i] for i in batch_indices(len(text), text_step, PTX_BATCH, settings.seed)]
+        numbers["ptx_loss"] = add_gradient(
+            models.policy, rows, settings.token_budget, settings.ptx_coef
         )
-    loss = sum(value for name, value in result.items() if name.endswith("_loss"))
+        loss += numbers["ptx_loss"]
     lr = settings.lr * linear_decay(step, settings.steps, WARMUP)
-    result["grad_norm"] = run.update(optimizer, list(models.trained().values()), lr, loss, step)
-    result["lr"] = lr
-    result["updates"] = number + 1
-    return result
+    trained = list(models.trained().values())
+    numbers["grad_norm"] = run.update(optimizer, trained, lr, loss, step)
+    numbers["lr"] = lr
+    numbers["updates"] = number + 1
+    return numbers, False
 
 
 def minibatches(run: Run, count: int, step: int) -> Iterator[list[int]]:
@@ -263,7 +301,7 @@ def check_first_ratio(deviation: float, precision: torch.dtype | None, step: int
     deviation: root mean square of log(new/old) over tokens
     """
     limit = losses.FIRST_RATIO_OFF[precision or torch.float32]
-    if deviation > limit:
+    if not deviation <= limit:  # true for NaN as well
         raise Stopped(
             f"step {step}: before the first update the ratio of new to old log-probs must be 1, "
             f"but its log is {deviation:.2g} (root mean square), and rounding explains {limit:g}. "
@@ -316,7 +354,7 @@ def main(settings: Settings) -> None:
         if held_out_text and step % settings.log_every == 0:
             watch["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
 
-        # 3. what the models say before any update, by the forward that trains: the first ratio is 1
+        # 3. log-probs and values before any update, computed as in training: the first ratio is 1
         temperature = settings.temperature
         old_logprobs = in_micro_batches(rollout.logprobs, policy, batch, temperature)  # (B, R)
         ref_logprobs = in_micro_batches(rollout.logprobs, reference, batch, temperature)  # (B, R)
@@ -324,28 +362,24 @@ def main(settings: Settings) -> None:
         if value is not None:
             values = in_micro_batches(rollout.values, value, batch)  # (B, R)
 
-        # 4. a reward for every token (Ziegler 2019, equation 2), and its advantage over what was
-        #    to be expected: here PPO and its relatives differ
+        # 4. a reward for every token (Ziegler 2019, equation 2), and its advantage: how much better
+        #    than expected was it? What is expected is where the methods differ
         kl = old_logprobs - ref_logprobs  # (B, R), nats
         kl_coef = run.extra["kl_coef"]
         kl_penalty = kl_coef if settings.kl_in == "reward" else 0.0
         token_rewards = losses.token_rewards(scores, kl, mask, kl_penalty)  # (B, R)
-        returns = None
-        if settings.advantage == "gae":
-            advantages, returns = gae_advantages(token_rewards, values, mask, settings)
-        else:
-            advantages = group_advantages(token_rewards, mask, settings)
+        advantages_of = METHODS[settings.advantage].advantages
+        advantages, returns = advantages_of(token_rewards, values, mask, settings)  # (B, R)
         scored = time.time()
 
-        # 5. a few clipped passes over the same episodes
+        # 5. a few clipped passes over the same episodes; the last minibatch's numbers are logged
         episodes = Episodes(batch, old_logprobs, ref_logprobs, values, advantages, returns)
-        result = {"updates": 0}
+        numbers = {"updates": 0}
         for number, rows in enumerate(minibatches(run, len(batch), step)):
-            result |= update(run, models, optimizer, episodes.select(rows), text, step, number)
-            if number == 0:
-                result["first_ratio_off"] = result["log_ratio_rms"]
-                check_first_ratio(result["first_ratio_off"], run.autocast_dtype, step)
-            if result["approx_kl"] > settings.stop_update_kl:
+            minibatch = episodes.select(rows)
+            changed, stop = update(run, models, optimizer, minibatch, text, step, number)
+            numbers |= changed
+            if stop:
                 break
         updated = time.time()
 
@@ -357,7 +391,7 @@ def main(settings: Settings) -> None:
             reward=scores - kl_coef * kl.sum(1),
             kl_coef=kl_coef,
             **watch,
-            **result,
+            **numbers,
             seconds_rollout=sampled - started,
             seconds_scoring=scored - sampled,
             seconds_update=updated - scored,
@@ -381,9 +415,11 @@ def main(settings: Settings) -> None:
 
 
 def complete(settings: Settings) -> Settings:
-    """The settings with "paper" filled in; UserError for what does not go together."""
+    """Fill in "auto"; UserError for settings that do not go together."""
     at_least(1, settings, "prompts_per_step", "samples_per_prompt", "epochs", "minibatches")
-    at_least(1, settings, "log_every", "save_every")
+    at_least(1, settings, "max_tokens", "log_every", "save_every")
+    if settings.temperature == 0:
+        raise UserError("--temperature 0: a policy that always says the same cannot explore")
     compared = settings.samples_per_prompt
     if settings.advantage == "reinforce":
         compared *= settings.prompts_per_step
@@ -394,9 +430,11 @@ def complete(settings: Settings) -> Settings:
         )
     if settings.ptx_coef and not settings.ptx_data:
         raise UserError("--ptx_coef needs --ptx_data: texts or demonstrations to keep predicting")
-    for name, value in PAPER[settings.advantage].items():
-        if getattr(settings, name) == "paper":
-            settings = replace(settings, **{name: value})
+    method = METHODS[settings.advantage]
+    if settings.kl_in == "auto":
+        settings = replace(settings, kl_in=method.kl_in)
+    if settings.length_norm == "auto":
+        settings = replace(settings, length_norm=method.length_norm)
     return settings
 
 
@@ -410,22 +448,23 @@ def load_models(run: Run, policy: GPT) -> Models:
         reference = lora.base(policy)  # the same weights without the adapters
     else:
         reference = run.open(GPT, settings.reference or settings.init)
-        check_tokens(policy, reference, f"--reference {settings.reference}")
+        check_tokens(policy, reference, f"--reference {settings.reference}", "")
 
     value = None
     if settings.advantage == "gae":
-        reward_models = rewards.folders(settings.reward)
-        value = run.open(ScalarGPT, [*reward_models, settings.init][0], trained=True)
-        check_tokens(policy, value, f"the value model, made from --reward {settings.reward},")
+        start_from = [*rewards.folders(settings.reward), settings.init][0]  # (Stiennon 2020)
+        value = run.open(ScalarGPT, start_from, trained=True)
+        remedy = ", or --advantage rloo, which needs no value model"
+        check_tokens(policy, value, f"the value model, made from --reward {start_from},", remedy)
         lora.add(value, *adapters)
     return Models(policy, reference, value)
 
 
-def check_tokens(policy: GPT, model: GPT | ScalarGPT, name: str) -> None:
+def check_tokens(policy: GPT, model: GPT | ScalarGPT, name: str, remedy: str) -> None:
     if model.tokenizer.vocab != policy.tokenizer.vocab:
         raise UserError(
             f"{name} has other tokens than --init, whose tokens it would read: use a model of the "
-            "same family (or --advantage rloo, which needs no value model)"
+            f"same family{remedy}"
         )
 
 

@@ -70,18 +70,18 @@ def length_normaliser(kind: str, mask: Tensor, max_tokens: int) -> Tensor:
 
     token: the number of tokens in the batch, so that all weigh the same (PPO; DAPO, Yu 2025, eq. 8)
     response: B x the response's own length: long ones weigh less per token (GRPO, Shao 2024, eq. 3)
-    none: B x the constant max_tokens: a response's loss is its sum (RLOO; Dr. GRPO, Liu 2025)
+    constant: B x max_tokens: a response's loss is its tokens' sum (RLOO; Dr. GRPO, Liu 2025)
     """
     lengths = mask.sum(1, keepdim=True)  # (B, 1)
     if kind == "token":
         total = lengths.sum().expand_as(lengths)
     elif kind == "response":
         total = len(mask) * lengths
-    elif kind == "none":
+    elif kind == "constant":
         total = torch.full_like(lengths, len(mask) * max_tokens)
     else:
         raise ValueError(
-            f"unknown length normaliser {kind!r}: choose from token, response and none"
+            f"unknown length normaliser {kind!r}: choose from token, response and constant"
         )
     return total.clamp(min=1)
 

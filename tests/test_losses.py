@@ -254,7 +254,7 @@ def test_token_micro_batches_sum_to_the_full_batch(name):
     assert torch.allclose(parts.grad, full.grad, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("kind", ["token", "response", "none"])
+@pytest.mark.parametrize("kind", ["token", "response", "constant"])
 def test_length_normalisers_brute_force_gradients_and_micro_batches(kind):
     total = L.length_normaliser(kind, MASK, 9)
     assert total.shape == (5, 1)
@@ -270,7 +270,7 @@ def test_length_normalisers_brute_force_gradients_and_micro_batches(kind):
     share = {
         "token": lambda n: 1 / sum(LENGTHS),
         "response": lambda n: 1 / n / 5,
-        "none": lambda n: 1 / (5 * 9),
+        "constant": lambda n: 1 / (5 * 9),
     }[kind]
     found = 0.0
     for i, t in MASK.nonzero().tolist():

@@ -171,7 +171,7 @@ def test_bfloat16_trains_like_float32(advantage, world, tmp_path):
 
 @pytest.mark.parametrize(
     ("advantage", "length_norm"),
-    [("gae", "token"), ("grpo", "response"), ("grpo", "none")],
+    [("gae", "token"), ("grpo", "response"), ("grpo", "constant")],
 )
 def test_micro_batches_change_nothing_but_rounding(advantage, length_norm, world, tmp_path):
     text = {"ptx_data": str(world / "text.txt"), "ptx_coef": 0.5}
@@ -187,11 +187,11 @@ def test_micro_batches_change_nothing_but_rounding(advantage, length_norm, world
 
 def test_length_normalisers_are_three_different_losses(world, tmp_path):
     norms = {}
-    for name in ("paper", "token", "response", "none"):
+    for name in ("auto", "token", "response", "constant"):
         settings = settings_of(world, tmp_path / name, advantage="rloo", length_norm=name, steps=1)
         train_ppo.main(settings)
         norms[name] = metrics(tmp_path / name)[0]["grad_norm"]
-    assert norms["paper"] == norms["none"]
+    assert norms["auto"] == norms["constant"]
     assert len({round(norm, 6) for norm in norms.values()}) == 3
 
 
@@ -342,7 +342,6 @@ CASES = {
     "huge rewards": {"reward": "mine.py:huge"},
     "equal rewards": {"reward": "mine.py:same"},
     "one token": {"max_tokens": 1},
-    "no token": {"max_tokens": 0},
     "one prompt": {"prompts_per_step": 1, "minibatches": 4},
     "lora": {"lora_rank": 4},
     "another reference": {"reference": "sft"},
