@@ -20,8 +20,7 @@ from minirlhf.stats import correlation
 
 def arm(L, folder, *, labels, prompts, samples, sizes, coin, seed):
     """At each n: proxy, gold, the measured KL and the formula; means over held-out prompts."""
-    asked = arms.toy_prompts("test", prompts, 1000 + seed)
-    answers = arms.answer(L, folder, L.sft, asked, samples, seed)
+    answers = arms.answer(L, folder, L.sft, prompts, samples=samples, seed=1000 + seed)
     gold = answers.each(arms.gold)  # (P, S)
     if coin:
         proxy = torch.rand(gold.shape, generator=torch.Generator().manual_seed(seed)).double()

@@ -95,8 +95,8 @@ def revisions(L, folder, *, helpful, null, count, turns, seed):
 
 def judged(L, folder, *, helpful, judge, count, seed):
     """The judge's preferences among four of the model's responses to each harmful request."""
-    prompts = arms.toy_prompts("train", count, 50 + seed, arms.is_harmful)
-    candidates = arms.answer(L, folder, helpful, prompts, 4, seed, temperature=1.0).file
+    asked = {"split": "train", "keep": arms.is_harmful, "seed": 50 + seed, "temperature": 1.0}
+    candidates = arms.answer(L, folder, helpful, count, **asked).file
     out = f"{folder}/rankings.jsonl"
     constitution = write_principles(folder, "harm")
     ai = {"annotator": "ai", "judge": judge, "constitution": constitution, "device": L.device}
@@ -165,9 +165,8 @@ def arm(L, folder, *, source, helpful, judge, count, steps, questions, seed):
     key = {"source": source, "helpful": helpful, "judge": judge, "count": count, "seed": seed}
     data = L.arm(labels, **key)["data"]
     rm = L.arm(arms.reward_model, data=data, seed=seed, init=helpful, validation=0.02)["rm"]
-    asked = arms.toy_prompts("test", questions, 1000 + seed, arms.is_harmful)
-    options = {"samples": 4, "seed": 1000 + seed}
-    before = arms.answer(L, f"{folder}/before", helpful, asked, temperature=1.0, **options)
+    asked = {"count": questions, "keep": arms.is_harmful, "seed": 1000 + seed}
+    before = arms.answer(L, f"{folder}/before", helpful, temperature=1.0, **asked)
     std = read_json(f"{rm}/config.json")["score_std"]
     scores = std * before.scores(rewards.load(rm, L.device))  # (P, 4) log odds
     prompt, (better, worse) = winrate.pairs(before.each(harmless), scores)
@@ -177,7 +176,7 @@ def arm(L, folder, *, source, helpful, judge, count, steps, questions, seed):
     policy = arms.train_policy(
         L, folder, init=helpful, reward=rm, data=data, steps=steps, seed=seed
     )
-    after = arms.answer(L, f"{folder}/after", policy, asked, **options)
+    after = arms.answer(L, f"{folder}/after", policy, **asked)
     cells = {"accuracy": accuracy, "loss": loss}
     return {**means(harmless=after.each(harmless)), **arms.flat(cells)}
 
@@ -193,8 +192,8 @@ def main(L):
     )
     turns = L.pick(quick=3, default=4, full=4)
     models = {"helpful": helpful, "judge": judge, "count": ranked}
-    variants = [{"null": False}, {"null": True}]
-    revised = L.run(revisions, variants, helpful=helpful, count=prompts, turns=turns)
+    principles = [{"null": False}, {"null": True}]
+    revised = L.run(revisions, principles, helpful=helpful, count=prompts, turns=turns)
     opinions = L.run(judged, **models)
     variants = [{"source": source} for source in SOURCES]
     rows = L.run(arm, variants, steps=steps, questions=questions, **models)
@@ -223,18 +222,13 @@ def main(L):
 
     first, later = estimate(by_all, "first"), estimate(by_all, "later")
     null = estimate(by_manners, "first")
-    one, both, likes, claims = (
-        estimate(opinions, name) for name in ("one_order", "both_orders", "likes_a", "claims")
-    )
+    one, both = estimate(opinions, "one_order"), estimate(opinions, "both_orders")
     soft, hard = where(rows, source=SOFT), where(rows, source=HARD)
-    people = where(rows, source=PEOPLE)
-    against_people = estimate(soft, "harmless", minus=people)
+    against_people = estimate(soft, "harmless", minus=where(rows, source=PEOPLE))
     found = [
+        *table(revised, principles, "first", "later"),
+        *table(opinions, [{"judge": judge}], "one_order", "both_orders", "claims", "likes_a"),
         *table(rows, variants, *shown),
-        f"the first revision made {first:+.2f}, each later one {later:+.2f}",
-        f"the first by a principle on manners: {null:+.2f}",
-        f"the judge is right on {one:.3f} of pairs in one order, {both:.3f} in both, of which it "
-        f"claims {claims:.3f}; its liking for A: {likes:+.3f}",
         f"loss, soft labels minus hard ones: {estimate(soft, 'loss', minus=hard):+.2f}",
         f"harmless after RL, labels of AI minus people's: {against_people:+.2f}",
     ]

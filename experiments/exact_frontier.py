@@ -35,8 +35,8 @@ def coin(prompts: list, responses: list[str]) -> list[float]:
 
 def reference(L, folder, *, prompts, samples):
     """What the SFT model's own samples allow: (KL, reward) of the optimum and of best-of-n."""
-    asked = arms.toy_prompts("test", prompts, 1000)
-    gold = arms.answer(L, folder, L.sft, asked, samples, 1000).each(arms.gold)  # (P, M)
+    answers = arms.answer(L, folder, L.sft, prompts, samples=samples, seed=1000)
+    gold = answers.each(arms.gold)  # (P, M)
     best_of_n = []
     for n in BEST_OF:
         kl = mean(attainable.measured_kl(row, n) for row in gold.tolist())

@@ -11,7 +11,7 @@ has everything but the newer data.
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import estimate, table, where
+from lab.intervals import describe, estimate, table, where
 
 LOGGED = {"watch_toyworld": "gold", "kl": "kl", "score": "proxy"}
 WINDOW = 5  # steps
@@ -54,11 +54,6 @@ def arm(L, folder, *, rounds, newest, labels, steps, kl_coef, prompts, seed):
     return {**end, "path": path, "accuracy": accuracy, "drop": drop, "peak": max(path["gold"])}
 
 
-def name_of(rounds: int, newest: bool) -> str:
-    name = "1 round" if rounds == 1 else f"{rounds} rounds"
-    return name if newest else f"{name}, labels of SFT's only"
-
-
 def main(L):
     size = L.pick(
         quick={"labels": 320, "steps": 40, "prompts": 100, "kl_coef": 0.0},
@@ -79,7 +74,7 @@ def main(L):
         style = {"color": f"C{i}"}
         gold = torch.tensor([row["path"]["gold"] for row in same]).T  # (windows, seeds)
         at = (torch.arange(len(gold)) + 0.5) * size["steps"] / len(gold)
-        name = name_of(**variant)
+        name = describe(variant)
         left.plot(at, gold.mean(1), linewidth=2, label=name, **style)
         left.plot(at, gold, linewidth=0.7, alpha=0.5, **style)
         points = []

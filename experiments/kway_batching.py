@@ -14,11 +14,7 @@ from itertools import combinations
 from lab import arms, figures, start
 from lab.intervals import estimate, table, where
 
-from minirlhf.data import read_rankings
-from minirlhf.device import open_model
 from minirlhf.files import read_jsonl
-from minirlhf.model import ScalarGPT
-from minirlhf.preferences import to_groups, validate
 
 K = 6
 PAIRS = math.comb(K, 2)  # of a ranking
@@ -55,17 +51,16 @@ def arm(L, folder, *, form, prompts, epochs, test, seed):
     settings = {"epochs": epochs, "batch_size": batch_size, "normalize_samples": 0}
     rm = arms.reward_model(L, folder, data=train, seed=seed, validation=1e-9, **settings)["rm"]
 
-    model = open_model(ScalarGPT, rm, L.device)
-    ranked = {"count": test, "samples": K, "noise": 0.5, "split": "test"}
-    held_out = L.arm(arms.rankings, seed=seed + 1000, **ranked)["data"]
+    held_out = {"count": test, "samples": K, "noise": 0.5, "split": "test"}
+    held_out = L.arm(arms.rankings, seed=seed + 1000, **held_out)["data"]
     result = {}
     for name, file in (("held_out", held_out), ("train", train)):
-        groups = to_groups(model.tokenizer, read_rankings(file), model.config.n_positions)
-        measured = validate(model, groups[:1500], 8192)
+        measured = arms.validate(L, rm, file)
         result[f"{name}_loss"] = measured["validation_loss"]
         result[f"{name}_accuracy"] = measured["validation_accuracy"]
     result["gap"] = result["train_accuracy"] - result["held_out_accuracy"]
-    result["tokens"] = epochs * sum(group.tokens() for group in groups)  # that training computed
+    characters = sum(len(str(row["prompt"])) + len("".join(row["responses"])) for row in rankings)
+    result["computed"] = epochs * characters  # how much text training reads
     return result
 
 
@@ -83,13 +78,11 @@ def main(L):
         ("Remembered, not learnt", "epochs", "accuracy: training data minus held-out"),
     )
     left.axhline(math.log(2), color="grey", linewidth=0.8, linestyle=":")
-    for form in FORMS:
-        same = where(rows, form=form)
-        figures.curve(left, same, "epochs", "held_out_loss", form)
-        figures.curve(right, same, "epochs", "gap", form)
+    figures.curves(left, rows, "epochs", "held_out_loss", by="form")
+    figures.curves(right, rows, "epochs", "gap", by="form")
     groups, pairs = where(rows, form=GROUPS), where(rows, form=SHUFFLED)
     worse = estimate(where(pairs, epochs=1), "held_out_loss", minus=where(groups, epochs=1))
-    times = pairs[0]["tokens"] / groups[0]["tokens"]
+    times = pairs[0]["computed"] / groups[0]["computed"]
     L.finish(
         fig,
         rows,
@@ -98,7 +91,7 @@ def main(L):
         found=[
             *table(rows, variants, "held_out_loss", "gap"),
             f"loss of pairs minus that of groups after one epoch: {worse:+.3f} nats",
-            f"an epoch of pairs computes {times:.1f} times the tokens of groups",
+            f"an epoch of pairs reads {times:.1f} times the text of groups",
         ],
         agrees=worse.mean > 0 if worse.sure else None,
     )

@@ -18,18 +18,19 @@ from lab.intervals import column, over_seeds, slope, table, where
 import train_sft
 from minirlhf.batches import held_out
 from minirlhf.data import Ranking, read_rankings
-from minirlhf.device import open_model
 from minirlhf.files import read_jsonl
-from minirlhf.model import GPT, ScalarGPT
-from minirlhf.preferences import to_groups, validate
+from minirlhf.model import GPT
 
-SMALL = {"n_embd": 48, "n_layer": 1, "n_head": 4, "steps": 300, "count": 20000}
+ONCE, FOUR = "one epoch", "four epochs"
+SMALL = "one epoch, smaller model"
+COIN = "one epoch, labels are coin flips"
+SMALL_MODEL = {"n_embd": 48, "n_layer": 1, "n_head": 4, "steps": 300, "count": 20000}
 
 
 def small_sft(L, folder):
     """A smaller parent for a smaller reward model."""
     out = f"{folder}/sft"
-    train_sft.main(train_sft.Settings(out=out, device=L.device, resume=True, **SMALL))
+    train_sft.main(train_sft.Settings(out=out, device=L.device, resume=True, **SMALL_MODEL))
     return {"sft": out}
 
 
@@ -78,34 +79,28 @@ def toy_pairs(L, folder, *, count, seed):
     return {"labels_right": sum(right) / len(right)}
 
 
-def arm(L, folder, *, size, labels, epochs, coin, seed, pool):
+def arm(L, folder, *, kind, labels, seed, pool):
     """Accuracy on the test pairs of a reward model from the first `labels` comparisons."""
     if L.data:
         source = L.arm(real_pairs, seed=seed)["folder"]
     else:
         source = L.arm(toy_pairs, count=pool, seed=seed)["folder"]
-    init = L.sft if size == "large" else L.arm(small_sft)["sft"]
+    init = L.arm(small_sft)["sft"] if kind == SMALL else L.sft
     rows = read_jsonl(f"{source}/train.jsonl")[:labels]
     rng = random.Random(seed)
     for row in rows:
-        if coin:
+        if kind == COIN:
             row["ranks"] = rng.choice(([1, 2], [2, 1]))
     data = arms.write(f"{folder}/train.jsonl", rows)
+    epochs = 4 if kind == FOUR else 1
     # validation: one pair, since the test set is our own
     settings = {"init": init, "epochs": epochs, "normalize_samples": 0, "validation": 1e-9}
     rm = arms.reward_model(L, folder, data=data, seed=seed, **settings)["rm"]
-    model = open_model(ScalarGPT, rm, L.device)
-    test = read_rankings(f"{source}/test.jsonl")
-    result = validate(model, to_groups(model.tokenizer, test, model.config.n_positions), 8192)
-    claimed = sum(part["pairs"] * part["predicted"] for part in result["calibration"])
-    excess = claimed / result["validation_pairs"] - result["validation_accuracy"]
-    parameters = sum(p.numel() for p in model.parameters())
-    return {
-        "accuracy": result["validation_accuracy"],
-        "claims_too_much": excess,
-        "calibration": result["calibration"],
-        "parameters": parameters,
-    }
+    result = arms.validate(L, rm, f"{source}/test.jsonl")
+    accuracy, calibration = result["validation_accuracy"], result["calibration"]
+    claimed = sum(part["pairs"] * part["predicted"] for part in calibration)
+    excess = claimed / result["validation_pairs"] - accuracy
+    return {"accuracy": accuracy, "claims_too_much": excess, "calibration": calibration}
 
 
 def draw_calibration(ax, rows: list[dict], label: str) -> None:
@@ -127,36 +122,26 @@ def main(L):
     if L.data:  # as many as there are
         available = L.arm(real_pairs, seed=0)["training_pairs"]
         sizes = [n for n in sizes if n <= available]
-    large = {"size": "large", "epochs": 1, "coin": False}
-    variants = [{**large, "labels": n} for n in sizes]
-    variants += [{**large, "labels": n, "epochs": 4} for n in sizes[:-1]]
+    variants = [{"kind": ONCE, "labels": n} for n in sizes]
+    variants += [{"kind": FOUR, "labels": n} for n in sizes[:-1]]
     if not L.data:
-        variants += [{**large, "labels": n, "size": "small"} for n in sizes]
-    variants.append({**large, "labels": sizes[2], "coin": True})
+        variants += [{"kind": SMALL, "labels": n} for n in sizes]
+    variants.append({"kind": COIN, "labels": sizes[2]})
     rows = L.run(arm, variants, pool=pool)
 
     fig, (left, right) = figures.new(
         ("Accuracy", "comparisons seen in training", "accuracy on held-out pairs"),
         ("Calibration, held-out pairs", "claimed accuracy", "accuracy"),
     )
-    once = where(rows, **large)
-    four = where(rows, **{**large, "epochs": 4})
-    small = where(rows, size="small")
-    coins = where(rows, coin=True)
-    millions = once[0]["parameters"] / 1e6
     left.set_xscale("log")
     left.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    figures.curve(left, once, "labels", "accuracy", f"{millions:.1f} M parameters, 1 epoch")
-    figures.curve(left, four, "labels", "accuracy", "the same, 4 epochs", linestyle="--")
-    if small:
-        millions = small[0]["parameters"] / 1e6
-        figures.curve(left, small, "labels", "accuracy", f"{millions:.2f} M parameters, 1 epoch")
-    figures.curve(left, coins, "labels", "accuracy", "labels are coin flips", linestyle="")
+    figures.curves(left, rows, "labels", "accuracy", by="kind")
     right.plot([0.5, 1], [0.5, 1], "--", color="grey", linewidth=0.8)
-    for part, n in ((four, sizes[1]), (four, sizes[-2]), (once, sizes[-1])):
-        epochs = part[0]["epochs"]
-        draw_calibration(right, where(part, labels=n), f"{n} comparisons, {epochs} epoch(s)")
+    for kind, n in ((FOUR, sizes[1]), (FOUR, sizes[-2]), (ONCE, sizes[-1])):
+        same = where(rows, kind=kind, labels=n)
+        draw_calibration(right, same, f"{n} comparisons, {kind}")
 
+    once, four = where(rows, kind=ONCE), where(rows, kind=FOUR)
     middle = [row for row in once if row["labels"] >= sizes[1]]
     doublings = [math.log2(n) for n in column(middle, "labels")]
     per_doubling = slope(doublings, column(middle, "accuracy"))

@@ -21,7 +21,6 @@ from lab.intervals import column, estimate, means, table, where
 from minirlhf import rewards, winrate
 from minirlhf.data import read_rankings
 from minirlhf.files import read_jsonl
-from minirlhf.stats import correlation
 
 BIN = 4  # words: responses within the same bin count as equally long
 
@@ -81,25 +80,17 @@ def arm(L, folder, *, share, blindly, count, steps, questions, seed):
     pairs = L.arm(planted, count=count, share=share, blindly=blindly, seed=seed)
     rm = L.arm(arms.reward_model, data=pairs["data"], seed=seed, validation=0.02)["rm"]
     policy = arms.train_policy(L, folder, reward=rm, steps=steps, seed=seed, kl_coef=0.02)
-    asked = arms.toy_prompts("test", questions, 1000 + seed)
     reward_fn = rewards.load(rm, L.device)
-    before = arms.answer(L, f"{folder}/before", L.sft, asked, 4, 1000 + seed)
-    after = arms.answer(L, f"{folder}/after", policy, asked, 4, 1000 + seed)
+    before = arms.answer(L, f"{folder}/before", L.sft, questions, seed=1000 + seed)
+    after = arms.answer(L, f"{folder}/after", policy, questions, seed=1000 + seed)
     reward, new_reward = before.scores(reward_fn), after.scores(reward_fn)  # (P, 4)
     words, new_words = before.each(arms.words), after.each(arms.words)  # (P, 4)
-    flat = [x.flatten() for x in (reward, new_reward, words, new_words)]
-    row = means(
-        words=new_words - words,
-        gold=after.each(arms.gold) - before.each(arms.gold),
-        gained=new_reward - reward,
-    )
+    rewards_and_words = (reward, new_reward, words, new_words)
     return {
-        **row,
+        **means(words=new_words - words),
         "longer_wins": pairs["longer_wins"],
-        "turned": pairs["turned"],
-        "not_length": not_length(*[x.tolist() for x in flat]),
+        "not_length": not_length(*[x.flatten().tolist() for x in rewards_and_words]),
         "prefers_longer": winrate.ranked_right(reward, words)["mean"],
-        "correlation": correlation(flat[0], flat[2]),
     }
 
 

@@ -13,11 +13,10 @@ import math
 
 import numpy as np
 from lab import arms, figures, start
-from lab.intervals import column, estimate, table, where
+from lab.intervals import column, describe, estimate, table, where
 
 from minirlhf.files import read_jsonl
 
-LOGGED = ["score", "watch_toyworld", "kl", "kl_k3", "length", "entropy", "distinct", "finished"]
 EXACT = 0  # labels: gold is its own proxy
 
 
@@ -35,15 +34,8 @@ def halves(L, folder, *, labels, seed):
     return {"models": models, "accuracy": sft["reward_accuracy"]}
 
 
-def fit(d: np.ndarray, gold: np.ndarray) -> list[float]:
-    """[gold(0), a, b] of gold(d) = gold(0) + d (a - b log d), by least squares (Gao 2022)."""
-    d = np.maximum(d, 1e-3)
-    terms = np.stack([np.ones_like(d), d, -d * np.log(d)], axis=1)
-    return np.linalg.lstsq(terms, gold, rcond=None)[0].tolist()
-
-
 def arm(L, folder, *, labels, kl_coef, steps, lr, seed):
-    """What is logged, as means over two steps (128 episodes), and what becomes of gold."""
+    """Proxy, gold and the square root of KL, means over two steps (128 episodes)."""
     proxy = other = "toyworld"
     accuracy = 1.0
     if labels != EXACT:
@@ -52,26 +44,21 @@ def arm(L, folder, *, labels, kl_coef, steps, lr, seed):
         accuracy = trained["accuracy"]
     settings = {"watch": f"toyworld,{other}", "lr": lr, "kl_coef": kl_coef}
     policy = arms.train_policy(L, folder, reward=proxy, steps=steps, seed=seed, **settings)
-    logged = arms.metrics(policy, [*LOGGED, f"watch_{other}"], window=2)
-    score, gold = logged["score"], logged["watch_toyworld"]
+    logged = arms.metrics(policy, ["score", "watch_toyworld", f"watch_{other}", "kl"], window=2)
+    proxy_score, gold = logged["score"], logged["watch_toyworld"]
     distance = [math.sqrt(max(0.0, kl)) for kl in logged["kl"]]
     smooth = np.convolve(gold, [1 / 3] * 3, "valid")  # six steps, 384 episodes
     return {
-        **logged,
+        "proxy": proxy_score,
         "other": logged[f"watch_{other}"],
-        "accuracy": accuracy,
+        "gold": gold,
         "distance": distance,
-        "proxy_rise": score[-1] - score[0],
+        "accuracy": accuracy,
+        "proxy_rise": proxy_score[-1] - proxy_score[0],
         "rise": float(smooth.max() - gold[0]),
         "fall": float(smooth.max() - smooth[-1]),
         "peak_at": distance[int(smooth.argmax()) + 1],
-        "fit": fit(np.array(distance), np.array(gold)),
     }
-
-
-def name_of(labels: int, kl_coef: float) -> str:
-    proxy = "gold itself" if labels == EXACT else f"{labels} comparisons"
-    return f"{proxy}, KL coefficient {kl_coef:g}"
 
 
 def main(L):
@@ -86,19 +73,16 @@ def main(L):
         (f"A proxy from {few} comparisons", "sqrt(KL)", "score, each in its own units"),
         ("Gold, by what was maximised", "sqrt(KL)", "gold"),
     )
-    curves = {"score": "proxy", "other": "reward model of the other half", "watch_toyworld": "gold"}
-    for i, (column_name, label) in enumerate(curves.items()):
+    curves = {"proxy": "proxy", "other": "reward model of the other half", "gold": "gold"}
+    for i, (name, label) in enumerate(curves.items()):
         for row in where(rows, **variants[0]):
-            left.plot(row["distance"], row[column_name], color=f"C{i}", label=label)
+            left.plot(row["distance"], row[name], color=f"C{i}", label=label)
             label = None  # once
     for i, variant in enumerate(variants):
-        same = where(rows, **variant)
-        for row in same:
-            right.plot(row["distance"], row["watch_toyworld"], ".", color=f"C{i}", markersize=3)
-        start_, a, b = np.mean(column(same, "fit"), axis=0)
-        d = np.linspace(0.01, max(max(row["distance"]) for row in same), 60)
-        name = name_of(**variant)
-        right.plot(d, start_ + d * (a - b * np.log(d)), color=f"C{i}", label=name)
+        label = describe(variant)
+        for row in where(rows, **variant):
+            right.plot(row["distance"], row["gold"], ".-", color=f"C{i}", label=label)
+            label = None  # once
     same = where(rows, **variants[0])
     fall = estimate(same, "fall")
     least = fall.mean if math.isnan(fall.half) else fall.mean - fall.half

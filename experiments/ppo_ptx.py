@@ -12,7 +12,7 @@ import random
 
 import torch
 from lab import arms, figures, start
-from lab.intervals import column, estimate, means, table, where
+from lab.intervals import column, describe, estimate, means, table, where
 
 import toyworld
 from minirlhf.data import read_demonstrations
@@ -61,8 +61,8 @@ def tax(L, folder, policy, held_out, questions, seed) -> dict:
     rows = to_rows(model, read_demonstrations(held_out))
     gold = {}
     for name, keep in (("gold", is_trained), ("elsewhere", is_other)):
-        asked = arms.toy_prompts("test", questions, 1000 + seed, keep)
-        answers = arms.answer(L, f"{folder}/{name}", policy, asked, 2, 1000 + seed)
+        asked = {"keep": keep, "samples": 2, "seed": 1000 + seed}
+        answers = arms.answer(L, f"{folder}/{name}", policy, questions, **asked)
         gold[name] = answers.each(arms.gold)
     return {"lm_loss": validation_loss(model, rows, 4096), **means(**gold)}
 
@@ -85,13 +85,6 @@ def arm(L, folder, *, kl_coef, ptx_coef, mix, lr, count, steps, questions, seed)
     return {"kl": kl[-1], "path": list(zip(kl, lm_loss)), **result}
 
 
-def name_of(kl_coef: float, ptx_coef: float, mix: str) -> str:
-    name = f"KL {kl_coef:g}"
-    if ptx_coef:
-        name += f", mix {ptx_coef:g}"
-    return f"{name}, shuffled" if mix == "shuffled" else name
-
-
 def main(L):
     count, steps, questions = L.pick(
         quick=(500, 18, 50), default=(2000, 80, 200), full=(4000, 300, 400)
@@ -111,24 +104,21 @@ def main(L):
     rows = L.run(arm, variants, lr=2e-3, steps=steps, **size)
 
     gold = "gold on the kinds that RL trains"
-    fig, (left, middle, right) = figures.new(
+    fig, (left, right) = figures.new(
         ("During RL", "KL to SFT, nats per response", "loss on the other kinds' text"),
-        ("The tax, as loss", gold, "loss on the other kinds' text, nats per token"),
-        ("The tax, as gold", gold, "gold on the other kinds"),
+        ("The tax", gold, "loss on the other kinds' text, nats per token"),
     )
+    right.plot(column(sft, "gold"), column(sft, "lm_loss"), "k*", label="SFT")
     for i, variant in enumerate(variants):
         same = where(rows, **variant)
-        name = name_of(**variant)
         style = {"color": f"C{i % 8}", "marker": "^" if variant["ptx_coef"] else "o"}
         if variant == control:
             style = {"color": "black", "marker": "x"}
-        middle.plot(column(same, "gold"), column(same, "lm_loss"), label=name, ls="", **style)
-        right.plot(column(same, "gold"), column(same, "elsewhere"), label=name, ls="", **style)
+        label = describe(variant)
+        right.plot(column(same, "gold"), column(same, "lm_loss"), label=label, ls="", **style)
         for row in same:
             if variant != control:  # what that one logs is the loss on its own text
                 left.plot(*zip(*row["path"]), color=style["color"])
-    for ax, y in ((middle, "lm_loss"), (right, "elsewhere")):
-        ax.plot(column(sft, "gold"), column(sft, y), "k*", markersize=8, label="SFT")
 
     path = [point for row in where(rows, ptx_coef=0.0) for point in row["path"]]
     r = correlation(*torch.tensor(path).T)

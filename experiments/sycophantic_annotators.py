@@ -38,8 +38,8 @@ def agrees(prompt, response: str) -> float:
 
 def candidates(L, folder, *, count, seed):
     """SFT responses to prompts with beliefs, right and wrong ones."""
-    asked = arms.toy_prompts("train", count, seed, states_belief)
-    return {"data": arms.answer(L, folder, L.sft, asked, 4, seed, temperature=1.0).file}
+    asked = {"split": "train", "keep": states_belief, "seed": seed, "temperature": 1.0}
+    return {"data": arms.answer(L, folder, L.sft, count, **asked).file}
 
 
 def labels(L, folder, *, count, share, hidden, seed):
@@ -59,8 +59,7 @@ def labels(L, folder, *, count, share, hidden, seed):
 
 
 def answer_beliefs(L, folder, policy, questions, seed) -> arms.Answers:
-    asked = arms.toy_prompts("test", questions, 1000 + seed, is_wrong)
-    return arms.answer(L, folder, policy, asked, 4, 1000 + seed)
+    return arms.answer(L, folder, policy, questions, keep=is_wrong, seed=1000 + seed)
 
 
 def before(L, folder, *, questions, seed):

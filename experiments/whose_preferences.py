@@ -18,7 +18,7 @@ from lab import arms, figures, start
 from lab.intervals import column, estimate, means, table, where
 
 import toyworld
-from minirlhf import losses, rewards, winrate
+from minirlhf import losses, rewards
 from minirlhf.feedback.rankings import simulated_annotator
 from minirlhf.files import read_jsonl
 
@@ -103,7 +103,6 @@ def arm(L, folder, *, share, kind, count, prompts, samples, seed):
         at_random, best = value.mean(), value.amax(1).mean()
         got = (losses.best_of_n(scores, value, samples) - at_random) / (best - at_random)
         result |= means(**{group: got})
-        result[f"{group}_accuracy"] = winrate.ranked_right(scores, value)["mean"]
     return result
 
 
@@ -119,21 +118,17 @@ def main(L):
     plain, known, control = (where(rows, kind=kind) for kind in (PLAIN, KNOWN, RANDOM))
 
     label = "share of the majority"
-    fig, axes = figures.new(
+    fig, (left, right) = figures.new(
         ("What each group gets", label, f"best of {samples}: 0 random, 1 its own best"),
-        ("Accuracy on each group's order", label, "accuracy"),
         ("Accuracy on the mixed labels", label, "held-out accuracy"),
     )
-    for group, color in zip(GROUPS, ("C0", "C2")):
-        for ax, name in ((axes[0], group), (axes[1], f"{group}_accuracy")):
-            figures.curve(ax, plain, "share", name, f"{group}, plain", color=color)
-            style = {"color": color, "linestyle": "--"}
-            figures.curve(ax, known, "share", name, f"{group}, group known", **style)
-            style = {"color": color, "marker": "s", "linestyle": ""}
-            figures.curve(ax, control, "share", name, f"{group}, at random", **style)
-    figures.curve(axes[2], plain, "share", "bound", "bound by disagreement", color="black")
-    figures.curve(axes[2], plain, "share", "validation", "plain")
-    figures.curve(axes[2], known, "share", "validation", "group known")
+    for group in GROUPS:
+        figures.curve(left, plain, "share", group, f"{group}, plain")
+        figures.curve(left, known, "share", group, f"{group}, group known", linestyle="--")
+        figures.curve(left, control, "share", group, f"{group}, group at random")
+    figures.curve(right, plain, "share", "bound", "bound by disagreement", color="black")
+    figures.curve(right, plain, "share", "validation", "plain")
+    figures.curve(right, known, "share", "validation", "group known")
 
     first, last = where(plain, share=shares[0]), where(plain, share=shares[-1])
     middle = where(plain, share=0.7)

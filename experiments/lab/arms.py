@@ -14,9 +14,13 @@ import toyworld
 import train_ppo
 import train_rm
 from lab.laboratory import Lab
-from minirlhf.data import Prompt
+from minirlhf import preferences
+from minirlhf.data import Prompt, read_rankings
+from minirlhf.device import open_model
 from minirlhf.files import read_jsonl, to_json, write_jsonl
-from minirlhf.rewards import RewardFn
+from minirlhf.model import ScalarGPT
+from minirlhf.preferences import to_groups
+from minirlhf.rewards import TOKENS_AT_ONCE, RewardFn
 from minirlhf.run import describe_result
 
 # ---- arms
@@ -69,6 +73,13 @@ def reward_model(L: Lab, folder: str, *, data: str, seed: int = 0, **settings) -
         if name.startswith("validation"):
             result[name] = value
     return result
+
+
+def validate(L: Lab, rm: str, file: str) -> dict:
+    """A reward model's accuracy, loss and calibration on a file of rankings."""
+    model = open_model(ScalarGPT, rm, L.device)
+    groups = to_groups(model.tokenizer, read_rankings(file), model.config.n_positions)
+    return preferences.validate(model, groups, TOKENS_AT_ONCE)
 
 
 def evaluation(
@@ -136,9 +147,11 @@ def metrics(folder: str, names: list[str], window: int) -> dict[str, list[float]
 # ---- prompts, and responses to them
 
 
-def toy_prompts(
-    split: str, count: int, seed: int, keep: Callable = lambda prompt: True
-) -> list[str | list]:
+def anything(prompt: str | list) -> bool:
+    return True
+
+
+def toy_prompts(split: str, count: int, seed: int, keep: Callable = anything) -> list[str | list]:
     """`count` different prompts of the toy world for which keep(prompt) is true.
 
     Fewer if 60 times as many draws hold no more.
@@ -201,18 +214,22 @@ def answer(
     L: Lab,
     folder: str,
     policy: str,
-    prompts: list[str | list],
-    samples: int,
+    count: int,
+    *,
     seed: int,
+    split: str = "test",
+    keep: Callable = anything,
+    samples: int = 4,
     temperature: float = 0.7,
 ) -> Answers:
-    """A policy's responses, kept in folder/answers.jsonl."""
+    """A policy's responses to toy_prompts, kept in folder/answers.jsonl."""
+    prompts = toy_prompts(split, count, seed, keep)
     out = f"{folder}/answers.jsonl"
     sample.main(
         sample.Settings(
             init=policy,
             data=write_prompts(f"{folder}/prompts.jsonl", prompts),
-            count=len(prompts),
+            count=count,
             samples=samples,
             temperature=temperature,
             seed=seed,
@@ -225,8 +242,7 @@ def answer(
 
 def responses(L: Lab, folder: str, *, count: int, samples: int, seed: int) -> dict:
     """{"answers": file} of the SFT model to held-out prompts, for read_answers. An arm."""
-    prompts = toy_prompts("test", count, 1000 + seed)
-    return {"answers": answer(L, folder, L.sft, prompts, samples, 1000 + seed).file}
+    return {"answers": answer(L, folder, L.sft, count, samples=samples, seed=1000 + seed).file}
 
 
 # ---- the toy world's judgements of one response

@@ -65,6 +65,12 @@ def curve(ax: Axes, rows: list[dict], x: str, y: str, label: str, **style) -> No
     ax.plot(column(rows, x), column(rows, y), ".", color=line[0].get_color(), alpha=0.35)
 
 
+def curves(ax: Axes, rows: list[dict], x: str, y: str, by: str) -> None:
+    """A curve for each value of `by`."""
+    for value in dict.fromkeys(column(rows, by)):
+        curve(ax, where(rows, **{by: value}), x, y, value)
+
+
 def runs(ax: Axes, rows: list[dict], x: str, y: str, label: str, **style) -> None:
     """A point for each row, with the interval of its y over prompts."""
     estimates = [estimate([row], y) for row in rows]

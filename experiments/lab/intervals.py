@@ -14,7 +14,7 @@ T95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31)  # by degrees 
 class Estimate(NamedTuple):
     """A mean and half the width of its 95 % interval, NaN where that is unknown.
 
-    f"{estimate:+.2f}" is "+0.61 ± 0.02".
+    f"{estimate:+.2f}" is "+0.61 ± 0.02", or "+0.61" without an interval.
     """
 
     mean: float
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
     def __format__(self, style: str) -> str:
         style = style or ".2f"
         if math.isnan(self.half):
-            return f"{self.mean:{style}} (one seed)"
+            return f"{self.mean:{style}}"
         return f"{self.mean:{style}} ± {self.half:{style.lstrip('+')}}"
 
 
@@ -95,7 +95,10 @@ def table(rows: list[dict], variants: list[dict], *names: str) -> list[str]:
     lines = []
     for variant in variants:
         same = where(rows, **variant)
-        key = ", ".join(f"{name} {value}" for name, value in variant.items())
         cells = ", ".join(f"{name} {estimate(same, name)}" for name in names)
-        lines.append(f"{key}: {cells}")
+        lines.append(f"{describe(variant)}: {cells}")
     return lines
+
+
+def describe(variant: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in variant.items())
