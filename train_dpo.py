@@ -37,7 +37,7 @@ class Settings:
     data: str = "out/round1/rankings.jsonl"  # rankings, pairs; kto: also labels; --online: prompts
     out: str = "out/dpo"  # the run's folder
     loss: Literal["sigmoid", "ipo", "simpo", "orpo", "kto"] = "sigmoid"  # sigmoid is DPO
-    beta: float = 0.0  # price of leaving the reference (simpo: scale; orpo: weight); 0: the paper's
+    beta: float = 0.0  # pull to the reference (simpo: scale; orpo: weight); 0: the paper's
     epochs: float = 1.0  # passes over the data
     steps: int = 0  # optimiser steps; 0: as many as --epochs needs
     batch_size: int = 32  # prompts a step, each with all its responses; kto: responses
@@ -102,7 +102,7 @@ class Item:
     responses: list[list[int]]  # kto: one
     ranks: list[float] = field(default_factory=list)  # 1 = best, ties share a number
     good: bool = False  # kto
-    reference: list[float] = field(default_factory=list)  # log-probs under the reference
+    reference_logprobs: list[float] = field(default_factory=list)  # one for each response
 
     @property
     def turns(self) -> Turns:
@@ -133,6 +133,17 @@ def read(settings: Settings, policy: GPT) -> list[Item]:
     return fit(items, policy.config.n_positions, "records", length=Item.longest)
 
 
+def read_online(settings: Settings, policy: GPT) -> list[Prompt]:
+    """Prompts that leave room for --max_tokens."""
+    which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
+    prompts = read_prompts(settings.data, **which)
+
+    def length(prompt: Prompt) -> int:
+        return len(policy.tokenizer.encode_prompt(prompt.turns))
+
+    return fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts", length)
+
+
 # --- log-probs of whole responses
 
 
@@ -151,14 +162,14 @@ def response_logprobs(model: GPT, items: list[Item], temperature: float) -> Tens
 
 
 @torch.no_grad()
-def add_reference(model: GPT, items: list[Item], settings: Settings) -> None:
-    """Set the items' `reference`: log-probs of their responses under this model."""
+def add_logprobs(model: GPT, items: list[Item], settings: Settings) -> None:
+    """Set the items' `reference_logprobs` to those under this model."""
     for part in micro_batches([item.tokens() for item in items], settings.token_budget):
         part_items = [items[i] for i in part]
         logprobs = response_logprobs(model, part_items, settings.temperature).tolist()
         for item in part_items:
             size = len(item.responses)
-            item.reference, logprobs = logprobs[:size], logprobs[size:]
+            item.reference_logprobs, logprobs = logprobs[:size], logprobs[size:]
 
 
 # --- losses: the sum over items, and what there is to look at
@@ -183,7 +194,7 @@ def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tenso
     beta = settings.beta or BETA[settings.loss]
     chosen, rejected, item = untied_pairs(items)  # (P,)
     logprobs = response_logprobs(policy, items, settings.temperature)  # (N,)
-    reference = torch.tensor([x for item in items for x in item.reference])  # (N,)
+    reference = torch.tensor([x for item in items for x in item.reference_logprobs])  # (N,)
     lengths = torch.tensor([len(ids) for item in items for ids in item.responses])  # (N,)
     reference, lengths = reference.to(policy.device), lengths.to(policy.device)
 
@@ -213,7 +224,7 @@ def kto_loss(policy: GPT, items: list[Item], settings: Settings, kl: float) -> t
     """KTO: every response is good or bad by itself; kl is that of `mismatched_kl`."""
     beta = settings.beta or BETA["kto"]
     logprobs = response_logprobs(policy, items, settings.temperature)  # (B,)
-    reference = torch.tensor([item.reference[0] for item in items], device=policy.device)
+    reference = torch.tensor([item.reference_logprobs[0] for item in items], device=policy.device)
     good = torch.tensor([item.good for item in items], device=policy.device)
     item_losses, reward = losses.kto_loss(
         logprobs, reference, good, kl, beta, bad_weight=settings.bad_weight
@@ -242,8 +253,8 @@ def mismatched_kl(policy: GPT, reference: GPT, items: list[Item], settings: Sett
         return 0.0
     sums = []
     for model in (policy, reference):
-        add_reference(model, pairs, settings)
-        sums.append(sum(pair.reference[0] for pair in pairs))
+        add_logprobs(model, pairs, settings)
+        sums.append(sum(pair.reference_logprobs[0] for pair in pairs))
     return max(0.0, (sums[0] - sums[1]) / len(pairs))
 
 
@@ -325,8 +336,12 @@ def check(settings: Settings) -> None:
             f"--label_smoothing {smoothing} with --loss {settings.loss}: the chance of a wrong "
             "label is below 0.5 and goes with sigmoid only"
         )
+    if settings.temperature == 0:
+        raise UserError("--temperature 0: log-probs need a temperature above 0; the papers' is 1")
     if not settings.online:
         return
+    if settings.show_batch:
+        raise UserError("--show_batch shows the file's responses, and --online samples its own")
     if not settings.reward or settings.samples_per_prompt < 2 or settings.loss == "kto":
         raise UserError(
             "--online compares samples: it needs a --reward, 2 or more --samples_per_prompt and "
@@ -387,11 +402,7 @@ def main(settings: Settings) -> None:
     # 1. data, policy, reference
     check(settings)
     policy = GPT.from_pretrained(settings.init)
-    if settings.online:
-        which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
-        records = read_prompts(settings.data, **which)
-    else:
-        records = read(settings, policy)
+    records = read_online(settings, policy) if settings.online else read(settings, policy)
     train, validation = held_out(records, lambda record: record.turns, settings.validation)
     questions = validation or train
     if not settings.online:
@@ -408,7 +419,7 @@ def main(settings: Settings) -> None:
     if settings.online:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
     else:
-        add_reference(reference, train + validation, settings)
+        add_logprobs(reference, train + validation, settings)
     steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
@@ -423,7 +434,7 @@ def main(settings: Settings) -> None:
         if settings.online:
             generator = run.generator("sample", step)
             batch, row["score"] = sample_and_rank(settings, policy, batch, reward_fn, generator)
-            add_reference(reference, batch, settings)
+            add_logprobs(reference, batch, settings)
 
         # 3. its loss, one step of the optimiser
         loss, means = batch_loss(policy, reference, batch, settings)

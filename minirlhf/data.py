@@ -27,13 +27,13 @@ from minirlhf import UserError, formats, hub, readers, world
 from minirlhf.tokenizer import ASSISTANT_HEADER, USER_HEADER, Turns, is_raw, prompt_text
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
-SHORTEST_REPEATED = 20  # characters of a prompt that both sides of a pair begin with by no accident
+SHORTEST_REPEATED = 20  # characters: a shorter prompt is not taken for repeated by its responses
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "system": "system"}
 NAMES = {"user": "Human", "assistant": "Assistant", "system": "System", "text": "Text"}
 
 
 class Skip(UserError):
-    """A well-formed record without use. The message says why."""
+    """Raised to skip a well-formed record without use; `read` counts it under this message."""
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,7 @@ def read_prompts(data: str, *, template: str = "chat", **which) -> list[Prompt]:
         if "prompt" not in record and "chosen" in record:
             return pair_prompt(record)
         if "prompt" not in record and "messages" in record:
-            turns = parse_field(record, "messages")
-            if turns[-1][0] == "assistant":
-                turns = turns[:-1]
+            turns = until_last_request(parse_field(record, "messages"))
             return Prompt(turns, messages(turns), other_fields(record, "messages"))
         return prompt_of(record, template)
 
@@ -373,6 +371,14 @@ def until_last_answer(turns: Turns) -> Turns:
         if turns[end - 1][0] == "assistant":
             return turns[:end]
     raise Skip("no assistant turn in 'messages'")
+
+
+def until_last_request(turns: Turns) -> Turns:
+    """Without the assistant's answer to the last request."""
+    for end in range(len(turns), 0, -1):
+        if turns[end - 1][0] != "assistant":
+            return turns[:end]
+    raise Skip("no user turn in 'messages'")
 
 
 # ---------------------------------------------------------------------- pairs and rankings

@@ -148,9 +148,10 @@ class Run:
             return earlier.get("finished", False)
         for name in ("run.json", "config.json", "model.safetensors"):
             if (self.folder / name).exists() and not settings.overwrite:
+                continuing = "--resume to continue the run, " if earlier else ""
                 raise UserError(
-                    f"{self.folder} already holds a run or a model ({name}): use --resume to "
-                    "continue the run, --overwrite to replace it, or another --out"
+                    f"{self.folder} already holds a run or a model ({name}): use {continuing}"
+                    "--overwrite to replace it, or another --out"
                 )
         return False
 
@@ -426,7 +427,8 @@ class Run:
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
-        """Add a row to metrics.jsonl; every log_every steps also a line on the console.
+        """Add a row to metrics.jsonl; every log_every steps, and with a validation, also a line
+        on the console.
 
         Tensors become their means. show: the metrics on the console, by default all.
         """
@@ -437,7 +439,8 @@ class Run:
         append_jsonl(self.folder / "metrics.jsonl", [row])
         self.row = row
         eta = self._eta(step)
-        if step % self.settings.log_every == 0 or step == self.total - 1:
+        validated = any(name.startswith("validation") for name in metrics)
+        if step % self.settings.log_every == 0 or step == self.total - 1 or validated:
             numbers = []
             for name in show or metrics:
                 if isinstance(row.get(name), int | float):

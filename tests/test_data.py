@@ -374,3 +374,9 @@ def test_line_separators_inside_real_records():
     problems = read_demonstrations(shared("sft/gsm8k_train.jsonl.gz"))
     assert len(problems) == 7473
     assert any("\u2028" in text for turns in problems for _, text in turns)
+
+
+def test_a_prompt_ends_with_a_request(write):
+    again = ASSISTANT_SAYS | {"content": "again"}
+    path = write({"messages": [USER, ASSISTANT_SAYS, again]}, {"messages": [ASSISTANT_SAYS]})
+    assert [prompt.turns for prompt in read_prompts(path)] == [(HI,)]

@@ -218,10 +218,10 @@ def test_log_probs_of_an_item_are_those_of_its_rows_alone(tmp_path):
     policy = GPT.from_pretrained("sft")
     settings = settings_of(tmp_path)
     items = train_dpo.read(settings, policy)
-    train_dpo.add_reference(policy, items, settings)
+    train_dpo.add_logprobs(policy, items, settings)
     for item in items:
         start = len(item.prompt_ids)
-        for response, reference in zip(item.responses, item.reference):
+        for response, reference in zip(item.responses, item.reference_logprobs):
             with torch.no_grad():
                 logprobs = policy(torch.tensor([item.prompt_ids + response]))[0].log_softmax(-1)
             alone = [logprobs[start - 1 + i, token] for i, token in enumerate(response)]
