@@ -16,7 +16,6 @@ from lab import arms, figures, start
 from lab.intervals import column, estimate, means, table, where
 
 from minirlhf import losses, rewards
-from minirlhf.files import read_jsonl
 
 COMBINED = ("mean", "min", "uwo")
 HOW = ("single", *COMBINED)
@@ -29,7 +28,7 @@ LABELS = {  # name -> share of labels that are flipped, the annotators' bias
 
 def labels(L, folder, *, count, flip, bias, seed):
     """Pairs ranked by gold and a bias, a share of them the wrong way round."""
-    rows = read_jsonl(L.arm(arms.rankings, count=count, noise=0.0, bias=bias, seed=seed)["data"])
+    rows = arms.ranked(L, count=count, noise=0.0, bias=bias, seed=seed)
     rng = random.Random(seed)
     for row in rows:
         if rng.random() < flip:

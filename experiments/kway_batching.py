@@ -14,8 +14,6 @@ from itertools import combinations
 from lab import arms, figures, start
 from lab.intervals import estimate, table, where
 
-from minirlhf.files import read_jsonl
-
 K = 6
 PAIRS = math.comb(K, 2)  # of a ranking
 GROUPS, SHUFFLED, LARGE, INDEPENDENT = FORMS = (
@@ -38,12 +36,17 @@ def to_pairs(rankings: list[dict]) -> list[dict]:
     return pairs
 
 
+def length(ranking: dict) -> int:
+    """Characters that a reward model reads; the prompt counts once."""
+    return len(str(ranking["prompt"])) + len("".join(ranking["responses"]))
+
+
 def arm(L, folder, *, form, prompts, epochs, test, seed):
     """A reward model from `prompts` rankings: held-out loss and accuracy, and on its own data."""
     ranked = {"count": prompts, "samples": K}
     if form == INDEPENDENT:
         ranked = {"count": prompts * PAIRS, "samples": 2}
-    rankings = read_jsonl(L.arm(arms.rankings, noise=0.5, seed=seed + 1, **ranked)["data"])
+    rankings = arms.ranked(L, noise=0.5, seed=seed + 1, **ranked)
     if form != GROUPS:
         rankings = to_pairs(rankings)
     train = arms.write(f"{folder}/train.jsonl", rankings)
@@ -59,8 +62,7 @@ def arm(L, folder, *, form, prompts, epochs, test, seed):
         result[f"{name}_loss"] = measured["validation_loss"]
         result[f"{name}_accuracy"] = measured["validation_accuracy"]
     result["gap"] = result["train_accuracy"] - result["held_out_accuracy"]
-    characters = sum(len(str(row["prompt"])) + len("".join(row["responses"])) for row in rankings)
-    result["computed"] = epochs * characters  # how much text training reads
+    result["text"] = epochs * sum(map(length, rankings))
     return result
 
 
@@ -82,7 +84,7 @@ def main(L):
     figures.curves(right, rows, "epochs", "gap", by="form")
     groups, pairs = where(rows, form=GROUPS), where(rows, form=SHUFFLED)
     worse = estimate(where(pairs, epochs=1), "held_out_loss", minus=where(groups, epochs=1))
-    times = pairs[0]["computed"] / groups[0]["computed"]
+    times = pairs[0]["text"] / groups[0]["text"]
     L.finish(
         fig,
         rows,

@@ -63,10 +63,10 @@ def toy_pairs(L, folder, *, count, seed):
     """train.jsonl, and test.jsonl of held-out prompts ranked by gold."""
     noisy = {"count": count * 5 // 4, "noise": 0.5, "seed": seed + 1}
     exact = {"count": 600, "noise": 0.0, "seed": seed + 1000, "split": "test"}
-    test = read_jsonl(L.arm(arms.rankings, **exact)["data"])
+    test = arms.ranked(L, **exact)
     train = []
     right = []  # whether gold agrees with each label
-    for row in read_jsonl(L.arm(arms.rankings, **noisy)["data"]):
+    for row in arms.ranked(L, **noisy):
         a, b = row["responses"]
         if a == b:
             continue

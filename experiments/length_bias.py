@@ -20,7 +20,6 @@ from lab.intervals import column, estimate, means, table, where
 
 from minirlhf import rewards, winrate
 from minirlhf.data import read_rankings
-from minirlhf.files import read_jsonl
 
 BIN = 4  # words: responses within the same bin count as equally long
 
@@ -41,7 +40,7 @@ def share_longer_wins(pairs: list[tuple]) -> float:
 
 def planted(L, folder, *, count, share, blindly, seed):
     """Pairs in which the longer wins in `share` of the cases; blindly: as many turned at random."""
-    rows = read_jsonl(L.arm(arms.rankings, count=count, seed=seed)["data"])
+    rows = arms.ranked(L, count=count, seed=seed)
     wins = {}
     for i, row in enumerate(rows):
         win = longer_wins(row["responses"], row["ranks"])

@@ -15,15 +15,12 @@ import numpy as np
 from lab import arms, figures, start
 from lab.intervals import column, describe, estimate, table, where
 
-from minirlhf.files import read_jsonl
-
 EXACT = 0  # labels: gold is its own proxy
 
 
 def halves(L, folder, *, labels, seed):
     """Two reward models, each from its own half of 2 * labels comparisons."""
-    rankings = L.arm(arms.rankings, count=2 * labels, noise=0.5, seed=seed + 1)["data"]
-    rows = read_jsonl(rankings)
+    rows = arms.ranked(L, count=2 * labels, noise=0.5, seed=seed + 1)
     models = []
     for i in (0, 1):
         half = [row for row in rows[i::2] if row["responses"][0] != row["responses"][1]]

@@ -20,7 +20,6 @@ from lab.intervals import column, estimate, means, table, where
 import toyworld
 from minirlhf import losses, rewards
 from minirlhf.feedback.rankings import simulated_annotator
-from minirlhf.files import read_jsonl
 
 NOISE = 0.2  # in units of gold: the annotators' errors
 GROUPS = {"majority": 2.0, "minority": -2.0}  # in units of gold: what politeness is worth to them
@@ -63,7 +62,7 @@ def disagreement(row: dict, share: float) -> tuple[list[float], list[bool]]:
 
 def labels(L, folder, *, count, share, kind, seed):
     """Rankings by members of either group."""
-    rows = read_jsonl(L.arm(arms.rankings, count=count, samples=4, seed=seed)["data"])
+    rows = arms.ranked(L, count=count, samples=4, seed=seed)
     annotators = {}
     for group, weight in GROUPS.items():
         bias = f"politeness={weight}"

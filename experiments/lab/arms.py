@@ -62,6 +62,11 @@ def rankings(
     return {"data": data}
 
 
+def ranked(L: Lab, **key) -> list[dict]:
+    """The records of an arm `rankings`."""
+    return read_jsonl(L.arm(rankings, **key)["data"])
+
+
 def reward_model(L: Lab, folder: str, *, data: str, seed: int = 0, **settings) -> dict:
     """train_rm.py on `data`: {"rm": its folder, "validation_accuracy", ...}."""
     out = f"{folder}/rm"
