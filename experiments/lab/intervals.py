@@ -50,13 +50,14 @@ def estimate(rows: list[dict], name: str, minus: list[dict] | None = None) -> Es
 
     minus: rows of the same seeds in the same order, whose values are subtracted.
     """
+    minus = minus or []
     values = column(rows, name)
     if minus:
-        values = [value - row[name] for value, row in zip(values, minus, strict=True)]
-    if len(values) > 1:
+        values = [a - b for a, b in zip(values, column(minus, name), strict=True)]
+    interval = f"{name}_interval"
+    if len(values) > 1 or interval not in rows[0]:
         return over_seeds(values)
-    halves = [row.get(f"{name}_interval", math.nan) for row in (*rows, *(minus or ()))]
-    return Estimate(values[0], math.hypot(*halves))
+    return Estimate(values[0], math.hypot(*column(rows + minus, interval)))
 
 
 def means(**tables: Tensor) -> dict[str, float]:
@@ -87,7 +88,8 @@ def where(rows: list[dict], **values) -> list[dict]:
 
 
 def column(rows: list[dict], name: str) -> list:
-    return [row[name] for row in rows]
+    """The rows' values; NaN for null, as JSON files have it."""
+    return [math.nan if row[name] is None else row[name] for row in rows]
 
 
 def table(rows: list[dict], variants: list[dict], *names: str) -> list[str]:
