@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ import sample
 import toyworld
 import train_ppo
 import train_rm
+from lab.intervals import column
 from lab.laboratory import Lab
 from minirlhf import preferences
 from minirlhf.data import Prompt, read_rankings
@@ -141,12 +143,8 @@ def train_policy(L: Lab, folder: str, *, reward: str, steps: int, seed: int = 0,
 def metrics(folder: str, names: list[str], window: int) -> dict[str, list[float]]:
     """Columns of a run's metrics.jsonl, as means over windows of steps."""
     rows = read_jsonl(Path(folder) / "metrics.jsonl")
-    result = {name: [] for name in names}
-    for start in range(0, len(rows), window):
-        part = rows[start : start + window]
-        for name in names:
-            result[name].append(sum(row[name] for row in part) / len(part))
-    return result
+    windows = [rows[start : start + window] for start in range(0, len(rows), window)]
+    return {name: [mean(column(part, name)) for part in windows] for name in names}
 
 
 # ---- prompts, and responses to them
