@@ -1,9 +1,12 @@
-"""A reward that needs no reward model: sums can be checked. GRPO makes a model that adds badly add well.
+"""A reward without a reward model: sums can be checked. GRPO teaches a model to add.
 
-    python examples/sums.py                      # writes out/sums_train.jsonl and out/sums_test.jsonl, 93 and 24 questions
-    python train_ppo.py --advantage grpo --samples_per_prompt 8 --prompts_per_step 16 --init out/sft --out out/sums \\
-        --reward examples/sums.py:right --data out/sums_train.jsonl
-    python evaluate.py --policies out/sft,out/sums --reward examples/sums.py:right --judge reward --data out/sums_test.jsonl
+    python examples/sums.py                      # writes out/sums_train.jsonl, out/sums_test.jsonl
+    python train_ppo.py --advantage grpo --samples_per_prompt 8 --prompts_per_step 16 \\
+        --reward examples/sums.py:right --data out/sums_train.jsonl --out out/sums
+    python evaluate.py --policies out/sft,out/sums --data out/sums_test.jsonl \\
+        --gold examples/sums.py:right
+
+A record has the prompt and the answer, which the reward function gets by name.
 """
 
 import json
@@ -12,30 +15,33 @@ import re
 from pathlib import Path
 
 
-def right(prompts: list[str], responses: list[str]) -> list[float]:
-    """1 where the last number of the response is the result of the sum in the prompt, else 0."""
+def right(prompts: list[str], responses: list[str], answer: list[int]) -> list[float]:
+    """1 where the last number of the response is the answer, else 0."""
     scores = []
-    for prompt, response in zip(prompts, responses):
-        a, word, b = re.findall(r"(\d+) (plus|minus) (\d+)", prompt)[-1]
-        result = int(a) + int(b) if word == "plus" else int(a) - int(b)
+    for response, number in zip(responses, answer):
         numbers = re.findall(r"\d+", response)
-        scores.append(float(bool(numbers) and int(numbers[-1]) == result))
+        is_right = bool(numbers) and int(numbers[-1]) == number
+        scores.append(float(is_right))
     return scores
 
 
-def questions() -> list[str]:
+def questions() -> list[dict]:
     """All sums and differences of two digits, shuffled."""
-    pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
-    found = [f"What is {a} plus {b}?" for a, b in pairs] + [
-        f"What is {a} minus {b}?" for a, b in pairs if a > b
-    ]
-    random.Random(0).shuffle(found)
-    return found
+    records = []
+    for a in range(1, 10):
+        for b in range(1, 10):
+            records.append({"prompt": f"What is {a} plus {b}?", "answer": a + b})
+            if a > b:
+                records.append({"prompt": f"What is {a} minus {b}?", "answer": a - b})
+    random.Random(0).shuffle(records)
+    return records
+
+
+def write(path: str, records: list[dict]) -> None:
+    Path(path).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 if __name__ == "__main__":
     Path("out").mkdir(exist_ok=True)
-    for name, part in (("train", questions()[24:]), ("test", questions()[:24])):
-        Path(f"out/sums_{name}.jsonl").write_text(
-            "".join(json.dumps({"prompt": q}) + "\n" for q in part), encoding="utf-8"
-        )
+    write("out/sums_test.jsonl", questions()[:24])
+    write("out/sums_train.jsonl", questions()[24:])

@@ -30,15 +30,18 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def pick_autocast(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of matrix products; None is float32. Weights and log-softmax stay float32.
+    """The dtype of matrix products; None is float32. Weights and logits stay float32.
 
-    auto: bfloat16 on a GPU that has it.
+    auto: bfloat16 on a GPU that has it. There the float32 products of such a run, the head's above
+    all, are made from TF32: several times as fast, and eight times as precise as bfloat16.
     """
     if name == "auto":
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if on_gpu else None
+        name = "bfloat16" if on_gpu else "float32"
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: choose from auto, float32, bfloat16")
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = name == "bfloat16"
     return DTYPES[name]
 
 
