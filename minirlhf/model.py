@@ -19,6 +19,7 @@ from minirlhf.tokenizer import Tokenizer
 
 LOGITS_AT_ONCE = 2**24  # elements of (tokens, vocabulary) made at a time: 64 MB in float32
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of each of its responses
+Index = Tensor | tuple[Tensor, Tensor]  # (B, T) bool, or rows (N,) and columns (N,)
 
 
 @dataclass
@@ -58,15 +59,22 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cached: Tensor | None = None,
         at: Tensor | None = None,
+        wanted: Index | None = None,
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D). Arguments as of Trunk.hidden; cached: this layer's cache."""
+        """x (B, T, D) -> (B, T, D), or (N, D) of what is wanted.
+
+        Arguments as of Trunk.hidden; cached: this layer's cache.
+        """
         B, T, D = x.shape
         qkv = self.c_attn(self.ln_1(x)).view(B, T, 3, self.n_head, -1)  # (B, T, 3, H, hd)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, hd)
         if cached is not None:
             k, v = KVCache.write(cached, k, v, at)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        x = x + self.c_proj(y.transpose(1, 2).reshape(B, T, D))
+        y = y.transpose(1, 2).reshape(B, T, D)
+        if wanted is not None:
+            x, y = x[wanted], y[wanted]  # (N, D)
+        x = x + self.c_proj(y)
         return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
 
 
@@ -161,12 +169,15 @@ class Trunk(nn.Module):
         at: Tensor | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        wanted: Index | None = None,
     ) -> Tensor:
-        """tokens (B, T) -> final hidden states (B, T, D).
+        """tokens (B, T) -> final hidden states (B, T, D), or (N, D) of the positions wanted.
 
         cache: where keys and values are written.
         at (B,): tokens is (B, 1), and row i's token stands at position at[i] behind its cache.
         positions (B, T), mask (B, 1, T, T) bool: replace 0..T-1 and plain causality.
+        wanted: index of N positions. The last block's MLP skips all others, which is 14 % of a
+            reward model's step with 4 layers.
         """
         if at is not None:
             positions = at[:, None]  # (B, 1)
@@ -177,12 +188,15 @@ class Trunk(nn.Module):
         with self.autocast():
             x = self.wte(tokens) + self.wpe(positions)
             for i, block in enumerate(self.h):
+                cached = cache.layers[i] if cache else None
+                last = block is self.h[-1]
+                arguments = (x, mask, cached, at, wanted if last else None)
                 if self.checkpointing and torch.is_grad_enabled():
-                    x = recompute(block, x, mask, use_reentrant=False)
+                    x = recompute(block, *arguments, use_reentrant=False)
                 elif cache is None:
-                    x = block(x, mask)
+                    x = block(*arguments)
                 else:  # .forward is never compiled: shapes change as a response grows
-                    x = block.forward(x, mask, cache.layers[i], at)
+                    x = block.forward(*arguments)
             return self.ln_f(x)
 
     def architecture(self) -> dict:
@@ -315,7 +329,7 @@ class ScalarGPT(Trunk):
     def score_last(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens (B, T), lengths (B,) -> the score at each row's last token (B,)."""
         rows = torch.arange(len(tokens), device=tokens.device)
-        return self.scores(self.hidden(tokens)[rows, lengths - 1])
+        return self.scores(self.hidden(tokens, wanted=(rows, lengths - 1)))
 
     def score_groups(self, groups: list[Group]) -> Tensor:
         """The score at the last token of every group's every response, in order (N,).
@@ -323,8 +337,8 @@ class ScalarGPT(Trunk):
         A prompt is computed once for all of its responses.
         """
         tokens, positions, mask, ends = pack(groups, self.device)
-        hidden = self.hidden(tokens, positions=positions, mask=mask)  # (G, T, D)
-        return self.scores(hidden[ends.unbind(1)])
+        hidden = self.hidden(tokens, positions=positions, mask=mask, wanted=ends.unbind(1))
+        return self.scores(hidden)
 
 
 def pack(groups: list[Group], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

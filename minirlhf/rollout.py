@@ -196,7 +196,7 @@ def generate(
     used = tokens.shape[1]  # columns of the cache that hold something
     cache = KVCache(model, len(prompts), min(used + CACHE_BLOCK, context))
     last = torch.arange(len(prompts), device=device), lengths - 1
-    hidden = model.hidden(tokens, cache)[last]  # (P, D)
+    hidden = model.hidden(tokens, cache, wanted=last)  # (P, D)
     hidden = hidden.repeat_interleave(samples_per_prompt, dim=0)  # (n, D)
     cache.repeat(samples_per_prompt)
 
@@ -289,8 +289,8 @@ def sample(
 
 def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
     """Hidden states that predict the responses' tokens, row by row: (N, D), N = mask.sum()."""
-    hidden = model.hidden(batch.tokens)  # (B, T, D)
-    return hidden[:, :-1][batch.is_response[:, 1:]]
+    wanted = batch.is_response.roll(-1, dims=1)  # one position before each token
+    return model.hidden(batch.tokens, wanted=wanted)
 
 
 def per_token(flat: Tensor, mask: Tensor) -> Tensor:

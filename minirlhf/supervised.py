@@ -56,7 +56,7 @@ def lm_loss(model: GPT, rows: list[Row], total: int) -> Tensor:
     mask, _ = pad([mask for _, mask in rows])  # (B, T)
     tokens = tokens.to(model.device)
     supervised = mask[:, 1:].bool().to(model.device)  # (B, T - 1)
-    hidden = model.hidden(tokens[:, :-1])[supervised]  # (N, D)
+    hidden = model.hidden(tokens[:, :-1], wanted=supervised)  # (N, D)
     targets = tokens[:, 1:][supervised]  # (N,)
     return -model.token_logprobs(hidden, targets).sum() / total
 

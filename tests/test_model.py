@@ -117,6 +117,22 @@ def test_logits_in_chunks_change_nothing(policy, monkeypatch):
         assert torch.allclose(chunked_gradient, gradient)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_positions_that_are_not_wanted_are_left_out_and_nothing_else_changes(policy, checkpointing):
+    tokens = torch.randint(policy.config.vocab_size, (3, 9))
+    wanted = torch.rand(3, 9) < 0.4
+    wanted[0, 0] = True
+    parameters = list(policy.parameters())
+    expected = policy.hidden(tokens)[wanted]
+    policy.checkpointing = checkpointing
+    for index in (wanted, wanted.nonzero().unbind(1)):
+        hidden = policy.hidden(tokens, wanted=index)
+        assert torch.allclose(hidden, expected, atol=1e-5)
+    gradients = torch.autograd.grad(hidden.square().sum(), parameters)
+    for a, b in zip(gradients, torch.autograd.grad(expected.square().sum(), parameters)):
+        assert torch.allclose(a, b, atol=1e-3)
+
+
 def test_recomputing_blocks_changes_nothing(policy):
     tokens = torch.randint(policy.config.vocab_size, (2, 9))
     parameters = list(policy.parameters())
