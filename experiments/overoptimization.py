@@ -68,7 +68,7 @@ def main(L):
 
     fig, (left, right) = figures.new(
         (f"A proxy from {few} comparisons", "sqrt(KL)", "score, each in its own units"),
-        ("Gold, by what was maximised", "sqrt(KL)", "gold"),
+        ("Gold (labels 0: it is its own proxy)", "sqrt(KL)", "gold"),
     )
     curves = {"proxy": "proxy", "other": "reward model of the other half", "gold": "gold"}
     for i, (name, label) in enumerate(curves.items()):
