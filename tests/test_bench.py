@@ -1,0 +1,59 @@
+"""The benchmark's rows compute what they say, at a tiny size, on our side."""
+
+import json
+
+import pytest
+
+from bench import ours, run, shapes
+from bench.shapes import Row, Task, make_models
+from minirlhf.model import GPT, Config
+
+CONFIG = Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+ROWS = [
+    Row("sample", "sample", "tokens", 2, 6, 4, samples=2, eos_rate=0.4),
+    Row("score", "score", "tokens", 3, 5, 4),
+    Row("sft", "sft", "tokens", 2, 1, 63),
+    Row("reward", "reward", "pairs", 2, 5, 4, samples=3),
+    Row("dpo", "dpo", "pairs", 2, 5, 4, samples=2),
+    Row("grpo", "grpo", "episodes", 2, 5, 4, samples=2),
+    Row("rloo", "rloo", "episodes", 2, 5, 4, samples=2),
+    Row("ppo", "ppo", "episodes", 3, 5, 4, eos_rate=0.4),
+]
+
+
+@pytest.fixture
+def small_table(monkeypatch):
+    monkeypatch.setitem(shapes.PRESETS, "tiny", CONFIG)
+    monkeypatch.setattr(run, "rows", lambda config: ROWS)
+    monkeypatch.setattr(run, "ceilings", lambda device: {"flops": 1e12, "copy": 1e10})
+
+
+def test_texts_have_as_many_tokens_as_asked(tmp_path):
+    row = Row("sft", "sft", "tokens", 8, 20, 36, ragged=True)
+    make_models(tmp_path, CONFIG, eos_rate=0.0)
+    tokenizer = GPT.from_pretrained(tmp_path / "lm").tokenizer
+    assert tokenizer.vocab_size == CONFIG.vocab_size
+    inputs = Task(row, CONFIG, "cpu", tmp_path).inputs()
+    for (prompt, responses), lengths in zip(inputs, row.lengths(), strict=True):
+        assert len(tokenizer.encode(prompt)) == lengths[0]
+        assert [len(tokenizer.encode(text)) + 1 for text in responses] == [lengths[1]]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_runs(row, tmp_path):
+    make_models(tmp_path, CONFIG, row.eos_rate)
+    seconds = getattr(ours, row.kind)(Task(row, CONFIG, "cpu", tmp_path))
+    assert len(seconds) == 3
+    assert min(seconds) > 0
+    assert row.units() > 0
+    assert row.flops(CONFIG) > 0
+
+
+def test_the_table_is_printed_and_written(small_table, tmp_path, capsys):
+    out = tmp_path / "results" / "bench.json"
+    run.main(run.Settings(preset="tiny", only="score", turns=1, peers=False, out=str(out)))
+    assert "score" in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert [row["name"] for row in report["rows"]] == ["score"]
+    assert report["rows"][0]["ours"] > 0
+    assert 0 < report["rows"][0]["of_ceiling"] < 1
