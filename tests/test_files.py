@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,12 +12,18 @@ from minirlhf import UserError, files
 resource = pytest.importorskip("resource")  # not on Windows
 
 
-@pytest.fixture
-def small_disk():
-    """limit(n): the kernel lets no file grow beyond n bytes, as a full disk would not."""
+@contextmanager
+def small_disk(size: int):
+    """The kernel lets no file grow beyond that many bytes, as a full disk would not.
+
+    Only within the test: pytest's own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_json_is_what_every_reader_accepts(tmp_path):
@@ -62,15 +69,14 @@ def test_lines_are_added_and_a_torn_one_is_left_out(tmp_path):
     assert files.read_jsonl(path) == [{"a": 1}, {"a": 2}]
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, small_disk):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path, log = tmp_path / "a.bin", tmp_path / "a.jsonl"
     files.write_atomically(path, b"old")
     files.append_jsonl(log, [{"a": 1}])
-    small_disk(30)
-    with pytest.raises(OSError) as error:
+    with small_disk(30), pytest.raises(OSError) as error:
         files.write_atomically(path, b"new" * 100)
     assert error.value.filename == str(path)
-    with pytest.raises(OSError):
+    with small_disk(30), pytest.raises(OSError):
         files.append_jsonl(log, [{"a": 2}, {"b": "x" * 100}])
     assert path.read_bytes() == b"old" and log.read_bytes() == b'{"a": 1}\n'
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.jsonl"]
