@@ -16,13 +16,14 @@ import torch
 
 from minirlhf import UserError, lora
 from minirlhf.batches import batch_indices, held_out
+from minirlhf.chat import PLAIN, Turns
 from minirlhf.cli import at_least, start
 from minirlhf.data import read_demonstrations
 from minirlhf.model import GPT, Config
 from minirlhf.optim import cosine_decay
 from minirlhf.run import Run, seed_of
 from minirlhf.supervised import add_gradient, row_length, row_prompt, to_rows, validation_loss
-from minirlhf.tokenizer import Tokenizer, Turns, render_text
+from minirlhf.tokenizer import Tokenizer
 
 
 @dataclass
@@ -83,7 +84,7 @@ def check(settings: Settings) -> None:
 
 def fresh_model(settings: Settings, demonstrations: list[Turns]) -> GPT:
     """A GPT-2 of the given sizes with its own tokenizer. Weights depend on the seed alone."""
-    texts = ["".join(text for text, _ in render_text(turns)) for turns in demonstrations]
+    texts = [PLAIN.text(turns) for turns in demonstrations]
     tokenizer = Tokenizer.train(texts, settings.vocab_size)
     config = Config(
         vocab_size=tokenizer.vocab_size,
