@@ -48,6 +48,7 @@ class Settings:
     # data and fresh model
     count: int = 65000  # how many demonstrations a world writes
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
+    chat_format: Literal["auto", "plain", "chatml", "llama3"] = "auto"  # auto: the model's own
     n_layer: int = 4  # fresh model: blocks
     n_head: int = 4  # fresh model: attention heads
     n_embd: int = 128  # fresh model: width
@@ -76,6 +77,11 @@ def check(settings: Settings) -> None:
     at_least(1, settings, "n_layer", "n_head", "n_embd", "n_positions")
     if settings.lora_rank and (not settings.init or settings.optimizer == "muon"):
         raise UserError("--lora_rank needs --init, a model to adapt, and goes with AdamW only")
+    if not settings.init and settings.chat_format not in ("auto", "plain"):
+        raise UserError(
+            f"--chat_format {settings.chat_format} needs --init, a model whose tokenizer has its "
+            "special tokens"
+        )
     if settings.n_embd % settings.n_head:
         raise UserError(
             f"--n_embd {settings.n_embd} must be a multiple of --n_head {settings.n_head}"
@@ -105,7 +111,7 @@ def main(settings: Settings) -> None:
         settings.data, template=settings.template, count=settings.count, seed=settings.seed
     )
     if settings.init:
-        model = GPT.from_pretrained(settings.init)
+        model = GPT.from_pretrained(settings.init, settings.chat_format)
     else:
         model = fresh_model(settings, demonstrations)
     rows = to_rows(model, demonstrations)

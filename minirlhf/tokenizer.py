@@ -8,12 +8,11 @@ format. Only this file makes ids of it, so what a message quotes can never becom
 supervises what the assistant says and the token (EOS) that ends its turn.
 """
 
-import codecs
 import heapq
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -113,14 +112,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens are written out; broken UTF-8 and ids without a token become U+FFFD."""
-        return "".join(self.decode_stream(ids))
-
-    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of each id as it comes. A character comes with the last of its bytes."""
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        for i in ids:
-            yield utf8.decode(self._bytes.get(int(i), b"\xff"))
-        yield utf8.decode(b"", final=True)
+        parts = [self._bytes.get(int(i), b"\xff") for i in ids]
+        return b"".join(parts).decode("utf-8", "replace")
 
     def known_ids(self, vocab_size: int) -> list[bool] | None:
         """Which ids below a model's vocab_size have a token; None: all."""
