@@ -167,7 +167,7 @@ JINJA = Template("""\
         {{- $space + text if text else '' }}
         {{- $end }}
         {%- endgeneration %}
-        {{- $between }}
+        {{- '' if loop.last and not add_generation_prompt else $between }}
     {%- else %}
         {{- headers[message['role']] }}
         {{- $before_system if message['role'] == 'system' else '' }}
@@ -258,4 +258,4 @@ def measure(known: ChatFormat, render: Callable, bos_token: str) -> ChatFormat:
 def renders_as(chat: ChatFormat, render: Callable, turns: Turns) -> bool:
     if turns[-1][0] == "user":
         return render(turns, asks=True) == chat.prompt_text(turns)
-    return render(turns) == chat.text(turns) + chat.between
+    return render(turns) in (chat.text(turns), chat.text(turns) + chat.between)

@@ -236,7 +236,7 @@ class Trunk(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder that from_pretrained and transformers read; the weights come last."""
         folder = Path(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder, padding=isinstance(self, ScalarGPT))
         eos = self.tokenizer.eos_id
         gpt2 = {
             "model_type": "gpt2",
@@ -315,6 +315,7 @@ class ScalarGPT(Trunk):
             "num_labels": 1,
             "id2label": {"0": "reward"},
             "label2id": {"reward": 0},
+            "pad_token_id": self.tokenizer.pad_id,
         }
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -56,9 +56,7 @@ class Tokenizer:
         self.chat_format = self.chat.name
         self.vocab = spec.vocab
         self.merges = spec.merges
-        self.vocab_size = (
-            max(self.vocab.values()) + 1
-        )  # larger than len(vocab) where ids are unused
+        self.vocab_size = max(self.vocab.values()) + 1  # above len(vocab) where ids are unused
 
         # 1. special tokens
         self.eos_id = self.vocab[self.chat.end]
@@ -66,8 +64,8 @@ class Tokenizer:
         self.bos_id = self.vocab.get(self.chat.bos)
         self.pad_token = padding_token(spec, self.chat)
         self.pad_id = self.vocab.get(self.pad_token)
-        self._special = any_of(spec.special_tokens)
-        self._in_text = any_of(spec.text_tokens)
+        self._special_tokens = any_of(spec.special_tokens)
+        self._text_tokens = any_of(spec.text_tokens)
 
         # 2. bytes of each id
         added = spec.special_tokens | spec.text_tokens
@@ -90,8 +88,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Text that looks like a special token is text. Lone surrogates become U+FFFD."""
         ids = []
-        for number, part in enumerate(self._in_text.split(text)):
-            if number % 2:  # an added token that a text can hold
+        for part in self._text_tokens.split(text):
+            if part in self.spec.text_tokens:
                 ids.append(self.vocab[part])
             else:
                 ids += self._encode_bytes(part)
@@ -159,9 +157,11 @@ class Tokenizer:
         ids = []
         text = ""
         for piece in pieces:
-            parts = self._special.split(piece.text) if piece.is_markup else [piece.text]
-            for number, part in enumerate(parts):
-                if number % 2:  # a special token
+            if not piece.is_markup:
+                text += piece.text
+                continue
+            for part in self._special_tokens.split(piece.text):
+                if part in self.spec.special_tokens:
                     ids += self.encode(text)
                     ids.append(self.vocab[part])
                     text = ""
@@ -189,21 +189,25 @@ class Tokenizer:
         spec = tokenizer_files.read(Path(folder))
         return cls(spec, choose_format(spec, chat_format))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """The folder's own tokenizer.json, or vocab.json and merges.txt; and tokenizer_config.json,
-        with the chat format as a template."""
+    def save_pretrained(self, folder: str | Path, padding: bool = False) -> None:
+        """Write tokenizer.json as it was read, or vocab.json and merges.txt; tokenizer_config.json.
+
+        padding: name a token to fill up batches, as transformers needs for a reward model.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.spec.config | {"eos_token": self.chat.end}
         config["chat_template"] = self.chat.template()
         config.pop("auto_map", None)  # code of strangers
-        if self.pad_id is not None:
-            config["pad_token"] = self.pad_token
+        if padding and self.pad_id is not None:
+            config |= {"pad_token": self.pad_token, "padding_side": "right"}
         if self.spec.tokenizer_json:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"  # it takes the file as it is
             write_atomically(folder / "tokenizer.json", self.spec.tokenizer_json)
         else:
             config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+            config |= {"bos_token": self.chat.end, "unk_token": self.chat.end}
+            config |= {"clean_up_tokenization_spaces": False}
             lines = [f"{left} {right}\n" for left, right in self.merges]
             write_atomically(folder / "vocab.json", to_json(self.vocab).encode())
             write_atomically(folder / "merges.txt", ("#version: 0.2\n" + "".join(lines)).encode())
@@ -262,8 +266,8 @@ def choose_format(spec: Spec, name: str) -> ChatFormat:
         raise UserError(f"--chat_format {name}: choose from auto, {', '.join(FORMATS)}")
     if name == "auto" and own is None:
         raise UserError(
-            f"{spec.source}: its chat template is none of {', '.join(FORMATS)}; choose one of them "
-            "for train_sft.py or sample.py with --chat_format"
+            f"{spec.source}: the chat template is none that is known; choose from "
+            f"{', '.join(FORMATS)} with --chat_format (train_sft.py, sample.py)"
         )
     if own and name in ("auto", own.name):
         chat = own
@@ -320,7 +324,7 @@ def to_bytes(token: str) -> bytes:
 
 
 def any_of(tokens: Iterable[str]) -> re.Pattern:
-    """Matches each of the tokens, the longest first; split() gives every second part to them."""
+    """Its split() cuts a text before and behind every token, the longest of those that fit."""
     longest_first = sorted(tokens, key=len, reverse=True)
     alternatives = "|".join(re.escape(token) for token in longest_first)
     return re.compile(f"({alternatives})" if alternatives else "((?!))")

@@ -60,7 +60,7 @@ def read(folder: Path) -> Spec:
     if (folder / "tokenizer.json").exists():
         spec = read_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "tokenizer.model").exists() and not (folder / "vocab.json").exists():
-        raise sentencepiece(folder / "tokenizer.model")
+        raise sentencepiece(folder / "tokenizer.model", "the file")
     else:
         if config.get("tokenizer_class") not in CLASSES_WITHOUT_JSON:
             why = (
@@ -98,7 +98,7 @@ def read_gpt2_files(folder: Path) -> Spec:
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(path, str(error)[:99]) from None
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return Spec(vocab, pairs(path, merges))
+    return Spec(vocab, pairs(path, merges), special_tokens={EOS} & vocab.keys())
 
 
 def read_tokenizer_json(path: Path) -> Spec:
@@ -106,7 +106,7 @@ def read_tokenizer_json(path: Path) -> Spec:
     content = read_object(path)
     model = object_field(path, content, "model")
     if model.get("type") == "Unigram" or model.get("byte_fallback"):
-        raise sentencepiece(path)
+        raise sentencepiece(path, "model")
     if model.get("type", "BPE") != "BPE":
         raise not_supported(path, "model.type", model["type"], KINDS)
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -163,7 +163,7 @@ def read_pattern(path: Path, pre_tokenizer: Any) -> str:
     steps = list(parts_of(path, "pre_tokenizer", pre_tokenizer, "pretokenizers"))
     kinds = [step.get("type") for step in steps]
     if "Metaspace" in kinds:
-        raise sentencepiece(path)
+        raise sentencepiece(path, "pre_tokenizer")
     if steps:
         check_flag(path, "pre_tokenizer.add_prefix_space", steps[-1].get("add_prefix_space"))
         uses_gpt2s = steps[-1].get("use_regex", True)  # older files do not have the field
@@ -267,11 +267,8 @@ def read_token_names(path: Path, spec: Spec) -> None:
         spec.bos_token = names["bos_token"]
     for flag in ("add_prefix_space", "add_eos_token"):
         check_flag(path, flag, content.get(flag))
-    adds_bos = content.get("add_bos_token")
-    if adds_bos not in (None, True, False):
-        raise damaged(path, f"add_bos_token is {adds_bos!r:.80}, neither true nor false")
-    if adds_bos is not None:
-        spec.puts_bos = adds_bos and spec.bos_token != ""
+    if not spec.puts_bos:
+        check_flag(path, "add_bos_token", content.get("add_bos_token"))
 
 
 def check_added_tokens(folder: Path, spec: Spec) -> None:
@@ -314,8 +311,10 @@ def read_eos(folder: Path, spec: Spec) -> None:
         if not numbers or not all(type(number) is int for number in numbers):
             raise damaged(path, f"eos_token_id is {value!r:.80}, not a number or a list of numbers")
         for number in numbers:
-            if number not in token_of:
-                raise not_supported(path, "eos_token_id", value, f"no token has this id; {INTACT}")
+            token = token_of.get(number)
+            if token not in spec.special_tokens:
+                why = f"the token {token!r:.40} of id {number} is no special token; {INTACT}"
+                raise not_supported(path, "eos_token_id", value, why)
         spec.stop_ids += numbers
     if spec.eos_token not in spec.vocab:  # no file names a token
         if not spec.stop_ids:
@@ -382,10 +381,10 @@ def not_supported(path: Path, field: str, value: Any, why: str) -> UserError:
     return UserError(f"{path}: {field} is {json.dumps(value)[:200]}, which is not supported; {why}")
 
 
-def sentencepiece(path: Path) -> UserError:
+def sentencepiece(path: Path, field: str) -> UserError:
     return UserError(
-        f"{path} is a SentencePiece tokenizer (Llama 2, Mistral, Gemma), which is not supported; "
-        + KINDS
+        f"{path}: {field} is of a SentencePiece tokenizer (Llama 2, Mistral, Gemma), which is not "
+        f"supported; {KINDS}"
     )
 
 

@@ -5,8 +5,10 @@ import random
 
 import pytest
 import tokenizer_folders
+from conftest import tiny
 from tokenizer_folders import CHATS, KINDS
 
+import train_sft
 from minirlhf import UserError
 from minirlhf.chat import CHATML, LLAMA3, PLAIN, recognise
 from minirlhf.data import messages
@@ -233,6 +235,27 @@ def test_formats_survive_their_template():
         assert recognise(chat.template(), chat.bos, chat.end) == chat
 
 
+def test_sft_gives_a_model_the_format_that_is_chosen(folders, tmp_path):
+    """A base model has no template; what is saved has one."""
+    folder = tokenizer_folders.write(tmp_path / "base", "qwen2.5")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    config["eos_token"] = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    base = Tokenizer.from_pretrained(folder)
+    assert base.chat_format == "plain" and base.decode([base.eos_id]) == "<|endoftext|>"
+    tiny(base).save_pretrained(folder)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Hi", "completion": "The fox."}\n' * 4)
+    options = {"init": str(folder), "data": str(tmp_path / "data.jsonl"), "validation": 0.0}
+    options |= {"steps": 1, "batch_size": 2, "out": str(tmp_path / "sft"), "chat_format": "chatml"}
+    train_sft.main(train_sft.Settings(**options))
+    tuned = Tokenizer.from_pretrained(tmp_path / "sft")
+    assert tuned.chat_format == "chatml"
+    assert tuned.decode([tuned.eos_id]) == "<|im_end|>"
+    with pytest.raises(UserError, match="--init"):
+        train_sft.main(train_sft.Settings(chat_format="chatml", out=str(tmp_path / "fresh")))
+
+
 # ---------------------------------------------------------------------- as in transformers
 
 
@@ -286,16 +309,15 @@ def test_transformers_supervises_what_we_supervise(folders, tmp_path, kind):
         turns = tuple((role, text.strip()) for role, text in turns)
         batch = apply(theirs, turns, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = tokenizer.render(turns)
-        rest = len(tokenizer.encode(tokenizer.chat.between))
-        assert batch["input_ids"][: len(ids)] == ids
-        assert batch["assistant_masks"] == [int(counts) for counts in mask] + [0] * rest
+        assert batch["input_ids"] == ids
+        assert batch["assistant_masks"] == [int(counts) for counts in mask]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_folder_opens_in_transformers_with_the_same_ids(folders, tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     tokenizer = Tokenizer.from_pretrained(folders / kind)
-    tokenizer.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path, padding=True)
     for model_type in ("gpt2", "llama", "qwen3"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

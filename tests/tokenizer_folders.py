@@ -112,6 +112,7 @@ KINDS = {
         "pattern": SMOLLM,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, byte_level(True)]},
         "special": CHATML_TOKENS,
+        "lacks": "ē",  # a control character, as SmolLM's vocabulary does
         "names": {
             "bos_token": "<|im_start|>",
             "eos_token": "<|im_end|>",
@@ -187,6 +188,7 @@ def write(folder: Path, kind: str) -> Path:
     """A tokenizer's folder, as the hub has it."""
     rules = KINDS[kind]
     tokens, merges = train(rules["pattern"])
+    tokens = [token for token in tokens if token != rules.get("lacks")]
     if rules.get("ignore_merges"):
         merges = with_other_splits(tokens, merges)
     added = []
