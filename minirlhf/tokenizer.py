@@ -256,25 +256,23 @@ def visible(text: str) -> str:
 
 
 def choose_format(spec: Spec, name: str) -> ChatFormat:
-    """name: as of Tokenizer.from_pretrained."""
-    bos = spec.bos_token if spec.puts_bos else ""
-    plain = replace(PLAIN, end=spec.eos_token, bos=bos)
-    own = plain
-    if spec.chat_template:
-        own = recognise(spec.chat_template, spec.bos_token, spec.eos_token)
+    """name: plain, chatml, llama3, or auto for that of the chat template.
+
+    A folder without a template is plain.
+    """
     if name not in ("auto", *FORMATS):
         raise UserError(f"--chat_format {name}: choose from auto, {', '.join(FORMATS)}")
+    bos = spec.bos_token if spec.puts_bos else ""
+    formats = FORMATS | {"plain": replace(PLAIN, end=spec.eos_token, bos=bos)}
+    own = formats["plain"]
+    if spec.chat_template:
+        own = recognise(spec.chat_template, spec.bos_token, spec.eos_token)
     if name == "auto" and own is None:
         raise UserError(
             f"{spec.source}: the chat template is none that is known; choose from "
             f"{', '.join(FORMATS)} with --chat_format (train_sft.py, sample.py)"
         )
-    if own and name in ("auto", own.name):
-        chat = own
-    elif name == "plain":
-        chat = plain
-    else:
-        chat = FORMATS[name]
+    chat = own if own and name in ("auto", own.name) else formats[name]
     for token in re.findall(r"<\|\w+\|>", chat.markup()):
         if token not in spec.vocab:
             raise UserError(

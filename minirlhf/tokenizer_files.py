@@ -327,14 +327,18 @@ def read_chat_template(folder: Path, config: dict) -> str:
     """The Jinja template; "" where there is none."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template") or ""
-    if isinstance(template, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in template}
-        template = named.get("default", "")
-    if not isinstance(template, str):
-        raise damaged(folder / "tokenizer_config.json", "chat_template is not a text")
-    return template
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise damaged(path, f"it is not UTF-8, {error}") from None
+    templates = config.get("chat_template") or ""
+    if isinstance(templates, str):
+        return templates
+    try:  # several, each with its name
+        return {item["name"]: str(item["template"]) for item in templates}.get("default", "")
+    except (TypeError, KeyError):
+        what = f"chat_template is {templates!r:.80}, not a text"
+        raise damaged(folder / "tokenizer_config.json", what) from None
 
 
 # ---------------------------------------------------------------------- JSON with care

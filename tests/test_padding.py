@@ -6,7 +6,7 @@ import torch
 from conftest import tiny
 
 from minirlhf.data import Prompt, messages
-from minirlhf.model import ScalarGPT
+from minirlhf.model import Config, ScalarGPT
 from minirlhf.rewards import TrainedReward
 from minirlhf.tokenizer import Tokenizer
 
@@ -16,13 +16,19 @@ REQUESTS = ["Hi", "What is 2 + 3? The fox can't say.", "Why?"]
 ANSWERS = ["The fox ran 12 miles.", "", "5! 東京 café"]
 
 
+BODIES = [{}]  # fields of Config
+if hasattr(Config, "model_type"):
+    BODIES.append({"model_type": "llama", "n_inner": 40})
+
+
+@pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("kind", ["ours", *tokenizer_folders.KINDS])
-def test_transformers_reads_the_score_where_we_do(tmp_path, kind):
+def test_transformers_reads_the_score_where_we_do(tmp_path, kind, body):
     if kind == "ours":
         tokenizer = Tokenizer.train([tokenizer_folders.TEXT], 320)
     else:
         tokenizer = Tokenizer.from_pretrained(tokenizer_folders.write(tmp_path, kind))
-    model = tiny(tokenizer, ScalarGPT, n_positions=160)
+    model = tiny(tokenizer, ScalarGPT, n_positions=160, **body)
     model.save_pretrained(tmp_path / "rm")
     prompts = [Prompt.of(request) for request in REQUESTS]
     expected = TrainedReward(model)(prompts, ANSWERS)
