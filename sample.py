@@ -9,6 +9,7 @@ The last line is rejection sampling: train_sft.py learns from the best answers.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from typing import Literal
 import torch
 
 from minirlhf import UserError, rewards, rollout
+from minirlhf.chat import Turns
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.device import open_model
@@ -30,6 +32,7 @@ class Settings:
     init: str = "out/sft"  # model: a folder or a Hugging Face name
     prompt: str = ""  # a request; "-" reads it from standard input
     chat: bool = False  # a conversation in the terminal; an empty line ends it
+    system: str = ""  # system text before the request or the conversation
     max_tokens: int = 64  # longest response
     temperature: float = 1.0  # below 1 the likely tokens become likelier; 0: always the likeliest
 
@@ -38,6 +41,7 @@ class Settings:
     count: int = 500  # how many of them
     split: Literal["train", "test"] = "train"  # of a world's prompts; test: held out
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
+    chat_format: Literal["auto", "plain", "chatml", "llama3"] = "auto"  # auto: the model's own
     samples: int = 1  # responses to each prompt
     candidates_out: str = ""  # JSON lines for label.py: {"id", "prompt", "responses"}
     sft_out: str = ""  # JSON lines for train_sft.py: finished responses as {"prompt", "completion"}
@@ -61,6 +65,8 @@ def check(settings: Settings) -> None:
     modes = [bool(settings.prompt), settings.chat, bool(settings.data)]
     if sum(modes) != 1:
         raise UserError("say what to answer: use one of --prompt TEXT, --chat, --data FILE")
+    if settings.system and (settings.data or settings.template == "raw"):
+        raise UserError("--system goes before --prompt or --chat, and not before --template raw")
     if not 0 < settings.top_p <= 1:
         raise UserError(f"--top_p {settings.top_p}: must be above 0 and at most 1")
     if settings.best_of > 1 and not (settings.reward and settings.temperature):
@@ -78,7 +84,13 @@ class Sampler:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.model = open_model(GPT, settings.init, settings.device, settings.dtype)
+        self.model = open_model(
+            GPT,
+            settings.init,
+            settings.device,
+            settings.dtype,
+            chat_format=settings.chat_format,
+        )
         seed = seed_of(settings.seed, "sample.py")
         self.generator = torch.Generator(self.model.device).manual_seed(seed)
         self.reward_fn = None
@@ -110,11 +122,33 @@ class Sampler:
             best.append(max(candidates, key=lambda row: quality[row]))
         return batch.select(best)
 
+    def stream(self, prompt: Prompt) -> Iterator[str]:
+        """One response as far as it is sampled, longer with every token."""
+        settings = self.settings
+        tokenizer = self.model.tokenizer
+        ids = []
+        for i in rollout.stream(
+            self.model,
+            tokenizer.encode_prompt(prompt.turns),
+            settings.max_tokens,
+            self.generator,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        ):
+            ids.append(i)
+            yield tokenizer.decode_response(prompt.turns, ids)
+
+
+def system_turns(settings: Settings) -> Turns:
+    return (("system", settings.system),) if settings.system else ()
+
 
 def chat(sampler: Sampler) -> None:
     """Turn by turn. When the context is full the oldest turns are forgotten, and this is said."""
     model = sampler.model
     room = model.config.n_positions - sampler.settings.max_tokens
+    system = system_turns(sampler.settings)
     turns = ()
     print("(an empty line ends the conversation)")
     while True:
@@ -125,12 +159,27 @@ def chat(sampler: Sampler) -> None:
         if not request:
             return
         turns = (*turns, ("user", request))
-        while len(turns) > 1 and len(model.tokenizer.encode_prompt(turns)) > room:
+        while len(turns) > 1 and len(model.tokenizer.encode_prompt((*system, *turns))) > room:
             print("(the context is full: the oldest turn is forgotten)")
             turns = turns[2:]
-        response = sampler([Prompt(turns, request)]).responses[0]
-        print(f"Assistant: {response}")
+        response = say(sampler, Prompt((*system, *turns), request))
         turns = (*turns, ("assistant", response))
+
+
+def say(sampler: Sampler, prompt: Prompt) -> str:
+    """Print a response while it is sampled; with --best_of, when the best is known."""
+    print("Assistant: ", end="", flush=True)
+    if sampler.reward_fn is not None:
+        response = sampler([prompt]).responses[0]
+        print(response)
+        return response
+    response = shown = ""
+    for response in sampler.stream(prompt):
+        ready = response.rstrip("\ufffd")  # half a character waits for its other bytes
+        print(ready[len(shown) :], end="", flush=True)
+        shown = ready
+    print(response[len(shown) :])
+    return response
 
 
 def answer_one(sampler: Sampler) -> None:
@@ -138,7 +187,8 @@ def answer_one(sampler: Sampler) -> None:
     if text == "-":
         text = sys.stdin.read().rstrip("\n")
     role = "text" if sampler.settings.template == "raw" else "user"
-    batch = sampler([Prompt(((role, text),), text)])
+    turns = (*system_turns(sampler.settings), (role, text))
+    batch = sampler([Prompt(turns, text)])
     print(*batch.responses, sep="\n---\n")
 
 

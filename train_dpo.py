@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minirlhf import UserError, lora, losses, rewards, rollout
 from minirlhf.batches import batch_indices, fit, held_out, micro_batches, pad
+from minirlhf.chat import Turns
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, distinct, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
@@ -27,7 +28,7 @@ from minirlhf.optim import linear_decay
 from minirlhf.rollout import Rollout, in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
-from minirlhf.tokenizer import Tokenizer, Turns
+from minirlhf.tokenizer import Tokenizer
 
 
 @dataclass

@@ -16,13 +16,14 @@ import torch
 
 from minirlhf import UserError, lora
 from minirlhf.batches import batch_indices, held_out
+from minirlhf.chat import PLAIN, Turns
 from minirlhf.cli import at_least, start
 from minirlhf.data import read_demonstrations
 from minirlhf.model import GPT, Config
 from minirlhf.optim import cosine_decay
 from minirlhf.run import Run, seed_of
 from minirlhf.supervised import add_gradient, row_length, row_prompt, to_rows, validation_loss
-from minirlhf.tokenizer import Tokenizer, Turns, render_text
+from minirlhf.tokenizer import Tokenizer
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Settings:
     # data and fresh model
     count: int = 65000  # how many demonstrations a world writes
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
+    chat_format: Literal["auto", "plain", "chatml", "llama3"] = "auto"  # auto: the model's own
     n_layer: int = 4  # fresh model: blocks
     n_head: int = 4  # fresh model: attention heads
     n_embd: int = 128  # fresh model: width
@@ -75,6 +77,11 @@ def check(settings: Settings) -> None:
     at_least(1, settings, "n_layer", "n_head", "n_embd", "n_positions")
     if settings.lora_rank and (not settings.init or settings.optimizer == "muon"):
         raise UserError("--lora_rank needs --init, a model to adapt, and goes with AdamW only")
+    if not settings.init and settings.chat_format not in ("auto", "plain"):
+        raise UserError(
+            f"--chat_format {settings.chat_format} needs --init, a model whose tokenizer has its "
+            "special tokens"
+        )
     if settings.n_embd % settings.n_head:
         raise UserError(
             f"--n_embd {settings.n_embd} must be a multiple of --n_head {settings.n_head}"
@@ -83,7 +90,7 @@ def check(settings: Settings) -> None:
 
 def fresh_model(settings: Settings, demonstrations: list[Turns]) -> GPT:
     """A GPT-2 of the given sizes with its own tokenizer. Weights depend on the seed alone."""
-    texts = ["".join(text for text, _ in render_text(turns)) for turns in demonstrations]
+    texts = [PLAIN.text(turns) for turns in demonstrations]
     tokenizer = Tokenizer.train(texts, settings.vocab_size)
     config = Config(
         vocab_size=tokenizer.vocab_size,
@@ -104,7 +111,7 @@ def main(settings: Settings) -> None:
         settings.data, template=settings.template, count=settings.count, seed=settings.seed
     )
     if settings.init:
-        model = GPT.from_pretrained(settings.init)
+        model = GPT.from_pretrained(settings.init, settings.chat_format)
     else:
         model = fresh_model(settings, demonstrations)
     rows = to_rows(model, demonstrations)

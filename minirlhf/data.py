@@ -24,7 +24,7 @@ from itertools import combinations
 from typing import Any
 
 from minirlhf import UserError, formats, hub, readers, world
-from minirlhf.tokenizer import ASSISTANT_HEADER, USER_HEADER, Turns, is_raw, prompt_text
+from minirlhf.chat import ASSISTANT_HEADER, PLAIN, USER_HEADER, Turns, is_raw
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 SHORTEST_REPEATED = 20  # characters: a shorter prompt is not taken for repeated by its responses
@@ -60,8 +60,8 @@ class Prompt:
         return self.turns[-1][1]
 
     def text(self) -> str:
-        """As it is encoded: a key that belongs to this prompt alone."""
-        return prompt_text(self.turns)
+        """In the plain format: a key that belongs to this prompt alone."""
+        return PLAIN.prompt_text(self.turns)
 
 
 @dataclass

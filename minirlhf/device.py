@@ -93,7 +93,7 @@ def open_model(
 ) -> nn.Module:
     """A model (cls: GPT or ScalarGPT) from a folder or by its name, ready for use without training.
 
-    overrides: numbers of its config.json to replace.
+    overrides: chat_format, or numbers of its config.json to replace.
     """
     device = pick_device(device)
     model = cls.from_pretrained(folder, **overrides)

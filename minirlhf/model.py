@@ -204,7 +204,7 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **overrides):
+    def from_pretrained(cls, folder: str | Path, chat_format: str = "auto", **overrides):
         """Read a Hugging Face GPT-2 folder, or a model that hub.py knows by name.
 
         overrides replace numbers of config.json. A missing scalar head starts at zero: a language
@@ -212,7 +212,7 @@ class Trunk(nn.Module):
         """
         folder = hub.model_folder(folder)
         config = checkpoint.read_config(folder, Config, overrides)
-        tokenizer = Tokenizer.from_pretrained(folder)
+        tokenizer = Tokenizer.from_pretrained(folder, chat_format)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
                 f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json a "
@@ -236,7 +236,7 @@ class Trunk(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder that from_pretrained and transformers read; the weights come last."""
         folder = Path(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder, padding=isinstance(self, ScalarGPT))
         eos = self.tokenizer.eos_id
         gpt2 = {
             "model_type": "gpt2",
@@ -315,6 +315,7 @@ class ScalarGPT(Trunk):
             "num_labels": 1,
             "id2label": {"0": "reward"},
             "label2id": {"reward": 0},
+            "pad_token_id": self.tokenizer.pad_id,
         }
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ t is predicted from position t - 1, where its log-prob and its value are read.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -344,3 +344,32 @@ def exact_kl(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1
         return per_token(torch.cat(chunks), batch.mask)
 
     return in_micro_batches(kl, policy, batch)
+
+
+@torch.no_grad()
+def stream(
+    model: GPT,
+    prompt: list[int],
+    max_tokens: int,
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Iterator[int]:
+    """A response's ids as they are sampled: those of `generate` for this prompt alone."""
+    end = min(len(prompt) + max_tokens, model.config.n_positions)
+    cache = KVCache(model, 1, end)
+    tokens = torch.tensor([prompt], device=model.device)
+    hidden = model.hidden(tokens, cache)[:, -1]  # (1, D)
+    for position in range(len(prompt), end):
+        logits = model.logits(hidden, temperature or 1.0)  # (1, V)
+        if temperature == 0:
+            new = logits.argmax(-1)  # (1,)
+        else:
+            new = choose(logits, generator, top_k, top_p)  # (1,)
+        yield int(new)
+        if int(new) in model.tokenizer.stop_ids:
+            return
+        at = torch.tensor([position], device=model.device)
+        hidden = model.hidden(new[:, None], cache, at)[:, 0]

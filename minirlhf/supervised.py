@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from minirlhf.batches import fit, micro_batches, pad
+from minirlhf.chat import Turns
 from minirlhf.model import GPT
-from minirlhf.tokenizer import Turns
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are supervised
 

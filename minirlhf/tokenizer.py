@@ -1,119 +1,103 @@
-"""Text and conversations <-> token ids: byte-level BPE in GPT-2's files.
+"""Text and conversations <-> token ids: byte-level BPE, as GPT-2, SmolLM, Qwen and Llama 3 have it.
 
-tiktoken encodes; the trainer of vocabularies is ours. Folders of GPT-2's tokenizer load here, and
-transformers opens the folders that are saved here.
+tiktoken encodes; the trainer of vocabularies is ours. Folders of such tokenizers load here, and
+transformers opens the folders that are saved here and computes the same ids.
 
-A conversation is a tuple of turns (role, text). Only this file renders turns into ids, so what a
-message quotes can never become a turn. The format is that of Anthropic's hh-rlhf:
-
-    \\n\\nHuman: What is 2 + 2?\\n\\nAssistant: It is 4.<|endoftext|>
-
-Training supervises each assistant turn and the end-of-text token (EOS) behind it.
+A conversation is a tuple of turns (role, text). chat.py says how it is written in the model's own
+format. Only this file makes ids of it, so what a message quotes can never become a turn. Training
+supervises what the assistant says and the token (EOS) that ends its turn.
 """
 
 import heapq
-import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import regex
 import tiktoken
 
-from minirlhf import UserError
+from minirlhf import UserError, tokenizer_files
+from minirlhf.chat import FORMATS, PLAIN, ChatFormat, Piece, Turns, is_raw, recognise
 from minirlhf.files import to_json, write_atomically
-from minirlhf.special_tokens import EOS, refuse_other_tokenizers
+from minirlhf.tokenizer_files import EOS, GPT2, INTACT, Spec
 
-# Roles are "system", "user", "assistant" and "text": a raw prompt that the model continues as it
-# is. A "text" turn can only come first. (("text", ""),) is the empty prompt.
-Turn = tuple[str, str]
-Turns = tuple[Turn, ...]
-
-USER_HEADER, ASSISTANT_HEADER = "\n\nHuman:", "\n\nAssistant:"
-
-# GPT-2's rule for cutting a text into pieces; tokens merge within a piece only.
-PIECE = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The trainer keeps digits apart, so that a small model can learn sums, and bounds a piece's length.
-TRAINING_PIECE = regex.compile(PIECE.replace(r"\p{N}+", r"\p{N}").replace("+", "{1,32}"))
+TRAINING_PIECE = regex.compile(GPT2.replace(r"\p{N}+", r"\p{N}").replace("+", "{1,32}"))
 LONGEST_SPACE = 10_000  # tiktoken's regex engine fails on longer runs of blanks, so we cut them
 
-# GPT-2 writes a byte as a visible character: printable Latin-1 as itself, the rest from U+0100 on.
+# A vocabulary writes a byte as a visible character: printable Latin-1 as itself, the rest from
+# U+0100 on.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-BYTES = _PRINTABLE + _OTHERS  # in the order of their ids
+BYTES = _PRINTABLE + _OTHERS  # in the order of GPT-2's ids
 SYMBOLS = [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in range(len(_OTHERS))]
 BYTE_OF_SYMBOL = dict(zip(SYMBOLS, BYTES))
-
-# The same format for transformers' apply_chat_template.
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{% set text = m['content'] %}"
-    "{% if m['role'] == 'assistant' %}"
-    "{{ '\n\nAssistant:' + (' ' + text if text else '') + eos_token }}"
-    "{% else %}{{ text if m['role'] == 'system' else '\n\nHuman: ' + text }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
-)
-
-
-def is_raw(turns: Turns) -> bool:
-    """Whether the model continues a text instead of answering in a conversation."""
-    return turns[0][0] == "text"
-
-
-def render_text(turns: Turns) -> Iterator[tuple[str, bool]]:
-    """Turns -> the texts that are encoded one by one, and whether the assistant wrote each."""
-    header = "" if is_raw(turns) else ASSISTANT_HEADER
-    context = ""
-    for role, text in turns:
-        if role == "assistant":
-            yield context + header, False
-            yield response_text(turns, text), True
-            context = ""
-        elif role == "user":
-            context += f"{USER_HEADER} {text}"
-        else:
-            context += text
-    if context:
-        yield context, False
-
-
-def prompt_text(turns: Turns) -> str:
-    """A prompt as it is encoded, with the open header behind it: a key that is its own alone."""
-    return "".join(text for text, _ in render_text((*turns, ("assistant", ""))))
-
-
-def response_text(prompt: Turns, response: str) -> str:
-    """The response as it stands behind its prompt: in a conversation, a space divides the two."""
-    return response if is_raw(prompt) or not response else " " + response
+NEVER_IN_TEXT = "ÿ"  # the byte 0xFF, which UTF-8 does not use
+NEEDED = [chr(byte) for byte in range(33, 127)] + ["Ġ"]  # ASCII's, and the blank's
 
 
 class Tokenizer:
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], source="tokenizer"):
-        """vocab: token -> id. merges: pairs in the order of merging, as GPT-2's files hold them.
+    vocab: dict[str, int]  # token -> id
+    vocab_size: int
+    eos_id: int  # ends what the assistant says; is trained, carries the reward
+    stop_ids: tuple[int, ...]  # end generation: eos_id and other EOS ids of the folder
+    bos_id: int | None  # before every conversation
+    pad_id: int | None  # for other libraries: rows are padded by their lengths here
+    chat_format: str  # "plain", "chatml" or "llama3"
 
-        source: the folder, for error messages.
-        """
-        check_vocab(vocab, source)
-        tokens = merged_tokens(vocab, merges, source)
-        self.vocab = vocab
-        self.merges = merges
-        self.eos_id = vocab[EOS]
-        self.vocab_size = max(vocab.values()) + 1  # larger than len(vocab) where ids are unused
+    def __init__(self, spec: Spec, chat: ChatFormat | None = None):
+        """spec: what the tokenizer's files say. chat: how it writes conversations; None: plain."""
+        self.spec = spec
+        self.chat = chat or replace(PLAIN, end=spec.eos_token)
+        self.chat_format = self.chat.name
+        self.vocab = spec.vocab
+        self.merges = spec.merges
+        self.vocab_size = max(self.vocab.values()) + 1  # above len(vocab) where ids are unused
 
-        raw_bytes = [bytes(BYTE_OF_SYMBOL[symbol] for symbol in token) for token in tokens]
-        self._ids = [vocab[token] for token in tokens]  # rank in merging order -> id
-        self._bytes = dict(zip(self._ids, raw_bytes))
-        self._bytes[self.eos_id] = EOS.encode()
-        ranks = {token: rank for rank, token in enumerate(raw_bytes)}
+        # 1. special tokens
+        self.eos_id = self.vocab[self.chat.end]
+        self.stop_ids = tuple(dict.fromkeys([self.eos_id, *spec.stop_ids]))
+        self.bos_id = self.vocab.get(self.chat.bos)
+        self.pad_token = padding_token(spec, self.chat)
+        self.pad_id = self.vocab.get(self.pad_token)
+        self._special_tokens = any_of(spec.special_tokens)
+        self._text_tokens = any_of(spec.text_tokens)
+
+        # 2. bytes of each id
+        added = spec.special_tokens | spec.text_tokens
+        self._bytes = {}
+        for token, i in self.vocab.items():
+            is_text = token in added or not BYTE_OF_SYMBOL.keys() >= set(token)
+            self._bytes[i] = token.encode() if is_text else to_bytes(token)
+
+        # 3. byte-pair encoding: tiktoken numbers tokens in the order of merging
+        tokens = merge_order(spec)
+        tokens += [symbol for symbol in SYMBOLS if symbol not in self.vocab]
+        self._ids = [self.vocab.get(token) for token in tokens]
+        ranks = {to_bytes(token): rank for rank, token in enumerate(tokens)}
         self._bpe = tiktoken.Encoding(
-            "bpe", pat_str=PIECE, mergeable_ranks=ranks, special_tokens={}
+            "bpe", pat_str=spec.pattern, mergeable_ranks=ranks, special_tokens={}
         )
 
     # ------------------------------------------------------------------ text
 
     def encode(self, text: str) -> list[int]:
         """Text that looks like a special token is text. Lone surrogates become U+FFFD."""
+        ids = []
+        for part in self._text_tokens.split(text):
+            if part in self.spec.text_tokens:
+                ids.append(self.vocab[part])
+            else:
+                ids += self._encode_bytes(part)
+        return ids
+
+    def _encode_bytes(self, text: str) -> list[int]:
+        if self.spec.nfc:
+            text = unicodedata.normalize("NFC", text)
         ranks = []
         start = 0
         for run in re.finditer(rf"(?<!\s)\s{{{LONGEST_SPACE},}}", text):
@@ -121,12 +105,20 @@ class Tokenizer:
                 ranks += self._bpe.encode_ordinary(text[start:cut])
                 start = cut
         ranks += self._bpe.encode_ordinary(text[start:])
-        return [self._ids[rank] for rank in ranks]
+        ids = [self._ids[rank] for rank in ranks]
+        return [i for i in ids if i is not None]  # SmolLM has no token for some control characters
 
     def decode(self, ids: Iterable[int]) -> str:
-        """EOS is shown as <|endoftext|>; broken UTF-8 and ids without a token become U+FFFD."""
+        """Special tokens are written out; broken UTF-8 and ids without a token become U+FFFD."""
         parts = [self._bytes.get(int(i), b"\xff") for i in ids]
         return b"".join(parts).decode("utf-8", "replace")
+
+    def known_ids(self, vocab_size: int) -> list[bool] | None:
+        """Which ids below a model's vocab_size have a token; None: all."""
+        known = [False] * vocab_size
+        for i in self.vocab.values():
+            known[i] = True
+        return None if all(known) else known
 
     # ------------------------------------------------------------------ conversations
 
@@ -134,15 +126,10 @@ class Tokenizer:
         """A conversation -> ids and loss mask: True on assistant turns and the EOS after each."""
         ids = []
         mask = []
-        if is_raw(turns) and not turns[0][1]:  # an empty prompt: the text starts behind an EOS
-            ids.append(self.eos_id)
-            mask.append(False)
-        for text, by_assistant in render_text(turns):
-            tokens = self.encode(text)
-            if by_assistant:
-                tokens.append(self.eos_id)
+        for supervised, pieces in groupby(self.chat.pieces(turns), lambda piece: piece.supervised):
+            tokens = self._encode_pieces(pieces)
             ids += tokens
-            mask += [by_assistant] * len(tokens)
+            mask += [supervised] * len(tokens)
         return ids, mask
 
     def encode_prompt(self, turns: Turns) -> list[int]:
@@ -152,16 +139,35 @@ class Tokenizer:
 
     def encode_response(self, prompt: Turns, response: str, finished: bool = True) -> list[int]:
         """finished: add EOS. A response that the length limit cut has none."""
-        ids = self.encode(response_text(prompt, response))
-        return [*ids, self.eos_id] if finished else ids
+        ids = self._encode_pieces(self.chat.answer(prompt, response))
+        return ids if finished else ids[:-1]
 
     def decode_response(self, prompt: Turns, ids: Iterable[int]) -> str:
-        """The text up to the first EOS: the inverse of encode_response."""
+        """The text up to the first token that ends it: the inverse of encode_response."""
         ids = [int(i) for i in ids]
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id)]
+        for end, i in enumerate(ids):
+            if i in self.stop_ids:
+                ids = ids[:end]
+                break
         text = self.decode(ids)
-        return text if is_raw(prompt) else text.removeprefix(" ")
+        return text if is_raw(prompt) else text.removeprefix(self.chat.space)
+
+    def _encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+        """Special tokens count in the format's own strings alone. Tokens span pieces."""
+        ids = []
+        text = ""
+        for piece in pieces:
+            if not piece.is_markup:
+                text += piece.text
+                continue
+            for part in self._special_tokens.split(piece.text):
+                if part in self.spec.special_tokens:
+                    ids += self.encode(text)
+                    ids.append(self.vocab[part])
+                    text = ""
+                else:
+                    text += part
+        return ids + self.encode(text)
 
     def show(self, ids: Iterable[int], mask: Iterable[bool]) -> str:
         """For the terminal: supervised tokens green, others dim, a bar after each token."""
@@ -174,28 +180,38 @@ class Tokenizer:
     # ------------------------------------------------------------------ files
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
-        """Read vocab.json and merges.txt, or tokenizer.json where there is no vocab.json."""
-        folder = Path(folder)
-        vocab, merges = read_files(folder)
-        refuse_other_tokenizers(folder, vocab)
-        return cls(vocab, merges, str(folder))
+    def from_pretrained(cls, folder: str | Path, chat_format: str = "auto") -> "Tokenizer":
+        """Read tokenizer.json, or vocab.json and merges.txt.
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        config = {
-            "tokenizer_class": "GPT2Tokenizer",
-            "bos_token": EOS,
-            "eos_token": EOS,
-            "unk_token": EOS,
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        }
+        chat_format: plain, chatml or llama3; auto: that of the folder's chat template.
+        Raises UserError for damaged files and for what is not supported.
+        """
+        spec = tokenizer_files.read(Path(folder))
+        return cls(spec, choose_format(spec, chat_format))
+
+    def save_pretrained(self, folder: str | Path, padding: bool = False) -> None:
+        """Write tokenizer.json as it was read, or vocab.json and merges.txt; tokenizer_config.json.
+
+        padding: name a token to fill up batches, as transformers needs for a reward model.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [f"{left} {right}\n" for left, right in self.merges]
-        write_atomically(folder / "vocab.json", to_json(self.vocab).encode())
-        write_atomically(folder / "merges.txt", ("#version: 0.2\n" + "".join(lines)).encode())
+        config = self.spec.config | {"eos_token": self.chat.end}
+        config["chat_template"] = self.chat.template()
+        config.pop("auto_map", None)  # code of strangers
+        if padding and self.pad_id is not None:
+            config |= {"pad_token": self.pad_token, "padding_side": "right"}
+        if self.spec.tokenizer_json:
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"  # it takes the file as it is
+            write_atomically(folder / "tokenizer.json", self.spec.tokenizer_json)
+        else:
+            config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+            config |= {"bos_token": self.chat.end, "unk_token": self.chat.end}
+            config |= {"clean_up_tokenization_spaces": False}
+            lines = [f"{left} {right}\n" for left, right in self.merges]
+            write_atomically(folder / "vocab.json", to_json(self.vocab).encode())
+            write_atomically(folder / "merges.txt", ("#version: 0.2\n" + "".join(lines)).encode())
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would hide ours
         write_atomically(folder / "tokenizer_config.json", to_json(config, indent=2).encode())
 
     @classmethod
@@ -219,7 +235,8 @@ class Tokenizer:
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
         vocab = {token: i for i, token in enumerate([*tokens, EOS])}
-        return cls(vocab, [(tokens[left], tokens[right]) for left, right in merges])
+        merges = [(tokens[left], tokens[right]) for left, right in merges]
+        return cls(Spec(vocab, merges, special_tokens={EOS}))
 
 
 def visible(text: str) -> str:
@@ -235,72 +252,80 @@ def visible(text: str) -> str:
     return "".join(shown)
 
 
-# ---------------------------------------------------------------------- reading a folder
-
-INTACT = "vocab.json and merges.txt must be intact, and from the same tokenizer"
+# ---------------------------------------------------------------------- from a folder's Spec
 
 
-def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The folder's vocab and merges. UserError where they are missing, damaged or not GPT-2's."""
-    path = folder / "vocab.json"
-    try:
-        if not path.exists() and (folder / "tokenizer.json").exists():
-            path = folder / "tokenizer.json"
-            vocab, lines = read_tokenizer_json(path)
-        else:
-            vocab = dict(json.loads(path.read_text(encoding="utf-8")))
-            path = folder / "merges.txt"
-            lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
+def choose_format(spec: Spec, name: str) -> ChatFormat:
+    """name: plain, chatml, llama3, or auto for that of the chat template.
+
+    A folder without a template is plain.
+    """
+    if name not in ("auto", *FORMATS):
+        raise UserError(f"--chat_format {name}: choose from auto, {', '.join(FORMATS)}")
+    bos = spec.bos_token if spec.puts_bos else ""
+    formats = FORMATS | {"plain": replace(PLAIN, end=spec.eos_token, bos=bos)}
+    own = formats["plain"]
+    if spec.chat_template:
+        own = recognise(spec.chat_template, spec.bos_token, spec.eos_token)
+    if name == "auto" and own is None:
         raise UserError(
-            f"{error.filename}: {error.strerror}; a tokenizer is vocab.json and merges.txt"
-        ) from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}; use an intact copy") from None
-
-    merges = []
-    for number, line in enumerate(lines, 1):
-        if not line or line.startswith("#version"):
-            continue
-        parts = line.split(" ")
-        if len(parts) != 2:
-            raise UserError(f"{path}, merge {number}: {line[:60]!r} is not two tokens; {INTACT}")
-        merges.append((parts[0], parts[1]))
-    return vocab, merges
-
-
-def read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Newer versions of transformers write this one file instead of two."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    vocab = dict(content["model"]["vocab"])
-    for token in content["added_tokens"]:
-        vocab[token["content"]] = token["id"]
-    lines = []
-    for merge in content["model"]["merges"]:
-        lines.append(merge if isinstance(merge, str) else " ".join(merge))
-    return vocab, lines
-
-
-def check_vocab(vocab: dict[str, int], source: str) -> None:
-    for token in (EOS, *SYMBOLS):
-        if token not in vocab:
-            raise UserError(f"{source}: the vocabulary lacks {token!r}; {INTACT}")
-    ids = list(vocab.values())
-    if not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) < len(ids):
-        raise UserError(f"{source}: the vocabulary has an id twice, or a wrong one; {INTACT}")
-
-
-def merged_tokens(vocab: dict[str, int], merges: list, source: str) -> list[str]:
-    """All tokens but EOS in the order of merging, which their ids need not follow."""
-    tokens = dict.fromkeys(SYMBOLS)
-    for left, right in merges:
-        merged = left + right
-        if merged not in vocab or merged in tokens or left not in tokens or right not in tokens:
+            f"{spec.source}: the chat template is none that is known; choose from "
+            f"{', '.join(FORMATS)} with --chat_format (train_sft.py, sample.py)"
+        )
+    chat = own if own and name in ("auto", own.name) else formats[name]
+    for token in re.findall(r"<\|\w+\|>", chat.markup()):
+        if token not in spec.vocab:
             raise UserError(
-                f"{source}: the merge {left} {right} is out of order or not in vocab.json; {INTACT}"
+                f"{spec.source}: the chat format {chat.name} needs the token {token}, which the "
+                "vocabulary lacks; choose another with --chat_format, such as plain"
+            )
+    return replace(chat, text_bos=bos)
+
+
+def padding_token(spec: Spec, chat: ChatFormat) -> str:
+    """What fills up batches in transformers, which reads a reward behind the last other token.
+
+    Not EOS, for that is the token to read. The folder's own padding; a special token that nothing
+    uses; or a byte that no text has.
+    """
+    if spec.pad_token not in ("", chat.end):
+        return spec.pad_token
+    stops = {token for token in spec.special_tokens if spec.vocab[token] in spec.stop_ids}
+    unused = spec.special_tokens - stops - {spec.bos_token, chat.end}
+    unused = [token for token in unused if token not in chat.markup()]
+    named = [token for token in unused if "pad" in token]
+    return min(named or unused, key=spec.vocab.get, default=NEVER_IN_TEXT)
+
+
+def merge_order(spec: Spec) -> list[str]:
+    """All tokens of bytes in the order of merging, which their ids need not follow.
+
+    A token may come from several pairs, which follow each other (Llama 3's do).
+    """
+    tokens = dict.fromkeys(symbol for symbol in SYMBOLS if symbol in spec.vocab)
+    for symbol in NEEDED:
+        if symbol not in tokens:
+            raise UserError(f"{spec.source}: the vocabulary lacks {symbol!r}; {INTACT}")
+    for merged, pairs in groupby(spec.merges, "".join):
+        is_next = any(left in tokens and right in tokens for left, right in pairs)
+        if not is_next or merged in tokens or merged not in spec.vocab:
+            raise UserError(
+                f"{spec.source}: the merge to {merged!r} is out of order, or not in the "
+                f"vocabulary; {INTACT}"
             )
         tokens[merged] = None
     return list(tokens)
+
+
+def to_bytes(token: str) -> bytes:
+    return bytes(BYTE_OF_SYMBOL[symbol] for symbol in token)
+
+
+def any_of(tokens: Iterable[str]) -> re.Pattern:
+    """Its split() cuts a text before and behind every token, the longest of those that fit."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    alternatives = "|".join(re.escape(token) for token in longest_first)
+    return re.compile(f"({alternatives})" if alternatives else "((?!))")
 
 
 # ---------------------------------------------------------------------- training a vocabulary

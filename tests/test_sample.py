@@ -1,12 +1,14 @@
 """sample.py: one prompt, a chat, candidates, the best of n."""
 
 import json
+import sys
 
 import pytest
+import torch
 
 import sample
-from minirlhf import UserError
-from minirlhf.data import read_demonstrations
+from minirlhf import UserError, rollout
+from minirlhf.data import Prompt, read_demonstrations
 from minirlhf.files import read_jsonl
 
 
@@ -35,11 +37,11 @@ def test_a_message_that_quotes_markers_is_one_message(stages, monkeypatch):
     assert seen[0].turns == (("user", text),)
 
 
-def test_a_chat_answers_remembers_and_forgets(stages, monkeypatch, capsys):
-    requests = ["I am Ada and I like soup.", "What is my name?", *["And why is that so?"] * 12]
+def chat_with(stages, monkeypatch, requests, **changes) -> list:
+    """The prompts of a conversation in the terminal."""
     lines = iter(requests)
     prompts = []
-    answer = sample.Sampler.__call__
+    answer = sample.Sampler.stream
 
     def ask(_):
         try:
@@ -47,17 +49,70 @@ def test_a_chat_answers_remembers_and_forgets(stages, monkeypatch, capsys):
         except StopIteration:
             raise EOFError from None
 
-    def look(self, asked):
-        prompts.extend(asked)
-        return answer(self, asked)
+    def look(self, prompt):
+        prompts.append(prompt)
+        return answer(self, prompt)
 
     monkeypatch.setattr("builtins.input", ask)
-    monkeypatch.setattr(sample.Sampler, "__call__", look)
-    sample.main(settings_of(stages, chat=True, max_tokens=24))
+    monkeypatch.setattr(sample.Sampler, "stream", look)
+    sample.main(settings_of(stages, chat=True, **changes))
+    return prompts
+
+
+def test_a_chat_answers_remembers_and_forgets(stages, monkeypatch, capsys):
+    requests = ["I am Ada and I like soup.", "What is my name?", *["And why is that so?"] * 12]
+    prompts = chat_with(stages, monkeypatch, requests, max_tokens=24)
     assert len(prompts[1].turns) == 3 and prompts[1].turns[0] == ("user", requests[0])
     assert len(prompts) == len(requests)
-    assert "forgotten" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "forgotten" in shown
+    assert f"Assistant: {prompts[1].turns[1][1]}\n" in shown
     assert all(prompt.turns[-1][1] == request for prompt, request in zip(prompts, requests))
+
+
+def test_a_system_text_comes_first_and_is_never_forgotten(stages, monkeypatch, capsys):
+    requests = ["And why is that so?"] * 12
+    prompts = chat_with(stages, monkeypatch, requests, max_tokens=24, system="Be brief.")
+    assert "forgotten" in capsys.readouterr().out
+    assert all(prompt.turns[0] == ("system", "Be brief.") for prompt in prompts)
+    sample.main(settings_of(stages, prompt="Hi", system="Be brief."))
+
+
+def test_the_best_of_several_in_a_chat(stages, monkeypatch, capsys):
+    lines = iter(["Hi", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    sample.main(settings_of(stages, chat=True, best_of=2, reward=str(stages / "rm")))
+    assert "Assistant: " in capsys.readouterr().out
+
+
+def test_a_character_is_printed_when_its_last_byte_is_there(stages, monkeypatch, capsys):
+    sampler = sample.Sampler(settings_of(stages, chat=True))
+    tokenizer = sampler.model.tokenizer
+    ids = tokenizer.encode(" naïve 🦊")
+    printed = []
+    monkeypatch.setattr(sample.rollout, "stream", lambda *args, **options: iter(ids))
+    monkeypatch.setattr(sys.stdout, "write", printed.append)
+    response = sample.say(sampler, Prompt.of("Hi"))
+    monkeypatch.undo()
+    assert response == "naïve 🦊" and "".join(printed) == "Assistant: naïve 🦊\n"
+    assert len(printed) > 4 and not any("\ufffd" in text for text in printed)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.8, "top_k": 20}, {}])
+def test_a_stream_is_what_generate_gives(policy, monkeypatch, options):
+    lengths = set()
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        streamed = list(rollout.stream(policy, [5, 6, 7], 70, generator, **options))
+        generator = torch.Generator().manual_seed(seed)
+        (generated,), _ = rollout.generate(policy, [[5, 6, 7]], 70, generator, **options)
+        assert streamed == generated
+        lengths.add(len(streamed))
+    assert max(lengths) <= policy.config.n_positions - 3
+    monkeypatch.setattr(policy.tokenizer, "stop_ids", (streamed[4],))
+    generator = torch.Generator().manual_seed(seed)
+    again = list(rollout.stream(policy, [5, 6, 7], 70, generator, **options))
+    assert again == streamed[: streamed.index(streamed[4]) + 1]
 
 
 def test_candidates_and_demonstrations(stages, tmp_path):
@@ -89,6 +144,9 @@ def test_without_a_file_the_lines_are_printed(stages, capsys):
         ({}, "--prompt"),
         ({"prompt": "x", "chat": True}, "--prompt"),
         ({"prompt": "x", "top_p": 0.0}, "--top_p"),
+        ({"data": "toyworld", "system": "x"}, "--system"),
+        ({"prompt": "x", "system": "x", "template": "raw"}, "--system"),
+        ({"prompt": "x", "chat_format": "chatml"}, "--chat_format"),
         ({"prompt": "x", "best_of": 4}, "--reward"),
         ({"prompt": "x", "reward": "toyworld"}, "--best_of"),
         ({"prompt": "x", "sft_out": "x.jsonl"}, "--data"),

@@ -7,24 +7,20 @@ import time
 from collections import Counter
 from itertools import pairwise
 
-import jinja2
 import pytest
 import regex
 from conftest import SHARED
 
 from minirlhf import UserError
-from minirlhf.data import messages, parse_dialogue
+from minirlhf.chat import PLAIN
+from minirlhf.data import parse_dialogue
 from minirlhf.tokenizer import (
     BYTES,
-    CHAT_TEMPLATE,
-    EOS,
-    PIECE,
     SYMBOLS,
     TRAINING_PIECE,
     Tokenizer,
-    prompt_text,
-    render_text,
 )
+from minirlhf.tokenizer_files import EOS, GPT2, Spec
 
 TEXT = (
     "the cat sat on the mat. The cat's hat, the rat's bat: that is that! 12 + 34 = 46, "
@@ -102,7 +98,7 @@ def replace(word, pair, new):
 def naive_encode(tokenizer, text):
     """Every merge in its order, on every piece."""
     ids = []
-    for piece in regex.findall(PIECE, text):
+    for piece in regex.findall(GPT2, text):
         word = [SYMBOLS[BYTES.index(b)] for b in piece.encode()]
         for left, right in tokenizer.merges:
             word = replace(word, (left, right), left + right)
@@ -202,16 +198,15 @@ def random_conversation(rng, last="assistant"):
 
 def test_a_conversation_is_rendered_as_hh_rlhf_writes_it(tokenizer):
     turns = (("user", "hi"), ("assistant", "Hello."), ("user", "bye"), ("assistant", ""))
-    assert list(render_text(turns)) == [
-        ("\n\nHuman: hi\n\nAssistant:", False),
-        (" Hello.", True),
-        ("\n\nHuman: bye\n\nAssistant:", False),
-        ("", True),
-    ]
+    first, second = "\n\nHuman: hi\n\nAssistant:", "\n\nHuman: bye\n\nAssistant:"
+    assert tokenizer.chat.text(turns) == first + " Hello." + EOS + second + EOS
+    end = [tokenizer.eos_id]
+    prompt, answer = tokenizer.encode(first), tokenizer.encode(" Hello.")
+    assert tokenizer.render(turns)[0] == prompt + answer + end + tokenizer.encode(second) + end
     system = (("system", "Be brief."), ("user", "hi"))
-    assert prompt_text(system) == "Be brief.\n\nHuman: hi\n\nAssistant:"
-    assert tokenizer.encode_prompt(system) == tokenizer.encode(prompt_text(system))
-    assert prompt_text((("text", "TL;DR:"),)) == "TL;DR:"
+    assert PLAIN.prompt_text(system) == "Be brief.\n\nHuman: hi\n\nAssistant:"
+    assert tokenizer.encode_prompt(system) == tokenizer.encode(PLAIN.prompt_text(system))
+    assert PLAIN.prompt_text((("text", "TL;DR:"),)) == "TL;DR:"
 
 
 def test_an_empty_prompt_is_an_end_of_text_token(tokenizer):
@@ -265,26 +260,10 @@ def test_dialogues_in_text_form_render_as_they_were():
         text = "".join(role + rng.choice([" a", "", " b\r\n", "  c "]) for role in roles)
         turns = parse_dialogue(text)
         assert len(turns) == len(roles)
-        rendered = "".join(piece for piece, _ in render_text(turns))
+        rendered = PLAIN.text(turns)
         assert rendered.replace("\n\nHuman: ", "\n\nHuman:") == text.replace(
             "\n\nHuman: ", "\n\nHuman:"
         )
-
-
-def test_chat_template_renders_the_same():
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
-    rng = random.Random(5)
-    for _ in range(100):
-        turns = random_conversation(rng, last=rng.choice(["user", "assistant"]))
-        answered = turns[-1][0] == "assistant"
-        theirs = template.render(
-            messages=messages(turns), eos_token=EOS, add_generation_prompt=not answered
-        )
-        ours = turns if answered else (*turns, ("assistant", ""))
-        texts = [text + EOS if by_assistant else text for text, by_assistant in render_text(ours)]
-        if not answered:
-            texts[-1] = ""
-        assert theirs == "".join(texts)
 
 
 def test_show(tokenizer):
@@ -312,7 +291,7 @@ def test_files_round_trip(tokenizer, tmp_path):
 def test_ids_in_another_order_and_unused_ids(tokenizer):
     names = [EOS, *sorted(set(tokenizer.vocab) - {EOS})]
     vocab = {name: i for i, name in enumerate(names)} | {"<pad>": 1000}
-    other = Tokenizer(vocab, tokenizer.merges)
+    other = Tokenizer(Spec(vocab, tokenizer.merges, special_tokens={EOS}))
     assert other.eos_id == 0 and other.vocab_size == 1001
     back = {i: name for name, i in tokenizer.vocab.items()}
     assert other.encode(TEXT) == [vocab[back[i]] for i in tokenizer.encode(TEXT)]
@@ -333,10 +312,10 @@ def test_damaged_files_are_refused(tokenizer, tmp_path):
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
     vocab, merges = tokenizer.vocab, tokenizer.merges
-    refused(r"lacks .*endoftext", vocab={k: v for k, v in vocab.items() if k != EOS})
+    refused(r"endoftext.*lacks", vocab={k: v for k, v in vocab.items() if k != EOS})
     refused("lacks .Ġ", vocab={k: v for k, v in vocab.items() if k != "Ġ"})
     refused(
-        "out of order or not in vocab.json",
+        "out of order",
         vocab={k: v for k, v in vocab.items() if k != "".join(merges[3])},
     )
     refused("out of order", merges=merges[::-1])

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from minirlhf import UserError
+from minirlhf.chat import Turns
 from minirlhf.data import Prompt, messages
 from minirlhf.files import to_json
-from minirlhf.tokenizer import Turns
 
 TRIES = 6  # of a request
 BACK_OFF = 0.5  # seconds before the second try; doubled before each further one

@@ -1,20 +1,31 @@
-"""Folders with GPT-2's special tokens load; others are refused by file, field and value."""
+"""Other people's folders load as they are, or are refused by file, field and value."""
 
 import json
+import random
 import shutil
+import time
 
 import pytest
+import tokenizer_folders
 from conftest import SHARED, tiny
 
 from minirlhf import UserError
 from minirlhf.model import GPT
-from minirlhf.tokenizer import EOS, Tokenizer
+from minirlhf.tokenizer import Tokenizer
+from minirlhf.tokenizer_files import EOS
 
 END = {"content": EOS, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
 PAD = END | {"content": "[PAD]"}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-TEMPLATE = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}]}
-PUTS_EOS = TEMPLATE | {"special_tokens": {EOS: {"id": EOS, "ids": [320], "tokens": [EOS]}}}
+A = {"Sequence": {"id": "A", "type_id": 0}}
+TEMPLATE = {"type": "TemplateProcessing", "single": [A]}
+PUTS_EOS = TEMPLATE | {"single": [A, {"SpecialToken": {"id": EOS, "type_id": 0}}]}
+
+
+NFC = {"type": "NFC"}
+SPLIT_AT_BLANKS = tokenizer_folders.split(r"\s+")
+DIGITS_TOGETHER = {"type": "Digits", "individual_digits": False}
+TWO_DIGITS = {"type": "Sequence", "pretokenizers": [DIGITS_TOGETHER, BYTE_LEVEL]}
 
 
 def tokenizer_json(tokenizer, **changes) -> dict:
@@ -66,7 +77,7 @@ NAMES_MAP, CONFIG = "special_tokens_map.json", "tokenizer_config.json"
         (NAMES_MAP, {"eos_token": "<|im_end|>"}, "eos_token", "<|im_end|>"),
         (NAMES_MAP, {"pad_token": PAD}, "pad_token", "[PAD]"),
         (NAMES_MAP, {"additional_special_tokens": [PAD]}, "additional_special_tokens", "[PAD]"),
-        ("added_tokens.json", {"[PAD]": 321}, "added token", "[PAD]"),
+        ("added_tokens.json", {"[PAD]": 321}, "the token", "[PAD]"),
         ("added_tokens.json", {EOS: 7}, "the file", "id 7"),
         ("config.json", {"eos_token_id": 5}, "eos_token_id", "5"),
         ("config.json", {"eos_token_id": [319, 5]}, "eos_token_id", "[319, 5]"),
@@ -84,12 +95,21 @@ def test_another_tokenizer_is_refused_by_name(tokenizer, tmp_path, name, content
 @pytest.mark.parametrize(
     ("field", "value", "shown"),
     [
-        ("added_tokens", [END | {"id": 319}, PAD | {"id": 320}], "[PAD]"),
+        ("added_tokens", [END | {"id": 7}], "id 7"),
+        ("added_tokens", [END | {"id": 319}, PAD | {"id": 320, "lstrip": True}], "lstrip"),
         ("pre_tokenizer", BYTE_LEVEL | {"add_prefix_space": True}, "add_prefix_space is true"),
-        ("pre_tokenizer", {"type": "Metaspace"}, "Metaspace"),
+        ("pre_tokenizer", {"type": "Metaspace"}, "SentencePiece"),
+        ("pre_tokenizer", {"type": "Digits", "individual_digits": True}, "Digits"),
+        ("pre_tokenizer", SPLIT_AT_BLANKS, "Split"),
+        ("pre_tokenizer", TWO_DIGITS, "individual_digits"),
         ("pre_tokenizer", BYTE_LEVEL | {"use_regex": False}, "ByteLevel"),
-        ("pre_tokenizer", None, "None"),
+        ("pre_tokenizer", None, "null"),
         ("normalizer", {"type": "NFKC"}, "NFKC"),
+        ("normalizer", {"type": "Sequence", "normalizers": [NFC, {"type": "Lowercase"}]}, "Lower"),
+        ("model", {"type": "Unigram"}, "SentencePiece"),
+        ("model", {"type": "BPE", "byte_fallback": True}, "SentencePiece"),
+        ("model", {"type": "WordPiece"}, "WordPiece"),
+        ("model", {"type": "BPE", "dropout": 0.1}, "dropout"),
         ("post_processor", PUTS_EOS, "TemplateProcessing"),
         ("post_processor", {"type": "RobertaProcessing"}, "RobertaProcessing"),
         ("post_processor", {"type": "Sequence", "processors": [BYTE_LEVEL, PUTS_EOS]}, EOS),
@@ -121,16 +141,46 @@ def test_another_tokenizer_json_is_refused(
         ("config.json", {"eos_token_id": "319"}),
         ("config.json", {"eos_token_id": [True]}),
         ("config.json", {"eos_token_id": []}),
-        ("tokenizer.json", {"added_tokens": 3}),
-        ("tokenizer.json", {"added_tokens": [3]}),
-        ("tokenizer.json", {"pre_tokenizer": 3}),
-        ("tokenizer.json", {"pre_tokenizer": BYTE_LEVEL, "post_processor": "none"}),
-        ("tokenizer.json", {"pre_tokenizer": BYTE_LEVEL, "post_processor": {"type": "Sequence"}}),
+        (CONFIG, {"chat_template": 3}),
     ],
 )
 def test_damaged_files_are_one_sentence(tokenizer, tmp_path, name, content):
     message = refusal(folder_with(tmp_path, tokenizer, name, content))
     assert f"{tmp_path / name} is damaged" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("added_tokens", 3),
+        ("added_tokens", [3]),
+        ("added_tokens", [{"id": 3}]),
+        ("pre_tokenizer", 3),
+        ("pre_tokenizer", {"type": "Sequence"}),
+        ("normalizer", "NFC"),
+        ("post_processor", "none"),
+        ("post_processor", {"type": "Sequence"}),
+        ("model", None),
+        ("model", {"vocab": [], "merges": []}),
+        ("model", {"vocab": {}, "merges": "a b"}),
+    ],
+)
+def test_a_damaged_tokenizer_json_is_one_sentence(tokenizer, tmp_path, field, value):
+    content = tokenizer_json(tokenizer, **{field: value})
+    message = refusal(folder_with(tmp_path, tokenizer, "tokenizer.json", content))
+    assert f"{tmp_path / 'tokenizer.json'} is damaged" in message
+
+
+def test_sentencepiece_without_tokenizer_json_is_refused_by_name(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"...")
+    (tmp_path / CONFIG).write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    assert "SentencePiece" in refusal(tmp_path)
+
+
+def test_only_gpt2_is_known_without_tokenizer_json(tokenizer, tmp_path):
+    content = {"tokenizer_class": "Qwen2Tokenizer"}
+    message = refusal(folder_with(tmp_path, tokenizer, CONFIG, content))
+    assert "Qwen2Tokenizer" in message and "tokenizer.json" in message
 
 
 def write_hugging_faces_files(folder, eos_id: int, pad_token: str | None) -> None:
@@ -186,10 +236,81 @@ def test_gpt2s_own_folder_loads(tmp_path):
         shutil.copy(source / name, tmp_path / name)
     (tmp_path / CONFIG).write_text('{"model_max_length": 1024}')
     (tmp_path / "config.json").write_text('{"bos_token_id": 50256, "eos_token_id": 50256}')
-    end = END | {"id": 50256, "special": True}
-    content = {"added_tokens": [end], "normalizer": None, "pre_tokenizer": BYTE_LEVEL}
+    gpt2 = Tokenizer.from_pretrained(tmp_path)
+    assert gpt2.encode("Hello world") == [15496, 995]
+    content = tokenizer_json(gpt2)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert Tokenizer.from_pretrained(tmp_path).encode("Hello world") == [15496, 995]
+    both = Tokenizer.from_pretrained(tmp_path)
+    assert both.vocab == gpt2.vocab and both.merges == gpt2.merges
+
+
+def test_a_bos_token_is_put_where_tokenizer_json_puts_it(tmp_path):
+    for kind in ("llama3", "smollm2"):
+        folder = tokenizer_folders.write(tmp_path / kind, kind)
+        tokenizer = Tokenizer.from_pretrained(folder)
+        ids = tokenizer.encode_prompt((("text", "The fox"),))
+        bos = [tokenizer.bos_id] if kind == "llama3" else []
+        assert ids == bos + tokenizer.encode("The fox")
+        transformers = pytest.importorskip("transformers")
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        assert theirs("The fox").input_ids == ids
+
+
+def random_text(rng) -> str:
+    words = [
+        "the fox",
+        " Ran",
+        "12345",
+        " 1",
+        "'s",
+        "'LL",
+        "\n",
+        " \n\n ",
+        "\t",
+        "  ",
+        "!?",
+        "e\u0301",
+    ]
+    words += ["東京", "🦊", "\u00a0", "½", "٣", "<think>", "</think>\n", "<|im_end|>", "<|eot_id|>"]
+    kinds = [
+        lambda: rng.choice(words),
+        lambda: rng.choice(tokenizer_folders.TEXT),
+        lambda: chr(rng.randrange(32, 0x530)),
+        lambda: chr(rng.randrange(0x4E00, 0x9FA0)),
+    ]
+    return "".join(rng.choice(kinds)() for _ in range(rng.randrange(15)))
+
+
+@pytest.mark.parametrize("kind", tokenizer_folders.KINDS)
+def test_ids_are_those_of_the_tokenizers_library(tmp_path, kind):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tokenizer_folders.write(tmp_path, kind)
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.save(str(folder / "tokenizer.json"))  # in the library's own words
+    theirs.encode_special_tokens = True  # what looks like a special token is text
+    ours = Tokenizer.from_pretrained(folder)
+    rng = random.Random(0)
+    for text in [tokenizer_folders.TEXT, "a\x13b", *(random_text(rng) for _ in range(2000))]:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("kind", tokenizer_folders.KINDS)
+def test_long_runs_take_linear_time(tmp_path, kind):
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folders.write(tmp_path, kind))
+    for character in ["a", " ", "\n", " \n", "=", "1", "é"]:
+        text = character * 100_000 + "x"
+        began = time.perf_counter()
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert time.perf_counter() - began < 5
+
+
+def test_a_padded_vocabulary(tmp_path):
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folders.write(tmp_path, "qwen3"))
+    size = tokenizer.vocab_size
+    assert tokenizer.known_ids(size) is None
+    assert tokenizer.known_ids(size + 3) == [True] * size + [False] * 3
 
 
 def test_our_own_folder_loads_and_null_is_absent(tokenizer, tmp_path):
@@ -209,4 +330,6 @@ def test_what_transformers_writes(tokenizer, tmp_path):
     assert Tokenizer.from_pretrained(tmp_path / "theirs").vocab == tokenizer.vocab
     theirs.add_special_tokens({"pad_token": "[PAD]"})
     theirs.save_pretrained(tmp_path / "padded")
-    assert "[PAD]" in refusal(tmp_path / "padded")
+    padded = Tokenizer.from_pretrained(tmp_path / "padded")
+    assert padded.pad_id == theirs.pad_token_id == tokenizer.vocab_size
+    assert padded.encode("a[PAD]") == tokenizer.encode("a[PAD]")
