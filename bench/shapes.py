@@ -10,7 +10,7 @@ from string import ascii_lowercase
 import torch
 
 from minirlhf.model import GPT, Config, ScalarGPT
-from minirlhf.special_tokens import EOS
+from minirlhf.tokenizer_files import EOS
 from minirlhf.tokenizer import SYMBOLS, Tokenizer
 
 PRESETS = {
