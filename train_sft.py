@@ -54,6 +54,7 @@ class Settings:
     n_embd: int = 128  # fresh model: width
     n_positions: int = 192  # fresh model: longest sequence in tokens
     vocab_size: int = 2048  # fresh model: tokens of its tokenizer
+    arch: Literal["gpt2", "llama"] = "gpt2"  # fresh model: whose blocks it has
 
     # memory
     token_budget: int = 4096  # tokens in a micro-batch; lower it if memory runs out, results stay
@@ -86,10 +87,15 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"--n_embd {settings.n_embd} must be a multiple of --n_head {settings.n_head}"
         )
+    if settings.arch == "llama" and settings.n_embd // settings.n_head % 2:
+        raise UserError(
+            f"--n_embd {settings.n_embd} --n_head {settings.n_head}: --arch llama needs an even "
+            "width of heads"
+        )
 
 
 def fresh_model(settings: Settings, demonstrations: list[Turns]) -> GPT:
-    """A GPT-2 of the given sizes with its own tokenizer. Weights depend on the seed alone."""
+    """A GPT of the given sizes with its own tokenizer. Weights depend on the seed alone."""
     texts = [PLAIN.text(turns) for turns in demonstrations]
     tokenizer = Tokenizer.train(texts, settings.vocab_size)
     config = Config(
@@ -98,7 +104,10 @@ def fresh_model(settings: Settings, demonstrations: list[Turns]) -> GPT:
         n_embd=settings.n_embd,
         n_layer=settings.n_layer,
         n_head=settings.n_head,
+        model_type=settings.arch,
     )
+    if settings.arch == "llama":
+        config.n_inner = 8 * round(settings.n_embd / 3)  # three matrices as large as GPT-2's two
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(settings.seed, "init"))
         return GPT(config, tokenizer)

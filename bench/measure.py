@@ -42,7 +42,7 @@ def with_memory(function: Callable[..., Any], *args) -> tuple[Any, float]:
     if not STATUS.exists():
         return function(*args), math.nan
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     before = process_memory("VmRSS")
     result = function(*args)
     return result, process_memory("VmHWM") - before
@@ -50,5 +50,5 @@ def with_memory(function: Callable[..., Any], *args) -> tuple[Any, float]:
 
 def process_memory(name: str) -> float:
     """MiB, from a line such as "VmRSS:     1234 kB"."""
-    _, _, rest = STATUS.read_text().partition(f"{name}:")
+    _, _, rest = STATUS.read_text(encoding="utf-8").partition(f"{name}:")
     return int(rest.split()[0]) / 2**10

@@ -85,13 +85,12 @@ def train(trainer_class: type, args, model, records: list[dict], task: Task, **o
 
 def options(task: Task, batch_size: int) -> dict:
     """Settings that all of TRL's trainers share."""
-    on_gpu = task.device == "cuda"
     return {
         "output_dir": str(task.folder / "trainer"),
         "per_device_train_batch_size": batch_size,
         "max_steps": STEPS + 1,
-        "bf16": on_gpu,
-        "use_cpu": not on_gpu,
+        "bf16": task.device == "cuda",
+        "use_cpu": task.device == "cpu",
         "gradient_checkpointing": False,
         "report_to": "none",
         "save_strategy": "no",

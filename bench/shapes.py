@@ -10,8 +10,8 @@ from string import ascii_lowercase
 import torch
 
 from minirlhf.model import GPT, Config, ScalarGPT
-from minirlhf.tokenizer_files import EOS
 from minirlhf.tokenizer import SYMBOLS, Tokenizer
+from minirlhf.tokenizer_files import EOS
 
 PRESETS = {
     "tiny": Config(vocab_size=2048, n_positions=256, n_embd=128, n_layer=4, n_head=4),

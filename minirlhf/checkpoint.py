@@ -6,7 +6,6 @@ model is built, and every refusal names the file and the remedy.
 
 import json
 import zlib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minirlhf import UserError, files
+from minirlhf import UserError, architectures, files
 
-# Fields of config.json that change the function, and the values that model.py computes
-SUPPORTED = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-}
 LARGEST = {
     "vocab_size": 10**7,
     "n_positions": 10**7,
     "n_embd": 10**5,
     "n_layer": 1000,
     "n_head": 10**5,
+    "n_kv_head": 10**5,
+    "head_dim": 10**5,
     "n_inner": 10**6,
 }
-GPT2_LAYERS = {  # our name: Hugging Face's. GPT-2 stores the weights of these layers as (in, out)
-    "c_attn": "attn.c_attn",
-    "c_proj": "attn.c_proj",
-    "c_fc": "mlp.c_fc",
-    "mlp_proj": "mlp.c_proj",
-}
-HEADS = ("lm_head.weight", "score.weight")
-NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # causal masks in old GPT-2 files
+MAY_BE_NONE = ("n_inner", "n_kv_head", "head_dim")
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     "w = torch.load('pytorch_model.bin', weights_only=True); "
@@ -50,10 +37,10 @@ CONVERT = (
 # ---- config.json
 
 
-def read_config(folder: Path, config_class: type, overrides: dict[str, Any]) -> Any:
-    """config.json as a config_class, a dataclass with Hugging Face's field names.
+def read_config(folder: Path, config_class: type, overrides: dict[str, Any]) -> tuple[Any, bool]:
+    """config.json as a config_class (model.Config), and whether the folder holds a reward model.
 
-    overrides replace the file's fields. Raises UserError for a folder that has none, and for
+    overrides replace fields. Raises UserError for a folder that has no config.json, and for
     whatever model.py cannot represent.
     """
     path = folder / "config.json"
@@ -62,17 +49,10 @@ def read_config(folder: Path, config_class: type, overrides: dict[str, Any]) -> 
             f"{path} does not exist: a model folder holds config.json, model.safetensors and the "
             "tokenizer's files, as each train_*.py writes them"
         )
-    raw = files.read_json(path) | overrides
-    if raw.get("model_type") != "gpt2":
-        raise UserError(f"{path}: model_type is {raw.get('model_type')!r:.99}, not 'gpt2'")
-    for name, values in SUPPORTED.items():
-        value = raw.get(name, values[0])
-        if value not in values:
-            raise UserError(f"{path}: {name} is {value!r:.99}, only {values[0]!r} works")
-    names = [field.name for field in fields(config_class)]
-    config = config_class(**{name: raw[name] for name in names if name in raw})
+    content = files.read_json(path)
+    config = config_class(**(architectures.read(content, path) | overrides))
     check_config(config, path)
-    return config
+    return config, architectures.has_scalar_head(content)
 
 
 def check_config(config: Any, path: Path) -> None:
@@ -80,20 +60,38 @@ def check_config(config: Any, path: Path) -> None:
 
     def check(name: str, is_valid: bool) -> None:
         if not is_valid:
+            field = architectures.field_name(name, config)
             value = getattr(config, name)
-            raise UserError(f"{path}: {name} cannot be {value!r:.99}: copy the file again")
+            raise UserError(f"{path}: {field} cannot be {value!r:.99}: copy the file again")
 
     for name, largest in LARGEST.items():
         size = getattr(config, name)
-        if name == "n_inner" and size is None:
-            continue
-        check(name, type(size) is int and 0 < size <= largest)
-    for name in ("layer_norm_epsilon", "score_mean", "score_std"):
-        number = getattr(config, name)
-        check(name, type(number) in (int, float) and -1e9 < number < 1e9)
+        if size is not None or name not in MAY_BE_NONE:
+            check(name, type(size) is int and 0 < size <= largest)
+    for name in ("layer_norm_epsilon", "score_mean", "score_std", "rope_theta"):
+        check(name, is_number(getattr(config, name)))
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        check(name, type(getattr(config, name)) is bool)
     check("score_std", config.score_std > 0)
-    check("n_head", config.n_embd % config.n_head == 0)
-    check("tie_word_embeddings", type(config.tie_word_embeddings) is bool)
+    check("n_head", config.head_dim is not None or config.n_embd % config.n_head == 0)
+    if config.model_type != "gpt2":
+        check("n_inner", config.n_inner is not None)
+        check("n_kv_head", config.n_head % config.kv_heads == 0)
+        check("head_dim", config.head_width % 2 == 0)
+        check("rope_theta", config.rope_theta > 0)
+        check("rope_scaling", config.rope_scaling is None or is_scaling(config.rope_scaling))
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e9 < value < 1e9
+
+
+def is_scaling(scaling: dict[str, Any]) -> bool:
+    """Whether Llama 3's rotary positions can be computed with these numbers."""
+    numbers = [scaling[name] for name in architectures.LLAMA3_SCALING]
+    if not all(is_number(number) and number > 0 for number in numbers):
+        return False
+    return scaling["low_freq_factor"] < scaling["high_freq_factor"]
 
 
 # ---- safetensors files
@@ -151,20 +149,6 @@ def _sort_metadata(path: Path) -> None:
 # ---- a model's weights
 
 
-def hf_name(name: str) -> str:
-    """Our parameter's name -> Hugging Face's: h.0.c_fc.bias -> transformer.h.0.mlp.c_fc.bias."""
-    if name in HEADS:
-        return name
-    *block, layer, kind = name.split(".")
-    return ".".join(["transformer", *block, GPT2_LAYERS.get(layer, layer), kind])
-
-
-def is_transposed(name: str) -> bool:
-    """Whether Hugging Face stores our parameter transposed."""
-    layer, kind = name.split(".")[-2:]
-    return kind == "weight" and layer in GPT2_LAYERS
-
-
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the parts that its index names."""
     whole = folder / "model.safetensors"
@@ -191,17 +175,22 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder under Hugging Face's names, without "transformer."."""
+    """All tensors of a folder under Hugging Face's names, without "transformer." or "model."."""
     weights = {}
     for path in weight_files(folder):
         tensors, _ = read_tensors(path)
         for name, tensor in tensors.items():
-            weights[name.removeprefix("transformer.")] = tensor
+            weights[without_prefix(name)] = tensor
     return weights
 
 
+def without_prefix(name: str) -> str:
+    """A headless model's files have no prefix, so we read all as if they had none."""
+    return name.removeprefix("transformer.").removeprefix("model.")
+
+
 def from_hf(
-    tensors: dict[str, Tensor], shapes: dict[str, torch.Size], where: Path
+    tensors: dict[str, Tensor], shapes: dict[str, torch.Size], config: Any, where: Path
 ) -> dict[str, Tensor]:
     """Hugging Face's tensors -> weights under our names and in our layout.
 
@@ -211,23 +200,34 @@ def from_hf(
     unused = dict(tensors)
     weights = {}
     for name, shape in shapes.items():
-        theirs = hf_name(name).removeprefix("transformer.")
-        if theirs not in unused:
-            raise UserError(f"{where} has no tensor {theirs}, but its config.json needs it")
-        tensor = unused.pop(theirs)
-        expected = shape[::-1] if is_transposed(name) else shape
-        if tensor.shape != expected:
-            raise UserError(
-                f"{where}: {theirs} has shape {tuple(tensor.shape)}, "
-                f"its config.json says {tuple(expected)}"
-            )
-        check_finite(tensor, f"{where}: {theirs}")
-        weights[name] = tensor.T if is_transposed(name) else tensor
+        transposed = architectures.is_transposed(name, config)
+        parts = []
+        for hf_name, rows in architectures.hf_tensors(name, shape[0], config):
+            expected = (rows, *shape[1:])
+            if transposed:
+                expected = expected[::-1]
+            parts.append(take(unused, without_prefix(hf_name), expected, where))
+        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weights[name] = weight.T if transposed else weight
     check_tied_head(unused, weights, where)
     for name in unused:
-        if name not in HEADS and not name.endswith(NOT_WEIGHTS):
+        is_known = name in architectures.HEADS or name.endswith(architectures.NOT_WEIGHTS)
+        if not is_known:
             raise UserError(f"{where}: config.json does not explain a tensor {name!r:.99}")
     return weights
+
+
+def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: Path) -> Tensor:
+    """Remove and return a tensor. Raises UserError if it is missing, misshapen or not finite."""
+    if name not in tensors:
+        raise UserError(f"{where} has no tensor {name}, but its config.json needs it")
+    tensor = tensors.pop(name)
+    if tensor.shape != shape:
+        raise UserError(
+            f"{where}: {name} has shape {tuple(tensor.shape)}, its config.json says {shape}"
+        )
+    check_finite(tensor, f"{where}: {name}")
+    return tensor
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
@@ -249,15 +249,20 @@ def check_tied_head(unused: dict[str, Tensor], weights: dict[str, Tensor], where
         )
 
 
-def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_hf(weights: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Our weights -> tensors under Hugging Face's names and in its layout."""
     tensors = {}
     for name, weight in weights.items():
-        tensors[hf_name(name)] = weight.T if is_transposed(name) else weight
+        stored = architectures.hf_tensors(name, len(weight), config)
+        parts = weight.split([rows for _, rows in stored])
+        for (hf_name, _), part in zip(stored, parts):
+            tensors[hf_name] = part.T if architectures.is_transposed(name, config) else part
     return tensors
 
 
-def write_folder(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def write_folder(
+    folder: Path, content: dict[str, Any], weights: dict[str, Tensor], config: Any
+) -> None:
     """Write config.json and then model.safetensors, with which the folder is complete."""
-    files.write_json(folder / "config.json", config)
-    write_tensors(folder / "model.safetensors", to_hf(weights), format="pt")
+    files.write_json(folder / "config.json", content)
+    write_tensors(folder / "model.safetensors", to_hf(weights, config), format="pt")

@@ -2,7 +2,7 @@
 
 W x becomes W x + alpha/r B A x (equation 3) with A random and B zero: training starts at the model
 itself. Only A, B and a scalar head have gradients and optimiser moments. The reference of the KL
-is the same weights without adapters. A saved folder holds the merged weights, a plain GPT-2.
+is the same weights without adapters. A saved folder holds the merged weights, a plain model.
 """
 
 import copy

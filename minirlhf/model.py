@@ -1,12 +1,13 @@
-"""The GPT-2 architecture with a language-model head (`GPT`) or a scalar head (`ScalarGPT`).
+"""A transformer with a language-model head (`GPT`) or a scalar head (`ScalarGPT`).
 
-Rows are right-padded. Attention is causal, so a real token never sees the padding behind it. There
-is no dropout. A saved folder opens in transformers, and its GPT-2 folders open here.
+Its blocks are GPT-2's, or Llama's: `LlamaBlock` is also Mistral's, Qwen2's and Qwen3's. Rows are
+right-padded. Attention is causal, so a real token never sees the padding behind it. There is no
+dropout. A saved folder opens in transformers, and its folders of these models open here.
 """
 
 import math
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,17 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minirlhf import UserError, checkpoint, hub
+from minirlhf import UserError, architectures, checkpoint, hub
 from minirlhf.tokenizer import Tokenizer
 
 LOGITS_AT_ONCE = 2**24  # elements of (tokens, vocabulary) made at a time: 64 MB in float32
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of each of its responses
 Index = Tensor | tuple[Tensor, Tensor]  # (B, T) bool, or rows (N,) and columns (N,)
+Rotary = tuple[Tensor, Tensor]  # cosines and sines of the positions' angles
 
 
 @dataclass
 class Config:
-    """The numbers of config.json, under Hugging Face's names."""
+    """The numbers of config.json, under the names that Hugging Face gives them for GPT-2."""
 
     vocab_size: int = 50257
     n_positions: int = 1024  # longest sequence
@@ -36,26 +38,42 @@ class Config:
     score_std: float = 1.0
     n_inner: int | None = None  # width inside the MLP; None: 4 * n_embd
     tie_word_embeddings: bool = True  # the output weights are the token embedding
+    model_type: str = "gpt2"  # or one with Llama's block: llama, mistral, qwen2, qwen3
+    # Llama's block
+    n_kv_head: int | None = None  # heads of keys and values; None: n_head
+    head_dim: int | None = None  # None: n_embd / n_head
+    rope_theta: float = 10000.0  # the slowest pair turns once in about 2 pi theta positions
+    rope_scaling: dict | None = None  # Llama 3's stretching of rotary positions
+    attention_bias: bool = False  # biases of queries, keys, values and, but for qwen2, the output
+    mlp_bias: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def inner(self) -> int:
+        return self.n_inner or 4 * self.n_embd
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, each behind a LayerNorm and added to the residual stream."""
+    """Self-attention and an MLP, each behind a norm and added to the residual stream.
+
+    GPT2Block and LlamaBlock make the layers, under the same names.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
-        D = config.n_embd
-        inner = config.n_inner or 4 * D
-        self.n_head = config.n_head
-        self.ln_1 = nn.LayerNorm(D, config.layer_norm_epsilon)
-        self.c_attn = nn.Linear(D, 3 * D)
-        self.c_proj = nn.Linear(D, D)
-        self.ln_2 = nn.LayerNorm(D, config.layer_norm_epsilon)
-        self.c_fc = nn.Linear(D, inner)
-        self.mlp_proj = nn.Linear(inner, D)
+        self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # queries, keys, values
 
     def forward(
         self,
         x: Tensor,
+        rotary: Rotary | None = None,
         mask: Tensor | None = None,
         cached: Tensor | None = None,
         at: Tensor | None = None,
@@ -65,25 +83,124 @@ class Block(nn.Module):
 
         Arguments as of Trunk.hidden; cached: this layer's cache.
         """
-        B, T, D = x.shape
-        qkv = self.c_attn(self.ln_1(x)).view(B, T, 3, self.n_head, -1)  # (B, T, 3, H, hd)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, hd)
+        B, T, _ = x.shape
+        qkv = self.c_attn(self.ln_1(x)).view(B, T, sum(self.heads), -1).transpose(1, 2)
+        q, k, v = qkv.split(self.heads, dim=1)  # (B, H, T, hd), twice (B, KV, T, hd)
+        if rotary is not None:
+            q, k = self.rotate(q, k, rotary)
         if cached is not None:
             k, v = KVCache.write(cached, k, v, at)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        y = y.transpose(1, 2).reshape(B, T, D)
+        y = attend(q, k, v, mask).transpose(1, 2).reshape(B, T, -1)
         if wanted is not None:
             x, y = x[wanted], y[wanted]  # (N, D)
         x = x + self.c_proj(y)
-        return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2Block(Block):
+    """LayerNorm, a GELU, and biases everywhere."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        D = config.n_embd
+        self.ln_1 = nn.LayerNorm(D, config.layer_norm_epsilon)
+        self.c_attn = nn.Linear(D, 3 * D)
+        self.c_proj = nn.Linear(D, D)
+        self.ln_2 = nn.LayerNorm(D, config.layer_norm_epsilon)
+        self.c_fc = nn.Linear(D, config.inner)
+        self.mlp_proj = nn.Linear(config.inner, D)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.mlp_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class LlamaBlock(Block):
+    """RMSNorm, rotary positions, a gated MLP; no biases but Qwen2's. Qwen3 has norms in each head.
+
+    Touvron et al. 2023, "LLaMA", section 2.2. c_attn stacks Hugging Face's q_proj, k_proj and
+    v_proj; c_fc its gate_proj and up_proj.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        D, hd, eps = config.n_embd, config.head_width, config.layer_norm_epsilon
+        output_bias = config.attention_bias and config.model_type != "qwen2"
+        self.ln_1 = nn.RMSNorm(D, eps)
+        self.c_attn = nn.Linear(D, sum(self.heads) * hd, bias=config.attention_bias)
+        self.c_proj = nn.Linear(config.n_head * hd, D, bias=output_bias)
+        self.ln_2 = nn.RMSNorm(D, eps)
+        self.c_fc = nn.Linear(D, 2 * config.inner, bias=config.mlp_bias)
+        self.mlp_proj = nn.Linear(config.inner, D, bias=config.mlp_bias)
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if config.model_type == "qwen3":
+            self.q_norm, self.k_norm = nn.RMSNorm(hd, eps), nn.RMSNorm(hd, eps)
+
+    def rotate(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Queries (B, H, T, hd) and keys (B, KV, T, hd), normed and turned; float32 inside."""
+        rotated_q = turn(self.q_norm(at_least_float32(q)), rotary)
+        rotated_k = turn(self.k_norm(at_least_float32(k)), rotary)
+        return rotated_q.type_as(q), rotated_k.type_as(k)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        gate, up = self.c_fc(x).chunk(2, dim=-1)
+        return self.mlp_proj(F.silu(gate) * up)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Queries (B, H, T, hd), keys and values (B, KV, S, hd) -> (B, H, T, hd).
+
+    H / KV heads of queries share one of keys and values (Ainslie et al. 2023, "GQA").
+    mask (B, 1, T, S) bool; None: causal.
+    """
+    B, H, T, hd = q.shape
+    sharing = H // k.shape[1]
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=sharing > 1)
+    if sharing > 1:  # as more queries of fewer heads: fused kernels have no groups behind a mask
+        q = q.reshape(B, -1, sharing * T, hd)
+        mask = mask.repeat(1, 1, sharing, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(B, H, T, hd)
+
+
+def rotary_at(positions: Tensor, config: Config) -> Rotary:
+    """positions (T,) or (B, T) -> (1, T, hd) or (B, 1, T, hd), float32: what `turn` takes.
+
+    Position p turns the i-th pair of a head's numbers by p theta^(-2i/hd): Su et al. 2021,
+    "RoFormer", equation 15.
+    """
+    even = torch.arange(0, config.head_width, 2, device=positions.device)
+    speed = 1 / config.rope_theta ** (even / config.head_width)  # (hd/2,) radians per position
+    if config.rope_scaling:
+        speed = stretched(speed, config.rope_scaling)
+    angles = (positions[..., None] * speed).unsqueeze(-3)  # (..., 1, T, hd/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def stretched(speed: Tensor, scaling: dict) -> Tensor:
+    """Llama 3's rotary speeds for longer texts than it was pretrained on.
+
+    Pairs that turn less than low_freq_factor times in the original context are slowed down by
+    factor, those that turn more than high_freq_factor times are not, with a ramp in between.
+    """
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] / (2 * math.pi / speed)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * speed / scaling["factor"] + kept * speed
+
+
+def turn(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate the pairs (i, i + hd/2) of x (B, H, T, hd)."""
+    cos, sin = rotary
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class KVCache:
-    """Keys and values of every layer, (2, B, H, S, hd) each. Column t holds a row's position t."""
+    """Keys and values of every layer, (2, B, KV, S, hd) each. Column t holds a row's position t."""
 
     def __init__(self, model: "Trunk", rows: int, length: int):
         config = model.config
-        shape = (2, rows, config.n_head, length, config.n_embd // config.n_head)
+        shape = (2, rows, config.kv_heads, length, config.head_width)
         dtype = model.autocast_dtype or model.wte.weight.dtype
         self.layers = []
         for _ in range(config.n_layer):
@@ -95,7 +212,7 @@ class KVCache:
 
     @staticmethod
     def write(cached: Tensor, k: Tensor, v: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, H, T, hd); return those to attend to.
+        """Store new keys and values (B, KV, T, hd); return those to attend to.
 
         at (B,): the position of each row's single token. Without it rows start at position 0.
         """
@@ -107,13 +224,13 @@ class KVCache:
         rows = torch.arange(B, device=at.device)
         cached[0, rows, :, at] = k[:, :, 0]
         cached[1, rows, :, at] = v[:, :, 0]
-        return cached[0, :B], cached[1, :B]  # (B, H, S, hd)
+        return cached[0, :B], cached[1, :B]  # (B, KV, S, hd)
 
     def resize(self, rows: int, length: int) -> None:
         """Keep the first rows and make room for `length` positions."""
         for i, old in enumerate(self.layers):
-            _, _, H, S, hd = old.shape
-            self.layers[i] = old.new_zeros(2, rows, H, length, hd)
+            _, _, KV, S, hd = old.shape
+            self.layers[i] = old.new_zeros(2, rows, KV, length, hd)
             self.layers[i][:, :, :, :S] = old[:, :rows]
 
     def repeat(self, times: int) -> None:
@@ -129,6 +246,8 @@ class KVCache:
 class Trunk(nn.Module):
     """Token ids to hidden states: everything but the head."""
 
+    is_scalar: bool  # whether the head gives a score instead of logits
+
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         super().__init__()
         self.config = config
@@ -136,9 +255,13 @@ class Trunk(nn.Module):
         self.autocast_dtype: torch.dtype | None = None  # the same for sampling and training
         self.checkpointing = False  # recompute blocks in the backward pass, to save memory
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        if config.model_type == "gpt2":
+            self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+            block, norm = GPT2Block, nn.LayerNorm
+        else:
+            block, norm = LlamaBlock, nn.RMSNorm
+        self.h = nn.ModuleList(block(config) for _ in range(config.n_layer))
+        self.ln_f = norm(config.n_embd, config.layer_norm_epsilon)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -147,7 +270,7 @@ class Trunk(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 1:
-                nn.init.ones_(parameter)  # LayerNorm gains
+                nn.init.ones_(parameter)  # the norms' gains
             elif "proj" in name:
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
             else:
@@ -186,11 +309,16 @@ class Trunk(nn.Module):
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         with self.autocast():
-            x = self.wte(tokens) + self.wpe(positions)
+            x = self.wte(tokens)
+            rotary = None
+            if self.config.model_type == "gpt2":
+                x = x + self.wpe(positions)
+            else:
+                rotary = rotary_at(positions, self.config)
             for i, block in enumerate(self.h):
                 cached = cache.layers[i] if cache else None
                 last = block is self.h[-1]
-                arguments = (x, mask, cached, at, wanted if last else None)
+                arguments = (x, rotary, mask, cached, at, wanted if last else None)
                 if self.checkpointing and torch.is_grad_enabled():
                     x = recompute(block, *arguments, use_reentrant=False)
                 elif cache is None:
@@ -199,19 +327,20 @@ class Trunk(nn.Module):
                     x = block.forward(*arguments)
             return self.ln_f(x)
 
-    def architecture(self) -> dict:
-        """Fields of config.json by which transformers knows the head."""
-        raise NotImplementedError
-
     @classmethod
     def from_pretrained(cls, folder: str | Path, chat_format: str = "auto", **overrides):
-        """Read a Hugging Face GPT-2 folder, or a model that hub.py knows by name.
+        """Read a Hugging Face folder, or a model that hub.py knows by name.
 
-        overrides replace numbers of config.json. A missing scalar head starts at zero: a language
-        model read as ScalarGPT is a fresh reward model. Raises UserError for what does not fit.
+        overrides replace fields of Config. A language model read as ScalarGPT is a fresh reward
+        model, whose scores are zero. Raises UserError for what does not fit.
         """
         folder = hub.model_folder(folder)
-        config = checkpoint.read_config(folder, Config, overrides)
+        config, has_scalar_head = checkpoint.read_config(folder, Config, overrides)
+        if has_scalar_head and not cls.is_scalar:
+            raise UserError(
+                f"{folder} holds a reward model: it has scores instead of a language model's "
+                "output and cannot be a policy; give the folder of a language model"
+            )
         tokenizer = Tokenizer.from_pretrained(folder, chat_format)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
@@ -219,58 +348,54 @@ class Trunk(nn.Module):
                 f"vocab_size of {config.vocab_size}: take both from the model's own folder"
             )
         tensors = checkpoint.read_weights(folder)
-        tensors.setdefault("score.weight", torch.zeros(1, config.n_embd))
+        if not has_scalar_head:
+            tensors["score.weight"] = torch.zeros(1, config.n_embd)
         with torch.device("meta"):  # shapes only: nothing is allocated before all is checked
             model = cls(config, tokenizer)
         model.load_hf(tensors, folder)
         return model
 
     def load_hf(self, tensors: dict[str, Tensor], where: Path) -> None:
-        """Take weights under Hugging Face's names, without "transformer."."""
+        """Take weights under Hugging Face's names, without "transformer." or "model."."""
         shapes = {name: weight.shape for name, weight in self.state_dict().items()}
-        weights = checkpoint.from_hf(tensors, shapes, where)
-        if self.device.type == "meta":
-            self.to_empty(device="cpu")
-        self.load_state_dict(weights)
+        weights = checkpoint.from_hf(tensors, shapes, self.config, where)
+        for name, weight in weights.items():
+            weights[name] = weight.to(self.wte.weight.dtype, copy=True).contiguous()
+        self.load_state_dict(weights, assign=True)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder that from_pretrained and transformers read; the weights come last."""
         folder = Path(folder)
-        self.tokenizer.save_pretrained(folder, padding=isinstance(self, ScalarGPT))
-        eos = self.tokenizer.eos_id
-        gpt2 = {
-            "model_type": "gpt2",
-            "activation_function": "gelu_new",
-            "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-            "bos_token_id": eos,
-            "eos_token_id": eos,
-        }
-        config = self.architecture() | gpt2 | asdict(self.config)
-        checkpoint.write_folder(folder, config, self.state_dict())
+        self.tokenizer.save_pretrained(folder, padding=self.is_scalar)
+        config = architectures.write(self.config, self.is_scalar, self.tokenizer)
+        checkpoint.write_folder(folder, config, self.state_dict(), self.config)
 
 
 class GPT(Trunk):
     """The language model: a policy, or the reference that it is held to."""
 
+    is_scalar = False
+
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-
-    def architecture(self) -> dict:
-        return {"architectures": ["GPT2LMHeadModel"]}
+        self.register_buffer("no_token", ids_without_token(config, tokenizer), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> logits (B, T, V), float32."""
         return self.logits(self.hidden(tokens))
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """hidden (..., D) -> logits (..., V) over the temperature, float32 under autocast too."""
+        """hidden (..., D) -> logits (..., V) over the temperature, float32 under autocast too.
+
+        Ids to which the tokenizer gives no token have -inf: no probability, and no gradient.
+        """
         head = self.wte if self.config.tie_word_embeddings else self.lm_head
         with torch.autocast(self.device.type, enabled=False):  # bf16 rounds a logit of 10 by 0.03
             logits = F.linear(at_least_float32(hidden), at_least_float32(head.weight))
+        if self.no_token is not None:
+            logits = logits.masked_fill(self.no_token, -torch.inf)
         return logits if temperature == 1 else logits / temperature
 
     def log_softmax(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
@@ -304,19 +429,12 @@ class GPT(Trunk):
 class ScalarGPT(Trunk):
     """A number per position: a reward model (last token) or a value model (every token)."""
 
+    is_scalar = True
+
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
         self.score = nn.Linear(config.n_embd, 1, bias=False)
         nn.init.zeros_(self.score.weight)  # a fresh reward model's loss is ln 2
-
-    def architecture(self) -> dict:
-        return {
-            "architectures": ["GPT2ForSequenceClassification"],
-            "num_labels": 1,
-            "id2label": {"0": "reward"},
-            "label2id": {"reward": 0},
-            "pad_token_id": self.tokenizer.pad_id,
-        }
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> scores (B, T), float32."""
@@ -369,6 +487,14 @@ def pack(groups: list[Group], device: torch.device) -> tuple[Tensor, Tensor, Ten
     same = owner[:, :, None] == owner[:, None, :]  # (G, T, T)
     mask = causal & (same | (owner == 0)[:, None, :])
     return tokens, positions, mask[:, None], torch.tensor(ends, device=device)
+
+
+def ids_without_token(config: Config, tokenizer: Tokenizer | None) -> Tensor | None:
+    """(V,) bool: ids by which a padded vocabulary exceeds the tokenizer's; None: there are none."""
+    known = None if tokenizer is None else tokenizer.known_ids(config.vocab_size)
+    if known is None:
+        return None
+    return ~torch.tensor(known, device="cpu")  # real even where the model is made on "meta"
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -183,13 +183,12 @@ def generate(
 ) -> tuple[list[list[int]], list[bool]]:
     """Prompts' ids -> (responses' ids with their EOS, finished), a prompt's samples side by side.
 
-    Each prompt is computed once. Rows that have emitted EOS leave the batch. Temperature 0 takes
-    the likeliest token.
+    Each prompt is computed once. Rows that have emitted EOS, or another of the tokenizer's
+    stop_ids, leave the batch. Temperature 0 takes the likeliest token.
     """
     device = model.device
-    eos = model.tokenizer.eos_id
+    stops = torch.tensor(model.tokenizer.stop_ids, device=device)
     context = model.config.n_positions
-    not_a_token = _ids_without_token(model)
 
     # 1. the prompts; their last positions predict the first tokens
     tokens, lengths = (x.to(device) for x in pad(prompts))  # (P, Tp), (P,)
@@ -211,14 +210,13 @@ def generate(
     out = torch.full((len(at), room), -1, device=device)  # -1: nothing
     for step in range(room):
         logits = model.logits(hidden, temperature or 1.0)  # (n, V)
-        if not_a_token is not None:
-            logits = logits.masked_fill(not_a_token, -torch.inf)
         if temperature == 0:
             new = logits.argmax(-1)  # (n,)
         else:
             new = choose(logits, generator, top_k, top_p)  # (n,)
         out[row, step] = torch.where(live, new, -1)
-        live &= (new != eos) & (at + 1 < context)
+        stopped = (new[:, None] == stops).any(-1)  # (n,)
+        live &= ~stopped & (at + 1 < context)
         if step + 1 == room:
             break
         if step % steps_until_count == 0:
@@ -240,16 +238,8 @@ def generate(
 
     # 3. as lists
     responses = [ids[: ids.index(-1)] if -1 in ids else ids for ids in out.tolist()]
-    return responses, [ids[-1:] == [eos] for ids in responses]
-
-
-def _ids_without_token(model: GPT) -> Tensor | None:
-    """(V,) bool: ids by which a padded vocabulary exceeds the tokenizer's; None: there are none."""
-    missing = torch.ones(model.config.vocab_size, dtype=torch.bool)
-    missing[list(model.tokenizer.vocab.values())] = False
-    if missing.any():
-        return missing.to(model.device)
-    return None
+    stop_ids = model.tokenizer.stop_ids
+    return responses, [bool(ids) and ids[-1] in stop_ids for ids in responses]
 
 
 def sample(
@@ -340,7 +330,8 @@ def exact_kl(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1
         for p_hidden, q_hidden in zip(policy_hidden, reference_hidden):
             log_p = policy.log_softmax(p_hidden, temperature)  # (n, V)
             log_q = reference.log_softmax(q_hidden, temperature)  # (n, V)
-            chunks.append((log_p.exp() * (log_p - log_q)).sum(-1))  # (n,)
+            log_ratio = (log_p - log_q).masked_fill(log_p == -torch.inf, 0)  # (n, V)
+            chunks.append((log_p.exp() * log_ratio).sum(-1))  # (n,)
         return per_token(torch.cat(chunks), batch.mask)
 
     return in_micro_batches(kl, policy, batch)

@@ -91,7 +91,11 @@ def refuse_input_as_output(settings: Any) -> None:
 def activation_bytes(model: nn.Module, tokens: int) -> int:
     """About what autograd keeps of a forward pass over that many tokens."""
     config = model.config
-    block = 34 * config.n_embd + 8 * (config.n_inner or 4 * config.n_embd)
+    if config.model_type == "gpt2":
+        block = 34 * config.n_embd + 8 * config.inner
+    else:  # the gated MLP's two halves, and queries and keys before and after rotation
+        heads = (4 * config.n_head + 3 * config.kv_heads) * config.head_width
+        block = 24 * config.n_embd + 4 * heads + 16 * config.inner
     if model.autocast_dtype:
         block = block // 2
     blocks = 1 if model.checkpointing else config.n_layer
@@ -292,7 +296,8 @@ class Run:
                 activations += activation_bytes(model, self.settings.token_budget)
         config = self.placed[0].config
         number_bytes = 2 if self.autocast_dtype else 4
-        cache = 2 * number_bytes * cached_tokens * config.n_layer * config.n_embd
+        numbers = 2 * config.n_layer * config.kv_heads * config.head_width  # of a cached token
+        cache = number_bytes * cached_tokens * numbers
         total = (weights + max(activations, cache)) / 2**30
         if total >= 1:
             print(

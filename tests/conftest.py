@@ -24,10 +24,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([TEXT], 320)
 
 
-def tiny(tokenizer: Tokenizer, cls=GPT, seed: int = 0, spread: float = 5.0, n_positions: int = 64):
-    """A 2-layer model whose weights are large enough that its distributions are not uniform."""
+def tiny(tokenizer, cls=GPT, seed: int = 0, spread: float = 5.0, n_positions: int = 64, **fields):
+    """A 2-layer model whose weights are large enough that its distributions are not uniform.
+
+    fields: others of its Config.
+    """
     torch.manual_seed(seed)
-    model = cls(Config(tokenizer.vocab_size, n_positions, 32, 2, 4), tokenizer)
+    model = cls(Config(tokenizer.vocab_size, n_positions, 32, 2, 4, **fields), tokenizer)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SHARED, tiny
 
-from minirlhf import checkpoint, model
+from minirlhf import architectures, model
 from minirlhf.model import GPT, Config, KVCache, ScalarGPT
 
 
@@ -30,8 +30,9 @@ def test_logits_loss_and_gradients_equal_transformers():
     assert loss.item() == pytest.approx(oracle["loss"].item(), abs=1e-6)  # a float32 sum
     loss.backward()
     for name, parameter in gpt.named_parameters():
-        expected = oracle["g." + checkpoint.hf_name(name)]
-        if checkpoint.is_transposed(name):
+        ((hf_name, _),) = architectures.hf_tensors(name, len(parameter), gpt.config)
+        expected = oracle["g." + hf_name]
+        if architectures.is_transposed(name, gpt.config):
             expected = expected.T
         assert (parameter.grad - expected).abs().max() < 1e-7, name
 

@@ -30,7 +30,7 @@ def test_greedy_continuations_do_not_depend_on_the_batch(policy, on_gpu, monkeyp
         monkeypatch.setitem(rollout.LIVE_SHARE_TO_SHRINK, "cpu", 0.75)
     prompts = [[5, 6, 7], [9] * 20, [40, 41], [8] * 11, [300, 2, 5, 1]]
     responses, _ = generate(policy, prompts, 12, gen(), temperature=0)
-    monkeypatch.setattr(policy.tokenizer, "eos_id", responses[1][3])  # rows end at various places
+    monkeypatch.setattr(policy.tokenizer, "stop_ids", [responses[1][3]])  # rows end anywhere
     together, finished = generate(policy, prompts, 30, gen(), temperature=0, samples_per_prompt=3)
     assert len({len(response) for response in together}) > 1
     for i, prompt in enumerate(prompts):
@@ -49,7 +49,7 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward(policy):
 
 
 def test_rows_that_never_end_fill_the_context(policy, monkeypatch):
-    monkeypatch.setattr(policy.tokenizer, "eos_id", policy.config.vocab_size)  # nothing ends
+    monkeypatch.setattr(policy.tokenizer, "stop_ids", [policy.config.vocab_size])  # none ends
     responses, finished = generate(policy, [[5] * 20, [6, 7]], 64, gen())
     assert [len(response) for response in responses] == [44, 62]
     assert not any(finished)
@@ -97,10 +97,19 @@ def test_top_k_and_top_p():
     assert set(choose(shuffled, gen(), top_p=0.7).tolist()) == {1, 3}
 
 
+def test_any_stop_id_ends_a_response_and_stays_in_it(policy, monkeypatch):
+    free, _ = generate(policy, [[5, 6, 7]], 20, gen(), temperature=0)
+    stop = free[0][5]
+    monkeypatch.setattr(policy.tokenizer, "stop_ids", (policy.tokenizer.eos_id, stop))
+    responses, finished = generate(policy, [[5, 6, 7]], 20, gen(), temperature=0)
+    assert responses == [free[0][: free[0].index(stop) + 1]]
+    assert finished == [True]
+
+
 def test_ids_without_a_token_are_never_sampled(tokenizer, monkeypatch):
-    padded = tiny(tokenizer)
     kept = {token: i for token, i in tokenizer.vocab.items() if i < 100 or i == tokenizer.eos_id}
     monkeypatch.setattr(tokenizer, "vocab", kept)
+    padded = tiny(tokenizer)
     responses, _ = generate(padded, [[5, 6]], 10, gen(), samples_per_prompt=50)
     assert {i for response in responses for i in response} <= set(kept.values())
 
