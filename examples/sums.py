@@ -38,7 +38,8 @@ def questions() -> list[dict]:
 
 
 def write(path: str, records: list[dict]) -> None:
-    Path(path).write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = [json.dumps(record) + "\n" for record in records]
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
