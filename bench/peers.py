@@ -40,9 +40,8 @@ def scalar_model(task: Task) -> transformers.PreTrainedModel:
 
 
 def load_tokenizer(task: Task) -> transformers.PreTrainedTokenizerBase:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(task.folder / "lm")
-    tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    """The reward model's, which names a padding token. Else it is the language model's."""
+    return transformers.AutoTokenizer.from_pretrained(task.folder / "rm")
 
 
 def pairs(task: Task) -> list[dict]:

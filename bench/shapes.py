@@ -11,7 +11,7 @@ import torch
 
 from minirlhf.model import GPT, Config, ScalarGPT
 from minirlhf.tokenizer import SYMBOLS, Tokenizer
-from minirlhf.tokenizer_files import EOS
+from minirlhf.tokenizer_files import EOS, Spec
 
 PRESETS = {
     "tiny": Config(vocab_size=2048, n_positions=256, n_embd=128, n_layer=4, n_head=4),
@@ -167,7 +167,8 @@ def make_models(folder: Path, config: Config, eos_rate: float) -> None:
     """Write fresh models to folder/lm and folder/rm. They sample EOS at about that rate."""
     words = make_words(config.vocab_size)
     vocab = {token: i for i, token in enumerate([*SYMBOLS, *words, EOS])}
-    tokenizer = Tokenizer(vocab, [(word[:-1], word[-1]) for word in words])
+    merges = [(word[:-1], word[-1]) for word in words]
+    tokenizer = Tokenizer(Spec(vocab, merges, special_tokens={EOS}))
     torch.manual_seed(0)
     for name, cls in (("lm", GPT), ("rm", ScalarGPT)):
         model = cls(config, tokenizer)
