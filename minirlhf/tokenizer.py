@@ -68,9 +68,15 @@ def conversation_segments(messages: list[dict]) -> list[Segment]:
 
 
 def parse_prompt(text: str) -> list[Segment]:
-    """Plain text -> segments. An assistant turn that is followed by another is the assistant's; the last is open."""
-    pieces = re.split(rf"(?s)(?<={ASSISTANT})(.*?)(?={HUMAN}|{ASSISTANT})", text)
-    return [(piece, i % 2 == 1) for i, piece in enumerate(pieces)]
+    """Plain text -> segments. An assistant turn that another turn follows is the assistant's, an empty one too: its
+    text is "" then. The last one is open."""
+    segments, start = [], 0
+    for marker, following in pairwise(re.finditer(f"{HUMAN}|{ASSISTANT}", text)):
+        if marker[0] == ASSISTANT:
+            segments.append((text[start : marker.end()], False))
+            segments.append((text[marker.end() : following.start()], True))
+            start = following.start()
+    return [*segments, (text[start:], False)]
 
 
 def response_text(prompt: str, response: str) -> str:

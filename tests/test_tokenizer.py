@@ -190,6 +190,49 @@ def test_prompts_parse_and_come_back():
         assert [by for _, by in segments] == [i % 2 == 1 for i in range(len(segments))] and not segments[-1][1]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{HUMAN} hi{ASSISTANT}{HUMAN} there?{ASSISTANT}", [""]),
+        (f"{HUMAN} hi{ASSISTANT}{HUMAN} a{ASSISTANT} b{HUMAN} c{ASSISTANT}", ["", " b"]),
+        (f"{HUMAN} hi{ASSISTANT}{HUMAN} a{ASSISTANT}{HUMAN} b{ASSISTANT}", ["", ""]),
+        (f"{HUMAN} hi{ASSISTANT}{ASSISTANT}{ASSISTANT}{HUMAN} b{ASSISTANT}", ["", "", ""]),
+        (f"{HUMAN}{ASSISTANT} yes{HUMAN}{ASSISTANT}", [" yes"]),
+        (f"{HUMAN}{HUMAN}{ASSISTANT}{HUMAN}{HUMAN}{ASSISTANT}", [""]),
+        (f"{ASSISTANT} Welcome.{HUMAN} hi{ASSISTANT}", [" Welcome."]),
+        (f"{ASSISTANT}{HUMAN} hi{ASSISTANT}", [""]),
+    ],
+)
+def test_an_empty_turn_is_an_empty_turn(tokenizer, text, said):
+    segments = parse_prompt(text)
+    assert "".join(piece for piece, _ in segments) == text
+    assert [piece for piece, by_assistant in segments if by_assistant] == said
+    ids, mask = tokenizer.render(segments)
+    supervised = [i for i, by_assistant in zip(ids, mask) if by_assistant]
+    assert tokenizer.decode(supervised) == "".join(piece + EOS for piece in said)
+
+
+def test_text_and_messages_render_the_same_with_empty_turns_too(tokenizer):
+    rng = random.Random(8)
+
+    def content():
+        text = "" if rng.random() < 0.4 else random_text(rng, 12)
+        return "" if HUMAN in text or ASSISTANT in text else text
+
+    for _ in range(500):
+        roles = ["system"] * rng.randrange(2) + [rng.choice(["user", "assistant"]) for _ in range(rng.randrange(6))]
+        messages = [{"role": role, "content": content()} for role in [*roles, "user"]]
+        segments = conversation_segments(messages)
+        text = "".join(piece for piece, _ in segments)
+        assert parse_prompt(text) == segments
+        assert tokenizer.render(parse_prompt(text)) == tokenizer.render(segments)
+
+        answer = content()
+        whole = conversation_segments([*messages, {"role": "assistant", "content": answer}])
+        ids = tokenizer.encode_prompt(text) + tokenizer.encode_response(text, answer)
+        assert ids == tokenizer.render(whole)[0]
+
+
 def test_messages():
     def say(*turns):
         return conversation_segments([{"role": role, "content": content} for role, content in turns])
