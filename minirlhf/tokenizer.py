@@ -20,10 +20,10 @@ import regex
 import tiktoken
 
 from minirlhf import UserError, write_atomically
+from minirlhf.special_tokens import EOS, refuse_other_tokenizers
 
 Segment = tuple[str, bool]  # (text, by_assistant)
 
-EOS = "<|endoftext|>"
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 # GPT-2's rule for cutting a text into pieces, within which tokens merge. The trainer's differs twice: each digit is a
@@ -109,16 +109,14 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
-        """vocab.json and merges.txt, or where they are missing a tokenizer.json, which is all that newer transformers write."""
+        """vocab.json and merges.txt, or where they are missing a tokenizer.json, which is all that newer transformers write.
+        UserError for a tokenizer that is not GPT-2's: another EOS, added tokens, text that is changed before it is cut."""
         vocab_file, merges_file, both = (Path(folder) / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
         try:
             if both.exists() and not vocab_file.exists():
                 raw, merges_file = json.loads(both.read_text(encoding="utf-8")), both
                 vocab = raw["model"]["vocab"] | {token["content"]: token["id"] for token in raw["added_tokens"]}
                 lines = [line if isinstance(line, str) else " ".join(line) for line in raw["model"]["merges"]] or [""]
-                splits = raw["pre_tokenizer"]
-                if raw["normalizer"] or splits["type"] != "ByteLevel" or splits["add_prefix_space"] or not splits["use_regex"]:
-                    raise UserError(f"{both} does not cut text as GPT-2 does ({splits}): take a model that does")
             else:
                 vocab = dict(json.loads(vocab_file.read_text(encoding="utf-8")))
                 lines = merges_file.read_text(encoding="utf-8").split("\n")
@@ -126,6 +124,7 @@ class Tokenizer:
             raise UserError(f"{error.filename}: {error.strerror}; a tokenizer is vocab.json and merges.txt") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:     # not UTF-8, not JSON, not these
             raise UserError(f"{vocab_file} or {merges_file.name} is damaged: {error}; take an intact copy") from None
+        refuse_other_tokenizers(Path(folder), vocab)
         merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
         if wrong := [merge for merge in merges if len(merge) != 2]:
             raise UserError(f"{merges_file}: {wrong[0]} are not two tokens on a line; take an intact copy")

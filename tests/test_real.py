@@ -77,7 +77,8 @@ def test_their_folders_give_their_logits(tokenizer, tmp_path, fields, how):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(**{"vocab_size": tokenizer.vocab_size, "n_positions": 64, "n_embd": 32, "n_layer": 2,
-                                        "n_head": 4, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3} | fields)
+                                        "n_head": 4, "bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id,
+                                        "initializer_range": 0.3} | fields)
     theirs = transformers.GPT2LMHeadModel(config).eval()
     if how == "half":
         theirs = theirs.to(torch.bfloat16)
