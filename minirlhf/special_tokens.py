@@ -33,7 +33,7 @@ FLAGS = ("add_prefix_space", "add_bos_token", "add_eos_token")
 
 
 def refuse_other_tokenizers(folder: Path, vocab: dict[str, int]) -> None:
-    """UserError, which names file, field and value, unless the only special token is <|endoftext|>.
+    """UserError with file, field and value, unless the only special token is <|endoftext|>.
 
     vocab: the folder's tokens and their ids.
     """
@@ -93,9 +93,11 @@ def check_pre_tokenizer(path: Path, pre_tokenizer: Any) -> None:
     if not isinstance(pre_tokenizer, dict):
         raise damaged(path, f"pre_tokenizer is {pre_tokenizer!r:.80}, not an object")
     check_flag(path, "pre_tokenizer.add_prefix_space", pre_tokenizer.get("add_prefix_space"))
-    uses_gpt2s_pattern = pre_tokenizer.get("use_regex", True) is True  # older files do not have the field
+    # Older files do not have the field.
+    uses_gpt2s_pattern = pre_tokenizer.get("use_regex", True) is True
     if pre_tokenizer.get("type") != "ByteLevel" or not uses_gpt2s_pattern:
-        raise not_supported(path, "pre_tokenizer", pre_tokenizer, "it does not cut text as GPT-2 does")
+        why = "it does not cut text as GPT-2 does"
+        raise not_supported(path, "pre_tokenizer", pre_tokenizer, why)
 
 
 def parts_of(path: Path, field: str, processor: Any) -> Iterator[dict]:
@@ -126,13 +128,13 @@ def check_added_tokens(
             )
         if EOS in vocab and str(number) != str(vocab[EOS]):
             raise UserError(
-                f"{path}: {field} holds {EOS} with id {number!r:.20}, the vocabulary has it with id "
-                f"{vocab[EOS]}: take both files from one folder"
+                f"{path}: {field} holds {EOS} with id {number!r:.20}, the vocabulary has it with "
+                f"id {vocab[EOS]}: take both files from one folder"
             )
 
 
 def check_eos_id(path: Path, vocab: dict[str, int]) -> None:
-    """eos_token_id may be absent, null, a number, or a list of numbers of which every one ends a text."""
+    """eos_token_id may be absent, null, a number, or a list, of which each number ends a text."""
     value = read_object(path).get("eos_token_id")
     if value is None or EOS not in vocab:
         return
