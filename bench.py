@@ -10,7 +10,6 @@ the limit; "varied": they end with EOS anywhere, at half the limit on average. W
 """
 import importlib.metadata
 import io
-import json
 import math
 import platform
 import random
@@ -32,6 +31,7 @@ import train_rm
 import train_sft
 from minirlhf import UserError, rollout, run
 from minirlhf.cli import start
+from minirlhf.json_text import to_json, to_json_lines
 from minirlhf.model import GPT, Config, ScalarGPT
 from peers import Words, now, seconds, with_memory
 
@@ -148,7 +148,7 @@ def main(settings: Settings) -> None:
 
     def file(rows: list[dict]) -> str:
         path = folder / f"{len([*folder.iterdir()])}.jsonl"
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        path.write_text(to_json_lines(rows))
         return str(path)
 
     # 2. sampling and scoring
@@ -226,7 +226,7 @@ def main(settings: Settings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = {} if settings.only else growth(out, config, net, folder, online)
     result = {"settings": vars(settings), "installed": installed, "flops": flops, "copy": copied, "growth": found}
-    (out / "bench.json").write_text(json.dumps(result | {"rows": table.rows}, indent=1))
+    (out / "bench.json").write_text(to_json(result | {"rows": table.rows}, indent=1))
     print(f"\nwrote {out / 'bench.json'}")
 
 

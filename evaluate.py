@@ -19,6 +19,7 @@ import torch
 from minirlhf import UserError, losses, probes, rewards, rollout, toyworld
 from minirlhf.cli import start
 from minirlhf.data import fit, read_prompts
+from minirlhf.json_text import to_json
 from minirlhf.losses import mean_of
 from minirlhf.model import GPT, write_atomically
 from minirlhf.run import pick_autocast, pick_device, read_jsonl, seed_of
@@ -126,7 +127,7 @@ class Evaluation:
                             "take --gold REWARD, --reward REWARD, or --judge file.py:function")
         self.reference = self.place(GPT.from_pretrained(settings.reference or baseline))
         self.context = min([self.reference.config.n_positions, *(              # the shortest of all who read the responses
-            json.loads(Path(f, "config.json").read_text(encoding="utf-8")).get("n_positions", math.inf)
+            json.loads(Path(f, "config.json").read_text(encoding="utf-8")).get("n_positions") or math.inf
             for spec in (settings.reward, settings.gold) for f in rewards.folders(spec))])
         self.prompts = fit(self.prompts, self.reference.config.n_positions - settings.max_tokens, "prompts",
                            length=lambda p: len(self.reference.tokenizer.encode_prompt(p)))
@@ -191,7 +192,7 @@ class Evaluation:
         settings, S, reward, gold = self.settings, self.settings.samples, scores["reward"], scores.get("gold")
         rows = probes.of_length(reward, torch.tensor([float(len(r.split())) for r in batch.responses]).view(-1, S), gold)
         if gold is not None and Path(settings.reward, "config.json").exists():       # scores -> the log odds that it learned
-            scale = json.loads(Path(settings.reward, "config.json").read_text(encoding="utf-8")).get("score_std", 1.0)
+            scale = json.loads(Path(settings.reward, "config.json").read_text(encoding="utf-8")).get("score_std") or 1.0
             rows.append(probes.of_calibration(reward * scale, gold))
         if gold is not None and distance.isfinite().all() and distance.any():
             rows.append(probes.of_distance(reward, gold, distance))
@@ -205,7 +206,8 @@ class Evaluation:
 
     def end_of_training(self, folder: str, scores: torch.Tensor, finished: torch.Tensor, spread: torch.Tensor) -> list[dict]:
         """A policy's mean score in the last tenth of its RL against that of its responses here, if it was scored alike there."""
-        run, rows = Path(folder, "run.json"), [r for r in read_jsonl(Path(folder, "metrics.jsonl")) if "score_std" in r]
+        run, rows = Path(folder, "run.json"), read_jsonl(Path(folder, "metrics.jsonl"))
+        rows = [r for r in rows if r.get("score") is not None and r.get("score_std") is not None]
         theirs = json.loads(run.read_text(encoding="utf-8")).get("settings", {}) if rows and run.exists() else {}
         if any(theirs.get(k) != getattr(self.settings, k) for k in ("reward", "ensemble", "temperature", "max_tokens")):
             return []
@@ -255,7 +257,7 @@ def main(settings: Settings) -> dict:
     report = {"baseline": baseline, "judge": by, "prompts": len(prompts), "samples": settings.samples, "reward": settings.reward,
               "results": results, "examples": [e for k in sorted(examples) for e in examples[k][:share]]}
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(settings.out), json.dumps(report, indent=1, ensure_ascii=False).encode())
+    write_atomically(Path(settings.out), to_json(report, indent=1, ensure_ascii=False).encode())
     print(table(report))
     return report
 

@@ -8,7 +8,6 @@ are: mixed in for harmless prompts, they keep the model as helpful as it was.
     python revise.py --init http://127.0.0.1:11434/v1 --model llama3.2 --data prompts.jsonl --out out/revisions.jsonl
     python train_sft.py --init out/sft --data out/revisions.jsonl --out out/sft_constitutional
 """
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from minirlhf import UserError, judge
 from minirlhf.cli import start
 from minirlhf.data import read_prompts
+from minirlhf.json_text import to_json_lines
 from minirlhf.model import write_atomically
 from minirlhf.questions import CRITIQUE, REVISE, ask
 from minirlhf.run import read_jsonl
@@ -76,7 +76,7 @@ def main(settings: Settings) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     for i in range(0, len(todo), AT_ONCE):
         records += [r for r in revised(model, todo[i : i + AT_ONCE], principles, settings, count) if r]
-        write_atomically(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
+        write_atomically(out, to_json_lines(records, ensure_ascii=False).encode())
         print(f"{i + len(todo[i : i + AT_ONCE])} of {len(todo)} prompts", flush=True)
     print(f"{len(records) - len(done)} records added to {out}, {len(records)} in all; "
           f"{count['unusable']} of {count['all']} answers unusable")

@@ -21,6 +21,7 @@ import train_sft
 from minirlhf import UserError, judge, report
 from minirlhf.cli import command, start
 from minirlhf.data import held_out, read_rankings
+from minirlhf.json_text import to_json, to_json_lines
 from minirlhf.model import write_atomically
 from minirlhf.tokenizer import parse_prompt
 
@@ -70,7 +71,7 @@ class Loop:
         self.save()
 
     def save(self) -> None:
-        write_atomically(self.path, json.dumps(self.state, indent=1).encode())
+        write_atomically(self.path, to_json(self.state, indent=1).encode())
 
     def stage(self, name: str, module, settings) -> None:
         """Runs module.main(settings) unless the very same stage is done; prints the command line that does the same."""
@@ -103,7 +104,7 @@ def human_preferences(settings: Settings, loop: Loop) -> None:
     for name, part in (("pairs", mine), ("judge", judges), ("questions", questions)):
         rows = [{"prompt": r.prompt, "chosen": r.responses[r.ranks.index(min(r.ranks))],
                  "rejected": r.responses[r.ranks.index(max(r.ranks))]} for r in part]
-        write_atomically(Path(out, f"{name}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_atomically(Path(out, f"{name}.jsonl"), to_json_lines(rows).encode())
     length = 16 if quick else 128
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
     train = {**common, "token_budget": settings.token_budget, "checkpointing": settings.checkpointing}

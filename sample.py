@@ -5,7 +5,6 @@
     python sample.py --init out/sft --data toy --count 500 --samples 4 --candidates_out out/candidates.jsonl
     python sample.py --init out/sft --data toy --best_of 16 --reward out/rm --sft_out out/best.jsonl   # then train_sft.py on it
 """
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from minirlhf import UserError, rewards, rollout
 from minirlhf.cli import start
 from minirlhf.data import read_prompts
+from minirlhf.json_text import to_json_lines
 from minirlhf.model import GPT, write_atomically
 from minirlhf.run import pick_autocast, pick_device, seed_of
 from minirlhf.tokenizer import ASSISTANT, HUMAN
@@ -104,7 +104,7 @@ def main(settings: Settings) -> None:
     else:
         rows = [{"id": f"{settings.seed}-{i}", "prompt": prompt, "responses": batch.responses[i * K : (i + 1) * K]}
                 for i, prompt in enumerate(prompts)]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = to_json_lines(rows, ensure_ascii=False)
     if not (file := settings.sft_out or settings.candidates_out):
         return print(lines, end="")
     Path(file).parent.mkdir(parents=True, exist_ok=True)

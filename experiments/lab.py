@@ -337,4 +337,8 @@ def path(folder: str, names: tuple[str, ...], window: int = 5) -> dict[str, list
     """metrics.jsonl of a run, as means over windows of steps: {name: values}."""
     rows = read_jsonl(Path(folder) / "metrics.jsonl")
     parts = [rows[i : i + window] for i in range(0, len(rows), window)]
-    return {name: [sum(r[name] for r in part) / len(part) for part in parts] for name in names}
+    def mean(part: list[dict], name: str) -> float:
+        values = [math.nan if row[name] is None else row[name] for row in part]  # null: not finite
+        return sum(values) / len(values)
+
+    return {name: [mean(part, name) for part in parts] for name in names}

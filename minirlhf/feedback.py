@@ -21,6 +21,7 @@ import torch
 
 from minirlhf import UserError, losses
 from minirlhf.data import records
+from minirlhf.json_text import to_json
 
 Annotator = Callable[[str, list[str]], list[int]]       # (prompt, responses) -> ranks
 
@@ -120,9 +121,9 @@ def append_ranking(path: str | Path, candidate: dict, ranks: list[int], annotato
     """One ranking record at the end of the file, whole or not at all; sync: on the disk before this returns."""
     record = {"id": candidate["id"], "prompt": candidate["prompt"], "responses": candidate["responses"], "ranks": ranks,
               "annotator": annotator, "time": datetime.now(UTC).isoformat(timespec="seconds"), **more}
-    line = json.dumps(record, ensure_ascii=False) + "\n"
+    line = to_json(record, ensure_ascii=False) + "\n"
     if any("\ud800" <= c <= "\udfff" for c in line):   # half a surrogate pair, which UTF-8 cannot hold
-        line = json.dumps(record) + "\n"
+        line = to_json(record) + "\n"
     with Path(path).open("ab", buffering=0) as f:
         size = f.seek(0, os.SEEK_END)
         try:

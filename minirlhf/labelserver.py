@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from minirlhf import UserError
 from minirlhf.feedback import append_ranking, open_rankings
+from minirlhf.json_text import to_json
 from minirlhf.tokenizer import ASSISTANT, HUMAN
 
 PAGE = Path(__file__).with_name("label.html")
@@ -117,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "minirlhf", ""
 
     def reply(self, status: int, content: dict | bytes, nonce: str = "") -> None:
-        body, kind = (content, "text/html") if isinstance(content, bytes) else (json.dumps(content).encode(), "application/json")
+        body, kind = (content, "text/html") if isinstance(content, bytes) else (to_json(content).encode(), "application/json")
         self.send_response(status)
         for name, value in {
                 "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minirlhf import UserError, atomically, hub, write_atomically
+from minirlhf.json_text import to_json
 from minirlhf.tokenizer import Tokenizer
 
 REPRESENTABLE = {          # fields of config.json that change the function: the values under which it is ours
@@ -56,6 +57,9 @@ def read_config(path: Path, overrides: dict) -> Config:
     for name, known in REPRESENTABLE.items():
         if (value := raw.get(name, "" if name == "model_type" else known[0])) not in known:
             raise UserError(f"{path}: {name} is {value!r}, this GPT-2 has {', '.join(map(repr, known))} only: take another model")
+    for name in ("score_mean", "score_std"):
+        if raw.get(name, 0.0) is None:          # null is how a number that is not finite is written
+            del raw[name]
     config = Config(**{f.name: raw.get(f.name, f.default) for f in fields(Config)})
     sizes = [config.vocab_size, config.n_positions, config.n_embd, config.n_layer, config.n_head, config.n_inner or 1]
     floats = [config.layer_norm_epsilon, config.score_mean, config.score_std]
@@ -301,7 +305,7 @@ class Trunk(nn.Module):
         config = self.architecture() | {
             "model_type": "gpt2", "activation_function": "gelu_new", "attn_pdrop": 0.0, "embd_pdrop": 0.0,
             "resid_pdrop": 0.0, "bos_token_id": eos, "eos_token_id": eos} | asdict(self.config)
-        write_atomically(folder / "config.json", json.dumps(config, indent=1).encode())
+        write_atomically(folder / "config.json", to_json(config, indent=1).encode())
         self.tokenizer.save_pretrained(folder)
         with atomically(folder / "model.safetensors") as temporary:
             save_file(tensors := self.hf_tensors(), temporary, metadata={"format": "pt", "crc32": checksum(tensors)})

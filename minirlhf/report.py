@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from minirlhf import UserError
+from minirlhf.json_text import to_json
 from minirlhf.model import write_atomically
 from minirlhf.probes import measured, number, share
 from minirlhf.run import read_jsonl
@@ -393,7 +394,7 @@ def write(out: str) -> Path:
     sections = [f'<h2>{title}</h2><p>{about}</p><div class="grid">{section(data) or "<p>Not there yet.</p>"}</div>'
                 for title, section, about in SECTIONS]
     page = PAGE.substitute(headline=escape(data["headline"]), key=key, sections="".join(sections))
-    write_atomically(folder / "report.json", json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_atomically(folder / "report.json", to_json(data, indent=1, ensure_ascii=False).encode())
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minirlhf import UserError, atomically, write_atomically
+from minirlhf.json_text import to_json, to_json_lines
 from minirlhf.model import LOGITS_AT_ONCE, checksum
 from minirlhf.muon import Muon
 
@@ -159,7 +160,7 @@ class Run:
         content = {"script": self.script, "settings": asdict(self.settings), "parent": parent, "seed": self.seed,
                    "device": str(self.device), "torch": torch.__version__, "python": platform.python_version(),
                    "seconds": round(self.seconds_before + time.time() - self.started, 2)} | more
-        write_atomically(self.folder / "run.json", json.dumps(content, indent=1).encode())
+        write_atomically(self.folder / "run.json", to_json(content, indent=1).encode())
 
     def generator(self, *key) -> torch.Generator:
         """A generator that depends on (seed, key) alone: run.generator("sample", step)."""
@@ -232,7 +233,7 @@ class Run:
         self.first_step, self.extra = meta["step"], meta["extra"]
         for name in (x for x in LOGS if (self.folder / x).exists()):     # what the dead run logged after its last checkpoint goes
             kept = [r for r in read_jsonl(self.folder / name) if r["step"] < self.first_step]
-            write_atomically(self.folder / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
+            write_atomically(self.folder / name, to_json_lines(kept).encode())
         self.row = (read_jsonl(self.folder / LOGS[0]) or [{}])[-1]
         print(f"resuming {self.folder} at step {self.first_step}")
 
@@ -330,7 +331,7 @@ class Run:
         """A line of metrics.jsonl (tensors become their means); every log_every steps, one on the console with an ETA."""
         row = {"step": step} | {k: float(v.float().mean()) if isinstance(v, Tensor) else v for k, v in metrics.items()}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+            f.write(to_json(row) + "\n")
         self.row = row
         if step % self.settings.log_every == 0 or step == self.total - 1:
             gone = time.time() - self.started
@@ -343,7 +344,7 @@ class Run:
     def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
         """Responses to samples.jsonl; the first `show` to the console."""
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
+            f.write(to_json_lines(({"step": step} | row for row in rows), ensure_ascii=False))
         for row in rows[:show]:
             score = f"{row['score']:+.2f} " if "score" in row else ""
             tqdm.write(f"    {score}{row['prompt'].strip()[-100:]!r} -> {row['response'][:140]!r}")

@@ -20,6 +20,7 @@ import regex
 import tiktoken
 
 from minirlhf import UserError, write_atomically
+from minirlhf.json_text import to_json
 from minirlhf.special_tokens import EOS, refuse_other_tokenizers
 
 Segment = tuple[str, bool]  # (text, by_assistant)
@@ -134,8 +135,8 @@ class Tokenizer:
         config = {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOS, "eos_token": EOS, "unk_token": EOS,
                   "add_prefix_space": False, "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE}
         merges = "".join(f"{left} {right}\n" for left, right in self.merges)
-        files = {"vocab.json": json.dumps(self.vocab), "merges.txt": "#version: 0.2\n" + merges,
-                 "tokenizer_config.json": json.dumps(config, indent=2)}
+        files = {"vocab.json": to_json(self.vocab), "merges.txt": "#version: 0.2\n" + merges,
+                 "tokenizer_config.json": to_json(config, indent=2)}
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             write_atomically(Path(folder) / name, text.encode())

@@ -144,3 +144,12 @@ def test_an_experiment_runs_to_its_end(name, small, tmp_path):
     assert (tmp_path / name / "figure.png").stat().st_size > 5000
     summary = (tmp_path / name / "summary.md").read_text(encoding="utf-8")
     assert summary.startswith("Expected: ") and "\nFound: " in summary
+
+
+def test_a_value_that_was_not_finite_is_null_in_a_log(tmp_path):
+    rows = [{"kl": 1.0, "kl_k3": None}, {"kl": 3.0, "kl_k3": 2.0}, {"kl": 5.0, "kl_k3": 4.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    means = lab.path(tmp_path, ("kl", "kl_k3"), window=2)
+    assert means["kl"] == [2.0, 5.0]
+    assert math.isnan(means["kl_k3"][0])
+    assert means["kl_k3"][1] == 4.0
