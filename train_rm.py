@@ -8,17 +8,20 @@ the model it started from.
     python train_rm.py --init out/sft --data out/round1/rankings.jsonl --out out/round1/rm
     python train_rm.py --init out/sft --data helpful-base.jsonl.gz          # pairs: prompt, chosen, rejected
 """
+import math
 import time
 from dataclasses import dataclass
 
 import torch
 
-from minirlhf import losses, probes, rollout
+from minirlhf import UserError, losses, probes, rollout
 from minirlhf.cli import start
 from minirlhf.data import Ranking, batch_indices, fit, held_out, micro_batches, read_rankings
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.rewards import TrainedReward
 from minirlhf.run import Run, cosine_decay
+
+SMALLEST_STD = 1e-6     # of samples' scores: below it they differ by rounding alone
 
 
 @dataclass
@@ -56,11 +59,27 @@ class Settings:
 Group = tuple[list[int], list[list[int]], list[int], list[list[float]]]
 
 
+def encoded(tokenizer, rankings: list[Ranking], limit: int,
+            soft: bool = True) -> list[tuple[Ranking, Group]]:
+    """Rankings with their token ids; a ranking of which one response does not fit is skipped whole,
+    and counted."""
+    examples = []
+    for r in rankings:
+        responses = [tokenizer.encode_response(r.prompt, response) for response in r.responses]
+        preferences = [[float(a < b) for b in r.ranks] for a in r.ranks]
+        if soft and r.preferences:
+            preferences = r.preferences
+        examples.append((r, (tokenizer.encode_prompt(r.prompt), responses, r.ranks, preferences)))
+    return fit(examples, limit, "rankings", length=lambda example: longest(example[1]))
+
+
 def to_groups(tokenizer, rankings: list[Ranking], limit: int, soft: bool = True) -> list[Group]:
-    """Rankings -> token ids; a ranking of which one response does not fit is skipped whole, and counted."""
-    groups = [(tokenizer.encode_prompt(r.prompt), [tokenizer.encode_response(r.prompt, x) for x in r.responses], r.ranks,
-               r.preferences if soft and r.preferences else [[float(a < b) for b in r.ranks] for a in r.ranks]) for r in rankings]
-    return fit(groups, limit, "rankings", length=lambda group: len(group[0]) + max(map(len, group[1])))
+    return [group for _, group in encoded(tokenizer, rankings, limit, soft)]
+
+
+def longest(group: Group) -> int:
+    """Tokens of the prompt and its longest response."""
+    return len(group[0]) + max(map(len, group[1]))
 
 
 def tokens_of(group: Group) -> int:
@@ -106,26 +125,62 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
             "validation_loss": float(torch.nn.functional.softplus(-d).mean()), "calibration": probes.calibration(prompt, d)}
 
 
-def normalization(run: Run, model: ScalarGPT, settings: Settings, prompts: list[str]) -> tuple[float, float]:
-    """Mean and std of the raw scores on samples of the policy that is to be improved (Ziegler et al. 2019, section 2.1)."""
-    parent = run.place(GPT.from_pretrained(settings.normalize_on or settings.init), frozen=True)
-    room = parent.config.n_positions - settings.max_tokens
-    prompts = [p for p in dict.fromkeys(prompts) if len(parent.tokenizer.encode_prompt(p)) <= room]
-    batch = rollout.sample(parent, prompts[: settings.normalize_samples], settings.max_tokens, run.generator("normalize"),
-                           temperature=settings.temperature)
-    scores = torch.tensor(TrainedReward(model)(batch.prompts, batch.responses))
-    return float(scores.mean()), max(float(scores.std()), 1e-6)
+def prompts_to_sample(prompts: list[str], settings: Settings) -> list[str]:
+    """The prompts, each once, that leave --max_tokens of the sampled policy's context for a
+    response. UserError if none does."""
+    name = settings.normalize_on or settings.init
+    parent = GPT.from_pretrained(name)
+    context, wanted = parent.config.n_positions, settings.max_tokens
+    lengths = {}
+    for prompt in prompts:  # an empty one begins with EOS
+        lengths[prompt] = max(1, len(parent.tokenizer.encode_prompt(prompt)))
+    chosen = [prompt for prompt, length in lengths.items() if length <= context - wanted]
+    if chosen:
+        return chosen[: settings.normalize_samples]
+    shortest = min(lengths.values())
+    remedy = "take a model with a longer context"
+    if shortest < context:
+        remedy = f"take --max_tokens {context - shortest} or less"
+    raise UserError(
+        f"--max_tokens {wanted} leaves a prompt {context} - {wanted} = {context - wanted} tokens "
+        f"of the context of {name}, and the shortest prompt has {shortest}: {remedy}, or "
+        "--normalize_samples 0, which leaves the scores as they are")
+
+
+def normalization(scores: torch.Tensor) -> tuple[float, float]:
+    """Raw scores (N,) of samples -> what to subtract, and what to divide by: their mean and their
+    std, or 1 where all are equal."""
+    mean, std = float(scores.mean()), float(scores.std(correction=0))
+    if not (math.isfinite(mean) and math.isfinite(std)):
+        raise UserError(f"the reward model's scores of {len(scores)} samples are not finite (mean "
+                        f"{mean}, std {std}): train it with a lower --lr")
+    if std < SMALLEST_STD:
+        print("warning: the --normalize_samples have one score: it becomes 0, the scale stays")
+        std = 1.0
+    return mean, std
+
+
+def normalize(run: Run, model: ScalarGPT, settings: Settings, prompts: list[str]) -> None:
+    """Scores get mean 0 and std 1 on samples of the policy that is to be improved (Ziegler et al.
+    2019, section 2.1)."""
+    parent = GPT.from_pretrained(settings.normalize_on or settings.init)
+    batch = rollout.sample(run.place(parent, frozen=True), prompts, settings.max_tokens,
+                           run.generator("normalize"), temperature=settings.temperature)
+    scores = torch.tensor(TrainedReward(model)(batch.prompts, batch.responses))  # (N,)
+    model.config.score_mean, model.config.score_std = normalization(scores)
 
 
 def main(settings: Settings) -> None:
     # 1. rankings and the model: SFT's trunk, a head of zeros
     rankings = read_rankings(settings.data, template=settings.template)
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
-    train, validation = held_out(rankings, key=lambda r: r.prompt, fraction=settings.validation)
-    prompts = [r.prompt for r in train]
-    newest = [r for r in validation if r.where.startswith(settings.data.split(",")[-1].strip())]
-    train, validation, newest = (to_groups(model.tokenizer, x, model.config.n_positions, settings.soft)
-                                 for x in (train, validation, newest))
+    examples = encoded(model.tokenizer, rankings, model.config.n_positions, settings.soft)
+    train, validation = held_out(examples, key=lambda example: example[0].prompt,
+                                 fraction=settings.validation)
+    newest_file = settings.data.split(",")[-1].strip()
+    newest = [group for ranking, group in validation if ranking.where.startswith(newest_file)]
+    prompts = [ranking.prompt for ranking, _ in train]
+    train, validation = ([group for _, group in part] for part in (train, validation))
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
             prompt, responses, ranks, _ = train[i]
@@ -134,6 +189,8 @@ def main(settings: Settings) -> None:
                 print(f"rank {rank}: {model.tokenizer.show(row, [False] * (len(row) - 1) + [True])}")
             print()
         return
+    if settings.normalize_samples:
+        prompts = prompts_to_sample(prompts, settings)      # now, not after hours of training
     run = Run(settings, "train_rm.py")
     if run.finished:
         return print(f"{run.folder} is finished already")
@@ -167,8 +224,14 @@ def main(settings: Settings) -> None:
 
     # 4. how good is it on prompts it has not seen, and on which scale are its scores
     result = validate(model, validation, settings.token_budget)
-    print("validation accuracy {validation_accuracy:.3f} ± {validation_interval:.3f} on {validation_pairs} comparisons"
-          .format(**result))
+    if not validation:
+        print("nothing was held out: how good it is on new prompts is unknown")
+    elif math.isnan(result["validation_interval"]):
+        print("validation accuracy {validation_accuracy:.3f} on {validation_pairs} comparisons of "
+              "one ranking: too few to say how good it is".format(**result))
+    else:
+        print("validation accuracy {validation_accuracy:.3f} ± {validation_interval:.3f} on "
+              "{validation_pairs} comparisons".format(**result))
     if newest:
         result |= {"newest_before": run.extra["newest_before"],
                    "newest_after": validate(model, newest, settings.token_budget)["validation_accuracy"]}
@@ -176,7 +239,7 @@ def main(settings: Settings) -> None:
     if result["validation_accuracy"] - result["validation_interval"] < 0.5:
         print("warning: 0.5 lies inside the interval: this reward model has not been seen to beat a coin")
     if settings.normalize_samples:
-        model.config.score_mean, model.config.score_std = normalization(run, model, settings, prompts)
+        normalize(run, model, settings, prompts)
     run.finish(model, peak_gib=run.peak_memory(), **result)
 
 

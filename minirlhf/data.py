@@ -363,11 +363,11 @@ def _type(value: Any) -> str:
 
 def held_out(items: list, key: Callable[[Any], Hashable], fraction=0.1, seed=0) -> tuple[list, list]:
     """(train, validation), in order. A hash of key(item), the prompt, decides, so that no prompt is on both sides. With
-    two prompts or more neither side is empty, unless the fraction is 0."""
+    two prompts or more neither side is empty, unless the fraction is 0; one alone is trained on."""
     salted = {k: f"{seed}\n{k}".encode("utf-8", "surrogatepass") for k in map(key, items)}
     drawn = {k: int(hashlib.sha256(salt).hexdigest()[:12], 16) / 16**12 for k, salt in salted.items()}
     size = sum(value < fraction for value in drawn.values())
-    if fraction > 0 and len(drawn) > 1:
+    if fraction > 0 and drawn:
         size = min(max(size, 1), len(drawn) - 1)
     chosen = set(sorted(drawn, key=drawn.get)[:size])
     return [item for item in items if key(item) not in chosen], [item for item in items if key(item) in chosen]
