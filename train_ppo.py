@@ -8,6 +8,7 @@ RLOO, GRPO and REINFORCE are the same loop without the value model: a response's
     python train_ppo.py --init out/sft --reward my_rewards.py:brevity --data prompts.jsonl
     python train_ppo.py --advantage grpo --samples_per_prompt 8 --prompts_per_step 8 --reward out/rm1,out/rm2 --ensemble min
 """
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -101,10 +102,16 @@ def value_model(settings: Settings) -> ScalarGPT:
 
 
 def check_ratio(deviation: float, precision: torch.dtype | None, step: int) -> None:
-    """Before any update the policy that sampled is the policy that trains."""
-    if deviation > (1e-4 if precision is None else 1e-2):
-        raise Stopped(f"step {step}: before the first update the ratio of new to old log-probs is off by {deviation:.2g}. It must "
-                      "be 1: look for dropout, another temperature or precision in one of the two, or shifted tokens")
+    """Before any update the policy that was scored is the policy that trains.
+
+    deviation: root mean square over tokens of log(new/old).
+    """
+    limit = losses.FIRST_RATIO_OFF[precision or torch.float32]
+    if deviation > limit:
+        raise Stopped(
+            f"step {step}: before the first update the ratio of new to old log-probs must be 1, and its log is "
+            f"{deviation:.2g} where rounding explains {limit:g} (root mean squares): look for dropout, "
+            "another temperature or precision in one of the two, or shifted tokens")
 
 
 def in_plain_words(row: dict, settings: Settings) -> list[str]:
@@ -237,15 +244,15 @@ def main(settings: Settings) -> None:
                     parts["kl_loss"] = kl_coef * losses.masked_mean(losses.kl_estimates(new, ref[cut])[2], m, part_total)
                 sum(parts.values()).backward()
                 share = float(m.sum()) / tokens
-                stats["ratio_off"] = max(stats["ratio_off"], float(p.pop("ratio_max_dev")))
                 for name, x in (p | v).items():                                # means over the part's tokens
                     stats[name] += float(x) * share
                 for name, x in parts.items():                                  # shares of a sum
                     stats[name] += float(x.detach())
+            ratio_off = math.sqrt(stats.pop("log_ratio_square"))
             if updates == 0:
-                check_ratio(stats["ratio_off"], run.autocast_dtype, step)
-                seen["first_ratio_off"] = stats["ratio_off"]
-            seen |= {k: x for k, x in stats.items() if k != "ratio_off"}
+                check_ratio(ratio_off, run.autocast_dtype, step)
+                seen["first_ratio_off"] = ratio_off
+            seen |= stats
             if stats["approx_kl"] > settings.stop_update_kl:
                 optimizer.zero_grad(set_to_none=True)
                 break

@@ -17,6 +17,17 @@ from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # PPO's |log(new/old)| is clamped here: exp(20) = 5e8 stays finite, also summed in float32
 
+# The root mean square of log(new/old) before any update that rounding still explains. Measured on a
+# CPU, on models of 1 x 32 to 12 x 768, fresh, trained and with inflated weights:
+# float32: at most 1e-6 between scoring and training, whose rows come in another order and company.
+# bfloat16: 0.003 there; 0.011 between two wholly different roundings (float32 and bfloat16, or decoding
+# and forward), and 0.025 in the worst 50 tokens of those.
+# Errors of trained models in the same measure: a temperature of 0.9 times 0.06, a dropout of 0.02 0.12,
+# tokens shifted by one 6.
+# The maximum has no limit: it grows with the number of tokens (0.15 in 49 000), and this mean sees a
+# single token that is wrong by 3 nats among 10 000.
+FIRST_RATIO_OFF = {torch.float32: 1e-4, torch.bfloat16: 0.03}
+
 
 def _real(x: Tensor, mask: Tensor) -> Tensor:
     """x with 0 in padding; same shape as mask. ValueError if the shapes differ: broadcasting would hide a mistake."""
@@ -145,8 +156,8 @@ def ppo_policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, 
     new, old (B, R): log-probs of the sampled tokens now and when they were sampled; gradient flows to new alone.
     advantages (B, R), or (B, 1) for one per response. clip_high, if given, replaces clip above 1 (Yu 2025). Log-ratios
     are clamped to +-20 before exp: a wild token keeps the loss finite and gets no gradient. Statistics: ratio_mean;
-    ratio_max_dev, the largest |ratio - 1|; clip_fraction, the share of tokens where the clipped term binds; approx_kl,
-    k3 of KL(old || new) per token, never negative."""
+    log_ratio_square; clip_fraction, the share of tokens where the clipped term binds; approx_kl,
+    k3 of KL(old || new) per token, never negative. All are means over real tokens."""
     log_ratio = (_real(new, mask) - _real(old, mask).detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     advantages = _real(advantages.expand_as(mask) if advantages.dim() == mask.dim() else advantages, mask).detach()
     ratio = log_ratio.exp()
@@ -155,7 +166,7 @@ def ppo_policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, 
     change = ratio.detach() - 1
     return masked_mean(torch.maximum(loss, clipped_loss), mask, total), {
         "ratio_mean": 1 + masked_mean(change, mask),
-        "ratio_max_dev": F.pad(change.abs().flatten(), (0, 1)).max(),  # padded: max of nothing is an error
+        "log_ratio_square": masked_mean(log_ratio.detach().square(), mask),
         "clip_fraction": masked_mean((clipped_loss > loss).to(ratio.dtype), mask),
         "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask).detach()}
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from minirlhf import UserError
 from minirlhf.json_text import to_json
+from minirlhf.losses import FIRST_RATIO_OFF
 from minirlhf.model import write_atomically
 from minirlhf.probes import measured, number, share
 from minirlhf.run import read_jsonl
@@ -31,7 +32,8 @@ STYLE = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 8.5, "te
 DASHED = {"color": INK, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 0}
 BLUE, GREY, *ROUND_COLOURS = ("#5b82c0", "#8b93a1", "#1f9e89", "#e07b39", "#b5539c", "#8a6fd1", "#b3902f", "#4f9fc8")
 HEALTH = (      # PPO, mean of a round's last tenth: metric, what it is, what is healthy, limits beyond which we warn
-    ("first_ratio_off", "distance from 1 of the ratio before an update", "0", 0, 0.01),
+    ("first_ratio_off", "root mean square of the log ratio before an update", "0", 0,
+     max(FIRST_RATIO_OFF.values())),
     ("kl", "KL to the SFT model, nats per response", "0 to 10", -1, 20),
     ("approx_kl", "approximate KL of one update, nats per token", "0.001 to 0.02", -1, 0.05),
     ("clip_fraction", "share of tokens whose ratio is clipped", "0.005 to 0.2", 0, 0.3),

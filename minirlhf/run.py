@@ -62,11 +62,17 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_autocast(name: str, device: torch.device) -> torch.dtype | None:
-    """auto: bfloat16 matrix products where the GPU has them; weights and log-softmax stay float32."""
+    """auto: bfloat16 matrix products where the GPU has them; weights and logits stay float32.
+
+    Where the rest is bfloat16, a GPU makes its float32 products, the head's above all, from TF32: eight
+    times the precision of bfloat16, several times the speed of float32.
+    """
     if name not in ("auto", "float32", "bfloat16"):
         raise UserError(f"--dtype {name}: unknown; take auto, float32 or bfloat16")
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = name == "bfloat16"
     return torch.bfloat16 if name == "bfloat16" else None
 
 
@@ -186,11 +192,11 @@ class Run:
         it. cached_tokens: those whose keys and values sampling keeps; that and the activations are never there at one time.
         A block's activations are counted as autograd saves them."""
         trained, tokens = [m for m in self.placed if any(p.requires_grad for p in m.parameters())], self.settings.token_budget
-        cast = 2 if self.autocast_dtype else 0             # bytes of a weight as autocast keeps it for the backward pass
+        cast = 2 if self.autocast_dtype else 0      # bytes of a block's weight, as autocast keeps it
         first = self.placed[0].config
         parts = {"weights": sum(p.numel() * p.element_size() for m in self.placed for p in m.parameters()), "activations": 0,
-                 "gradients and AdamW": sum((12 * p.requires_grad + cast * (p.dtype == torch.float32)) * p.numel()
-                                            for m in trained for p in m.parameters()),
+                 "gradients and AdamW": 12 * sum(p.numel() for m in trained for p in m.parameters() if p.requires_grad)
+                 + cast * sum(p.numel() for m in trained for p in m.h.parameters() if p.dtype == torch.float32),
                  "sampling": cached_tokens * (4 if cast else 8) * first.n_layer * first.n_embd}
         for m in trained:
             D, inner = m.config.n_embd, m.config.n_inner or 4 * m.config.n_embd

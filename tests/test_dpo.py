@@ -326,9 +326,10 @@ def test_every_loss_learns_the_order(name, folder, tmp_path):
     assert rows[-1]["kl"] != 0                                # of six samples: of either sign
 
 
-def test_online_finds_what_is_rewarded(folder, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_online_finds_what_is_rewarded(dtype, folder, tmp_path):
     settings = variant("online", folder, tmp_path / "x", steps=25, lr=3e-3, batch_size=12, eval_every=25, max_tokens=10,
-                       unfinished_score=-50.0, validation=0.0)
+                       unfinished_score=-50.0, validation=0.0, dtype=dtype)
     train_dpo.main(settings)
     scores = [r["score"] for r in read_jsonl(tmp_path / "x" / "metrics.jsonl")]
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 3

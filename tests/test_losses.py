@@ -488,11 +488,11 @@ def test_ppo_statistics():
     _, stats = L.ppo_policy_loss(new, old, advantages, mask, 0.2)
     ratios = [math.exp(x) for x in (0.5, -0.5, 0.1, 0.5, -0.5)]
     assert stats["ratio_mean"].item() == pytest.approx(sum(ratios) / 5)
-    assert stats["ratio_max_dev"].item() == pytest.approx(math.exp(0.5) - 1)
+    assert stats["log_ratio_square"].item() == pytest.approx((4 * 0.25 + 0.01) / 5)
     assert stats["clip_fraction"].item() == pytest.approx(2 / 5)  # up with A > 0 and down with A < 0 are cut
     assert stats["approx_kl"].item() == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 5)
     same = L.ppo_policy_loss(new, new, advantages, mask, 0.2)[1]
-    assert [same[k].item() for k in ("ratio_mean", "ratio_max_dev", "clip_fraction", "approx_kl")] == [1, 0, 0, 0]
+    assert [same[k].item() for k in ("ratio_mean", "log_ratio_square", "clip_fraction", "approx_kl")] == [1, 0, 0, 0]
 
 
 def test_ppo_advantage_per_response_and_no_gradient_to_constants():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SHARED, tiny
 
-from minirlhf import UserError, model
+from minirlhf import UserError, model, run
 from minirlhf.model import GPT, Config, KVCache, ScalarGPT, hf_name, is_transposed
 
 
@@ -71,6 +71,33 @@ def test_cached_decoding_equals_the_full_forward(policy):
             at = lengths + i
             step = policy.hidden(tokens[torch.arange(4), at][:, None], cache, at)[:, 0]
             assert torch.allclose(step, full[torch.arange(4), at], atol=1e-4)
+
+
+def test_the_heads_product_is_float32s_under_autocast(policy):
+    """The one that sampling and scoring share; bf16's is off by more than a hundredth here."""
+    hidden = torch.randn(20, 32)
+    expected = hidden @ policy.wte.weight.T / 0.7
+    assert ((hidden.bfloat16() @ policy.wte.weight.bfloat16().T).float() / 0.7 - expected).abs().max() > 0.01
+    policy.autocast_dtype = torch.bfloat16
+    with policy.autocast():
+        inside = policy.logits(hidden, 0.7)
+    for logits in (inside, policy.logits(hidden, 0.7)):
+        assert logits.dtype == torch.float32
+        assert torch.allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), [("bfloat16", True), ("float32", False)])
+def test_float32_products_of_a_bf16_run_on_a_gpu_are_tf32s(dtype, tf32):
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    try:
+        products.allow_tf32 = not tf32
+        run.pick_autocast(dtype, torch.device("cpu"))
+        assert products.allow_tf32 != tf32
+        run.pick_autocast(dtype, torch.device("cuda"))
+        assert products.allow_tf32 == tf32
+    finally:
+        products.allow_tf32 = before
 
 
 def test_logits_in_chunks_change_nothing(policy, monkeypatch):

@@ -172,13 +172,14 @@ def test_the_estimate_is_what_autograd_saves(tokenizer, tmp_path, capsys, dtype,
     assert parts["activations"] * 2**30 - logits_part - block == pytest.approx(saved, rel=0.3 if checkpointing else 0.15)
     size = sum(p.numel() for p in model.parameters())
     assert parts["weights"] * 2**30 == 4 * size
-    assert parts["gradients and AdamW"] * 2**30 == (14 if dtype == "bfloat16" else 12) * size
+    cast = 2 * sum(p.numel() for p in model.h.parameters()) * (dtype == "bfloat16")
+    assert parts["gradients and AdamW"] * 2**30 == 12 * size + cast
     if not checkpointing:                     # LoRA: the same activations, moments of the adapters alone
         lora.add(model, 4, 8.0, 0)
         adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        more, cast = run.memory(), 2 * (model.wte.weight.numel() + model.wpe.weight.numel()) * (dtype == "bfloat16")
+        more = run.memory()
         assert more["activations"] == parts["activations"] and 0 < adapters < size / 4
-        assert more["gradients and AdamW"] * 2**30 == pytest.approx((14 if cast else 12) * adapters + cast, rel=0.01)
+        assert more["gradients and AdamW"] * 2**30 == pytest.approx((14 if cast else 12) * adapters, rel=0.02)
     assert "--token_budget 512 or --checkpointing" in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import tiny
 from safetensors.torch import load_file
 
@@ -15,7 +16,7 @@ import evaluate
 import sample
 import train_ppo
 import train_sft
-from minirlhf import UserError, losses, probes, report, rewards, toyworld
+from minirlhf import UserError, losses, probes, report, rewards, rollout, toyworld
 from minirlhf.data import read_demonstrations
 from minirlhf.model import ScalarGPT
 from minirlhf.run import Run, read_jsonl
@@ -79,6 +80,60 @@ def test_a_method_without_a_value_model_runs_and_starts_at_ratio_1(advantage, wo
     assert not rows[0].keys() & {"value_loss", "explained_variance"} and ("kl_loss" in rows[0]) == (advantage == "grpo")
     before, after = (load_file(p / "model.safetensors") for p in (world / "sft", tmp_path / "a"))
     assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+def test_bfloat16_trains_to_the_results_of_float32(advantage, world, tmp_path):
+    rows = {}
+    for dtype in ("float32", "bfloat16"):
+        train_ppo.main(settings_of(world, tmp_path / dtype, reward=f"{world / 'mine.py'}:brevity",
+                                   advantage=advantage, dtype=dtype, steps=10, lr=3e-3, kl_coef=0.01,
+                                   prompts_per_step=16, samples_per_prompt=4, max_tokens=24,
+                                   token_budget=400, unfinished_score=-6.0))
+        rows[dtype] = metrics(tmp_path / dtype)
+    off = [row["first_ratio_off"] for row in rows["bfloat16"]]
+    assert len(off) == 10
+    assert losses.FIRST_RATIO_OFF[torch.float32] < max(off) < losses.FIRST_RATIO_OFF[torch.bfloat16] / 3
+    wide, narrow = (sum(row["score"] for row in part[-3:]) / 3 for part in rows.values())
+    start = rows["float32"][0]
+    assert min(wide, narrow) > start["score"] + start["score_std"]
+    assert wide == pytest.approx(narrow, abs=0.2 * start["score_std"])
+
+
+def shifted(logprobs, monkeypatch):
+    """Each response token's log-prob is read of the token before it."""
+    tokens = rollout.response_tokens
+
+    def changed(model, batch, temperature=1.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(rollout, "response_tokens", lambda batch: tokens(batch).roll(1))
+            return logprobs(model, batch, temperature)
+    return changed
+
+
+def warmer(logprobs, monkeypatch):
+    return lambda model, batch, temperature=1.0: logprobs(model, batch, 0.9 * temperature)
+
+
+def with_dropout(logprobs, monkeypatch):
+    def changed(model, batch, temperature=1.0):
+        hooks = [block.mlp_proj.register_forward_hook(lambda layer, x, y: F.dropout(y, 0.1))
+                 for block in model.h]
+        found = logprobs(model, batch, temperature)
+        for hook in hooks:
+            hook.remove()
+        return found
+    return changed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", [shifted, warmer, with_dropout])
+def test_what_is_wrong_in_the_training_forward_is_no_rounding(fault, dtype, world, tmp_path, monkeypatch):
+    right = rollout.logprobs
+    wrong = fault(right, monkeypatch)
+    monkeypatch.setattr(rollout, "logprobs", lambda *args: (wrong if torch.is_grad_enabled() else right)(*args))
+    with pytest.raises(UserError, match=r"step 0: .*must be 1, .* look for dropout"):
+        train_ppo.main(settings_of(world, tmp_path / "a", advantage="rloo", dtype=dtype, steps=1))
 
 
 @pytest.mark.parametrize("length_norm", ["token", "response", "none"])
