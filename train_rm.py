@@ -106,9 +106,9 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
             "validation_loss": float(torch.nn.functional.softplus(-d).mean()), "calibration": probes.calibration(prompt, d)}
 
 
-def normalization(run: Run, model: ScalarGPT, settings: Settings, prompts: list[str]) -> tuple[float, float]:
+def normalization(run: Run, model: ScalarGPT, parent: GPT, settings: Settings, prompts: list[str]) -> tuple[float, float]:
     """Mean and std of the raw scores on samples of the policy that is to be improved (Ziegler et al. 2019, section 2.1)."""
-    parent = run.place(GPT.from_pretrained(settings.normalize_on or settings.init), frozen=True)
+    run.place(parent, frozen=True)
     room = parent.config.n_positions - settings.max_tokens
     prompts = [p for p in dict.fromkeys(prompts) if len(parent.tokenizer.encode_prompt(p)) <= room]
     batch = rollout.sample(parent, prompts[: settings.normalize_samples], settings.max_tokens, run.generator("normalize"),
@@ -121,6 +121,9 @@ def main(settings: Settings) -> None:
     # 1. rankings and the model: SFT's trunk, a head of zeros
     rankings = read_rankings(settings.data, template=settings.template)
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
+    parent = None                                          # whose samples get scores of mean 0, std 1
+    if settings.normalize_samples:
+        parent = GPT.from_pretrained(settings.normalize_on or settings.init)
     train, validation = held_out(rankings, key=lambda r: r.prompt, fraction=settings.validation)
     prompts = [r.prompt for r in train]
     newest = [r for r in validation if r.where.startswith(settings.data.split(",")[-1].strip())]
@@ -175,8 +178,8 @@ def main(settings: Settings) -> None:
         print("on the newest rankings alone: {newest_before:.3f} before training, {newest_after:.3f} now".format(**result))
     if result["validation_accuracy"] - result["validation_interval"] < 0.5:
         print("warning: 0.5 lies inside the interval: this reward model has not been seen to beat a coin")
-    if settings.normalize_samples:
-        model.config.score_mean, model.config.score_std = normalization(run, model, settings, prompts)
+    if parent:
+        model.config.score_mean, model.config.score_std = normalization(run, model, parent, settings, prompts)
     run.finish(model, peak_gib=run.peak_memory(), **result)
 
 
