@@ -217,8 +217,8 @@ class Run:
         return bool(theirs.get("finished"))
 
     def _begin(self) -> None:
-        """Before the first thing that is written: makes the folder this run's. Killed at any moment it holds either the old run,
-        whole, or this one, of which nothing but a mark in run.json is left to be believed."""
+        """Makes the folder this run's, before the first thing that it writes there. The new run.json is the moment of change:
+        before it the old run is whole; after it the mark "beginning" says that old files may still lie there."""
         if self.begun:
             return
         if (self.folder / "run.json").exists() and not self.replaces:
