@@ -167,9 +167,11 @@ def main(settings: Settings) -> None:
     watched = {f"watch_{name}": rewards.load(name, run.place) for name in settings.watch.split(",") if name}
     optimizer = run.adamw([*trained.values()], settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
+    ptx, ptx_held_out = [], []
+    if settings.ptx_data:
+        rows = to_rows(policy, read_demonstrations(settings.ptx_data))
+        ptx, ptx_held_out = held_out(rows, key=lambda row: tuple(row[0]))
     run.track(optimizer, **trained)
-    ptx, ptx_held_out = (held_out(to_rows(policy, read_demonstrations(settings.ptx_data)), key=lambda row: tuple(row[0]))
-                         if settings.ptx_data else ([], []))
 
     def lm_loss() -> float:
         return validation_loss(policy, ptx_held_out[:64], settings.token_budget)

@@ -9,12 +9,14 @@ orders and averaged, against a liking for what stands first; a response ranks by
     "principle"     what it judged by, drawn from the constitution by (seed, id)
 """
 import http.client
+import ipaddress
 import json
 import os
 import random
 import re
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -87,14 +89,76 @@ class LocalModel:
             yield from map(said.get, some)
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether the name or address of a host is this machine's own."""
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:                                    # any other name
+        return False
+
+
+def checked_url(url: str) -> urllib.parse.SplitResult:
+    """The parts of an endpoint's URL. UserError for secrets in it, and for what could be read as another host."""
+    if re.search("[@?#]", url):                           # not shown: a password or a key may stand there
+        raise UserError("the endpoint's URL holds one of @ ? #: write it as https://HOST:PORT/v1, without user name, password "
+                        "and query; a key goes into the environment variable OPENAI_API_KEY")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.port != 0                          # a port that is none raises ValueError
+    except ValueError:
+        usable = False
+    host = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"
+    if not usable or not re.fullmatch(rf"(?i:https?)://({host})(:\d+)?(/[!-\[\]-~]*)?", url):
+        raise UserError(f"the endpoint's URL {url!r} cannot be used: write it as https://HOST:PORT/v1, without spaces, "
+                        "backslashes and letters beyond ASCII")
+    return parts
+
+
+def api_key(parts: urllib.parse.SplitResult) -> str:
+    """OPENAI_API_KEY, "" where there is none. UserError if it cannot be sent, or could be read on its way to the endpoint."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if key and not re.fullmatch("[!-~]+", key):
+        raise UserError("the environment variable OPENAI_API_KEY holds a line break, a space or a character beyond ASCII: "
+                        "copy the key again, or unset it if the endpoint needs none")
+    in_the_open = parts.scheme == "http" and not is_this_machine(parts.hostname)
+    if key and in_the_open and os.environ.get("MINIRLHF_KEY_OVER_HTTP") != "1":
+        raise UserError(f"OPENAI_API_KEY would go to {parts.hostname} over plain http, where others can read it: take an "
+                        "https URL, unset the key if the endpoint needs none, or set the environment variable "
+                        "MINIRLHF_KEY_OVER_HTTP=1 to send it all the same")
+    return key
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """urllib would take the key along to whatever host a server names, and turn the question into a GET."""
+
+    def redirect_request(self, request, file, code, message, headers, target):
+        parts = urllib.parse.urlsplit(target)
+        host = parts.netloc.rpartition("@")[2]
+        raise UserError(f"{request.full_url} redirects to {parts.scheme}://{host}, and no redirect is followed, as the key "
+                        "would go along: if you trust that host, give its URL instead")
+
+
 class Endpoint:
     """An OpenAI-compatible chat API (Ollama, llama.cpp, vLLM, ...), AT_ONCE requests in parallel, answers in order."""
 
     def __init__(self, url: str, model: str, seed: int = 0):
+        parts = checked_url(url)
         self.url, self.model, self.seed, self.stop = url.rstrip("/") + "/chat/completions", model, seed, threading.Event()
-        here = re.match(r"https?://(localhost|127\.|\[::1\])", url)                # no proxy stands before this machine
-        self.opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * bool(here))
-        self.headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
+        self.key = api_key(parts)
+        self.headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key or 'none'}"}
+        handlers = [NoRedirects()]
+        if is_this_machine(parts.hostname):               # no proxy stands before it
+            handlers.append(urllib.request.ProxyHandler({}))
+        self.opener = urllib.request.build_opener(*handlers)
+
+    def without_key(self, text: str) -> str:
+        """What a server said, for a message: some repeat the key that they refuse."""
+        if self.key:
+            text = text.replace(self.key, "(the key)")
+        return text[:200].strip()
 
     def chat(self, prompt: str, **options) -> str | None:
         """The answer; None if cut short. A busy server, its errors and broken connections are tried again, ever later."""
@@ -110,15 +174,17 @@ class Endpoint:
                 text = re.sub(r"(?s)^\s*<think>.*?</think>", "", choice["message"]["content"]).strip()
                 return None if choice.get("finish_reason") == "length" else text
             except urllib.error.HTTPError as error:
-                problem = f"{error.code} {error.reason}: {error.read(200).decode(errors='replace').strip()}"
+                said = error.read(2000).decode(errors="replace").strip()
+                problem = self.without_key(f"{error.code} {error.reason}: {said}")
                 if error.code not in (408, 429) and error.code < 500:
                     raise UserError(f"{self.url} refuses ({problem}): {check}") from None
                 later = error.headers.get("Retry-After") or ""
                 wait = max(wait, min(float(later), 60.0)) if later.isdigit() else wait
             except (ValueError, LookupError, TypeError, AttributeError):
-                raise UserError(f"{self.url} does not answer as an OpenAI-compatible API, but {raw[:100]!r}: {check}") from None
+                said = self.without_key(raw.decode(errors="replace"))[:100]
+                raise UserError(f"{self.url} does not answer as an OpenAI-compatible API, but {said!r}: {check}") from None
             except (OSError, http.client.HTTPException) as error:           # down, reset, cut off, too slow
-                problem = str(getattr(error, "reason", "") or error or type(error).__name__)
+                problem = self.without_key(str(getattr(error, "reason", "") or error or type(error).__name__))
             if not left or self.stop.wait(wait):
                 break
             wait *= 2
@@ -147,7 +213,7 @@ class Endpoint:
 
 def load(spec: str, name: str = "", seed: int = 0, device: str = "auto", dtype: str = "auto") -> LocalModel | Endpoint:
     """A model folder, or an endpoint's URL and the model's name there -> what can `prefer` and `say`."""
-    remote = re.match("https?://", spec)
+    remote = re.match("https?://", spec, re.IGNORECASE)
     if not spec or (remote and not name):
         raise UserError("an AI needs --judge FOLDER, or --judge URL with --judge_model NAME (revise.py: --init, --model)")
     return Endpoint(spec, name, seed) if remote else LocalModel(spec, seed, device, dtype)

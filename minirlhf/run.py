@@ -1,5 +1,6 @@
 """A run's folder: settings, metrics, samples, checkpoint and exact resume; device, precision, optimiser.
 
+An older run is deleted (--overwrite) only when the new one's first step has gone through, with all that it loads.
 A run is a function of (settings, seed, step): whatever is random draws from `generator(name, step)`, so a run that was
 killed and resumed from its last checkpoint ends as if it had never stopped, bit for bit on a CPU.
 
@@ -29,13 +30,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minirlhf import UserError, atomically, write_atomically
+from minirlhf import UserError, atomically, hub, rewards, write_atomically
 from minirlhf.json_text import to_json, to_json_lines
 from minirlhf.model import LOGITS_AT_ONCE, checksum
 from minirlhf.muon import Muon
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-OURS = ("resume.safetensors", "run.json", *LOGS, "model.safetensors")     # in this order: what is left resumes nothing else
+RESULTS = ("resume.safetensors", *LOGS, "model.safetensors")
 MAY_CHANGE_ON_RESUME = {"resume", "overwrite", "device", "out", "show_batch", "log_every", "save_every", "token_budget",
                         "checkpointing", "compile"}
 
@@ -112,6 +113,47 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def inputs(settings: Any) -> list[tuple[str, Path]]:
+    """(flag, path) of everything that a run reads: model folders and files."""
+    found = []
+
+    def add_model(flag: str, name: str) -> None:
+        cached = name in hub.MODELS and not Path(name).exists()
+        found.append((flag, hub.cache() / name if cached else Path(name)))
+
+    for flag in ("init", "reference", "normalize_on"):
+        if name := getattr(settings, flag, ""):
+            add_model(flag, name)
+    rewards_of = {"reward": [getattr(settings, "reward", "")], "watch": getattr(settings, "watch", "").split(",")}
+    for flag, specs in rewards_of.items():
+        for names, _ in [term for spec in specs if spec for term in rewards.parse(spec)]:
+            for name in names:
+                file = name.rpartition(":")[0]
+                if file.endswith(".py"):
+                    found.append((flag, Path(file)))
+                elif name != "toy":
+                    add_model(flag, name)
+    for flag in ("data", "ptx_data"):
+        for name in getattr(settings, flag, "").split(","):
+            name = name.strip()
+            if name in hub.DATA:
+                found.append((flag, hub.cache() / name))
+            elif name and name not in ("toy", "toy+judge"):
+                found.append((flag, Path(name)))
+    return found
+
+
+def check_out(settings: Any) -> None:
+    """UserError if what the run writes would lie in, around or in the place of something that it reads."""
+    out = Path(settings.out).resolve()
+    for flag, path in inputs(settings):
+        files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else []     # they may be links
+        for place in [path.resolve(), *(file.resolve() for file in files)]:
+            if place.is_relative_to(out) or out.is_relative_to(place):
+                raise UserError(f"--out {settings.out} is, holds or lies in --{flag} {path}, which the run reads and would damage: "
+                                "choose another --out")
+
+
 class Run:
     def __init__(self, settings: Any, script: str):
         self.settings, self.folder = settings, Path(settings.out)
@@ -128,38 +170,72 @@ class Run:
         self.tracked: dict[str, nn.Module] = {}
         self.extra: dict[str, float] = {}     # small numbers that belong to a checkpoint: a KL coefficient
         self.row: dict = {}                   # what was logged last
+        self.begun = False                    # the folder holds this run, and nothing of an older one
+        self.continues = False                # the folder holds this run's earlier life
+        self.replaces = False                 # the folder holds a run whose place this one may take
         self.finished = self._open_folder()
 
     # ------------------------------------------------------------------------------------------ folder and settings
 
     def _open_folder(self) -> bool:
-        """Makes or checks the folder. True if it holds the finished run of these very settings."""
-        mine, path = asdict(self.settings), self.folder / "run.json"
-        if self.settings.overwrite and not self.settings.resume:
-            for name in OURS:                          # and nothing else that may lie there
-                (self.folder / name).unlink(missing_ok=True)
-        if path.exists():
-            theirs = describe_result(self.folder)
-            for name in OURS:                          # of a save that was killed
-                (self.folder / f"{name}.partial").unlink(missing_ok=True)
-            if not self.settings.resume:
-                raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
-                                "or choose another --out")
-            free = MAY_CHANGE_ON_RESUME | ({"lr"} if not theirs.get("finished") else set())      # it may have led to NaN
-            changed = sorted(k for k in mine.keys() - free if theirs.get("settings", {}).get(k) != mine[k])
-            if changed:
-                raise UserError(f"{self.folder} was started with other settings ({', '.join(changed)}): resume with the "
-                                "same ones, or take --overwrite or another --out")
-            self.seconds_before = theirs.get("seconds", 0.0)
-            if theirs.get("finished"):                 # killed before the last line of finish()
-                (self.folder / "resume.safetensors").unlink(missing_ok=True)
-            return bool(theirs.get("finished"))
+        """Checks the folder. True if it holds the finished run of these very settings."""
+        check_out(self.settings)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.folder} cannot be made ({error.strerror}): choose a folder you may write") from None
+        if self.settings.overwrite and not self.settings.resume:
+            self.replaces = True
+            self._check_writable()
+            return False
+        if not (self.folder / "run.json").exists():
+            for name in ("config.json", "model.safetensors"):
+                if (self.folder / name).exists():
+                    raise UserError(f"{self.folder} holds a {name} that is no run's: --overwrite replaces it, or choose another "
+                                    "--out")
+            self._check_writable()
+            return False
+        if not self.settings.resume:
+            raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
+                            "or choose another --out")
+        return self._check_earlier_life(describe_result(self.folder))
+
+    def _check_writable(self) -> None:
+        if not os.access(self.folder, os.W_OK):
+            raise UserError(f"--out {self.folder} cannot be written: choose a folder you may write")
+
+    def _check_earlier_life(self, theirs: dict) -> bool:
+        """What is resumed must have the same settings. True if it is finished."""
+        mine = asdict(self.settings)
+        free = MAY_CHANGE_ON_RESUME | ({"lr"} if not theirs.get("finished") else set())      # it may have led to NaN
+        changed = sorted(k for k in mine.keys() - free if theirs.get("settings", {}).get(k) != mine[k])
+        if changed:
+            raise UserError(f"{self.folder} was started with other settings ({', '.join(changed)}): resume with the "
+                            "same ones, or take --overwrite or another --out")
+        self.replaces = True
+        if theirs.get("beginning"):                    # killed in _begin(): what lies there may be of another run
+            return False
+        self.continues = True
+        self.seconds_before = theirs.get("seconds", 0.0)
+        for name in ("run.json", *RESULTS):            # of a save that was killed
+            (self.folder / f"{name}.partial").unlink(missing_ok=True)
+        if theirs.get("finished"):                     # killed before the last line of finish()
+            (self.folder / "resume.safetensors").unlink(missing_ok=True)
+        return bool(theirs.get("finished"))
+
+    def _begin(self) -> None:
+        """Makes the folder this run's, before the first thing that it writes there. The new run.json is the moment of change:
+        before it the old run is whole; after it the mark "beginning" says that old files may still lie there."""
+        if self.begun:
+            return
+        if (self.folder / "run.json").exists() and not self.replaces:
+            raise UserError(f"another run has begun in {self.folder} meanwhile: choose another --out")
+        self._write_run_json(finished=False, beginning=True)
+        for name in RESULTS:                           # and nothing else that may lie there
+            (self.folder / name).unlink(missing_ok=True)
+            (self.folder / f"{name}.partial").unlink(missing_ok=True)
         self._write_run_json(finished=False)
-        return False
+        self.begun = True
 
     def _write_run_json(self, **more) -> None:
         parent = getattr(self.settings, "init", "")
@@ -216,9 +292,7 @@ class Run:
         """Says what a checkpoint holds; loads the last one if the run is resumed."""
         self.optimizer, self.tracked = optimizer, models
         path = self.folder / "resume.safetensors"
-        if not (self.settings.resume and path.exists()):
-            for name in LOGS:                                    # lines of a run that died before its first checkpoint
-                (self.folder / name).unlink(missing_ok=True)
+        if not (self.continues and path.exists()):
             return
         try:
             with safe_open(path, "pt") as f:
@@ -236,7 +310,7 @@ class Run:
                 _, i, field = key.split(".", 2)
                 state.setdefault(int(i), {})[field] = tensors[key].clone()       # else it is the file, which must be replaced
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.first_step, self.extra = meta["step"], meta["extra"]
+        self.first_step, self.extra, self.begun = meta["step"], meta["extra"], True
         for name in (x for x in LOGS if (self.folder / x).exists()):     # what the dead run logged after its last checkpoint goes
             kept = [r for r in read_jsonl(self.folder / name) if r["step"] < self.first_step]
             write_atomically(self.folder / name, to_json_lines(kept).encode())
@@ -245,6 +319,7 @@ class Run:
 
     def checkpoint(self, step: int) -> None:
         """Everything needed to go on at `step`, in one file that appears whole or not at all."""
+        self._begin()
         tensors = {f"{name}.{k}": v for name, model in self.tracked.items() for k, v in model.state_dict().items()}
         for i, fields in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in fields.items()}
@@ -295,6 +370,7 @@ class Run:
 
     def finish(self, model, **more) -> None:
         """Writes the model folder, then marks the run finished."""
+        self._begin()
         model.save_pretrained(self.folder)
         self._write_run_json(finished=True, **more)
         (self.folder / "resume.safetensors").unlink(missing_ok=True)
@@ -335,6 +411,7 @@ class Run:
 
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
         """A line of metrics.jsonl (tensors become their means); every log_every steps, one on the console with an ETA."""
+        self._begin()
         row = {"step": step} | {k: float(v.float().mean()) if isinstance(v, Tensor) else v for k, v in metrics.items()}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
             f.write(to_json(row) + "\n")
@@ -349,6 +426,7 @@ class Run:
 
     def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
         """Responses to samples.jsonl; the first `show` to the console."""
+        self._begin()
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as f:
             f.write(to_json_lines(({"step": step} | row for row in rows), ensure_ascii=False))
         for row in rows[:show]:

@@ -305,6 +305,139 @@ def test_constitutions(tmp_path, constitution):
             judge.read_constitution(path)
 
 
+# ---------------------------------------------------------------- where the key goes
+
+SECRET = "sk-very-secret-0123456789"
+
+
+@pytest.fixture
+def two_servers(monkeypatch):
+    """One server that redirects to another; `keys` holds what each was sent as (path, Authorization)."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer()
+
+        def do_GET(self):
+            self.answer()
+
+        def answer(self):
+            self.server.keys.append((self.path, self.headers["Authorization"]))
+            status, headers, body = self.server.reply
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(body))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setattr(judge, "BACK_OFF", 0.001)
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+    for server in servers:
+        server.keys = []
+        server.reply = 200, {}, json.dumps({"choices": [{"message": {"content": "A"}}]}).encode()
+        server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("kind", ["port", "name", "origin"])
+def test_the_key_follows_no_redirect(status, kind, two_servers):
+    first, other = two_servers
+    port = other.server_address[1]
+    target = {"port": f"http://127.0.0.1:{port}", "name": f"http://user:pw@localhost:{port}",
+              "origin": first.url.removesuffix("/v1")}[kind]
+    first.reply = status, {"Location": f"{target}/elsewhere"}, b""
+    with pytest.raises(UserError) as error:
+        judge.Endpoint(first.url, "m").chat("hello")
+    said = str(error.value)
+    assert f"redirects to {target.replace('user:pw@', '')}, and no redirect is followed" in said
+    assert SECRET not in said and "pw" not in said
+    assert first.keys == [("/v1/chat/completions", f"Bearer {SECRET}")] and other.keys == []
+
+
+def test_a_redirect_that_leaves_http_is_an_error_too(two_servers):
+    two_servers[0].reply = 302, {"Location": "file:///etc/hosts"}, b""
+    with pytest.raises(UserError, match="302"):
+        judge.Endpoint(two_servers[0].url, "m").chat("hello")
+
+
+@pytest.mark.parametrize(("host", "here"), [
+    ("localhost", True), ("LOCALHOST", True), ("localhost.", True), ("judge.localhost", True), ("127.0.0.1", True),
+    ("127.8.9.10", True), ("::1", True), ("localhost.evil.example", False), ("127.0.0.1.evil.example", False),
+    ("127.evil.example", False), ("notlocalhost", False), ("evil.example", False), ("10.0.0.1", False), ("::2", False)])
+def test_what_is_this_machine(host, here, monkeypatch):
+    """Only there plain http may carry the key, and no proxy stands before it."""
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    netloc = f"[{host}]" if ":" in host else host
+    for url in (f"http://{netloc}/v1", f"http://{netloc}:8000/v1"):
+        endpoint = judge.Endpoint(url, "m")
+        proxies = [h.proxies for h in endpoint.opener.handlers if hasattr(h, "proxies")]
+        assert any(proxies) is not here
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    judge.Endpoint(f"https://{netloc}/v1", "m")
+    if here:
+        judge.Endpoint(f"http://{netloc}/v1", "m")
+        return
+    with pytest.raises(UserError, match=r"over plain http.*MINIRLHF_KEY_OVER_HTTP=1") as error:
+        judge.load(f"HTTP://{netloc}/v1", "m")
+    assert host in str(error.value) and SECRET not in str(error.value)
+    monkeypatch.setenv("MINIRLHF_KEY_OVER_HTTP", "1")
+    judge.Endpoint(f"http://{netloc}/v1", "m")
+
+
+def test_a_key_over_plain_http_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    with pytest.raises(UserError, match="over plain http"):
+        run_rlhf.main(run_rlhf.Settings(out=str(tmp_path / "loop"), annotator="ai", judge="http://judge.example/v1",
+                                        judge_model="m"))
+    assert not (tmp_path / "loop").exists()
+
+
+@pytest.mark.parametrize("url", [
+    "http://user:hidden@127.0.0.1/v1", "https://hidden@judge.example/v1", "https://user:hid/hidden@judge.example/v1",
+    "https://judge.example/v1?key=hidden", "https://judge.example/v1#hidden", "http://localhost\\@evil.example/v1",
+    "http://localhost\\.evil.example/v1", "http://evil.example%2f.localhost/v1", "http://local\nhost/v1", "http:///v1",
+    "http://[::1/v1", "http://127.0.0.1:99999/v1", "http://127.0.0.1:0/v1", "http://127.0.0.1:x/v1", "http://jüdge.example/v1",
+    "http://127.0.0.1 /v1", "http://127.0.0.1/v 1"])
+def test_a_url_that_hides_a_secret_or_another_host_is_refused(url):
+    with pytest.raises(UserError, match=r"endpoint's URL.*write it as https://HOST:PORT/v1") as error:
+        judge.load(url, "m")
+    assert "hidden" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nX-Injected: two", "sk-one two", "sk-ключ", "sk-\x7f", "sk-\u2028x"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="OPENAI_API_KEY holds") as error:
+        judge.Endpoint("https://judge.example/v1", "m")
+    assert "sk-" not in str(error.value)
+
+
+def test_a_line_break_behind_the_key_is_left_out(two_servers, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\r\n")
+    assert judge.Endpoint(two_servers[0].url, "m").chat("hello") == "A"
+    assert two_servers[0].keys == [("/v1/chat/completions", f"Bearer {SECRET}")]
+
+
+@pytest.mark.parametrize("reply", [(401, {}, b"x" * 180 + b" the key sk-very-secret-0123456789 is not valid"),
+                                   (500, {}, b"sk-very-secret-0123456789"),
+                                   (200, {}, b"x" * 80 + b" sk-very-secret-0123456789")])
+def test_a_server_that_repeats_the_key_does_not_get_it_into_a_message(reply, two_servers):
+    two_servers[0].reply = reply
+    with pytest.raises(UserError, match=r"refuses|failed|does not answer") as error:
+        judge.Endpoint(two_servers[0].url, "m").chat("hello")
+    assert "sk-very" not in str(error.value)
+
+
 # ---------------------------------------------------------------- soft preferences
 
 def test_the_soft_loss_is_cross_entropy_and_its_gradient_is_right():

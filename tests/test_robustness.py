@@ -258,6 +258,34 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(script, lives, made, 
 
 
 @forks
+@pytest.mark.parametrize("script", SCRIPTS if SLOW else SCRIPTS[:1])
+def test_killed_while_it_replaces_a_run_it_leaves_the_old_one_or_the_new(script, lives, made, tmp_path):
+    """Killed at each file operation from the start on, until what is left of the old run is gone."""
+    argv, old, cut = words(script, made, tmp_path / "cut"), tmp_path / "old", tmp_path / "cut"
+    code, said = lives([*words(script, made, old), "--steps", "3", "--seed", "1"], die=3, log="metrics.jsonl")
+    assert code == -signal.SIGKILL, said                   # a checkpoint, two logged steps, and in the end a model
+    shutil.copy(made / "sft" / "model.safetensors", old)
+    before, states = {p.name: p.read_bytes() for p in old.iterdir()}, []
+    for moment in range(1, 100):
+        shutil.copytree(old, cut)
+        code, said = lives([*argv, "--overwrite"], die=moment, half=0.5)
+        assert code == -signal.SIGKILL, said
+        now = {p.name: p.read_bytes() for p in cut.iterdir() if p.suffix != ".partial"}
+        states.append("new" if now["run.json"] != before["run.json"] else "old")
+        if states[-1] == "old":
+            assert now == before
+        elif states.count("new") % 4 == 1:                 # the old run's checkpoint is not taken for the new one's
+            code, said = lives(again(argv))
+            assert code == 0, said
+            same(whole(script, lives, made)[0], result(cut))
+        shutil.rmtree(cut)
+        if states.count("new") == 9:
+            break
+    print(f"{script}: {states}")
+    assert states == sorted(states, reverse=True) and states.count("old") >= 1
+
+
+@forks
 @pytest.mark.parametrize(("script", "by"), [(script, (signal.SIGINT, signal.SIGTERM)[(i + j) % 2])
                                             for i, script in enumerate(SCRIPTS) for j in range(1 + SLOW)])
 def test_a_signal_saves_and_stops_also_at_the_last_step(script, by, lives, made, tmp_path):
