@@ -20,6 +20,8 @@ def held_out(
     A hash of key(item), usually the prompt's turns, decides, so that no prompt is on both sides.
     With two keys or more neither side is empty, unless the fraction is 0. One key is trained on.
     """
+    if fraction >= 1:
+        raise UserError(f"--validation {fraction}: must be below 1, or nothing is left to train on")
     keys = [key(item) for item in items]
     distinct = list(dict.fromkeys(keys))
     numbers = {k: _uniform(f"{seed}\n{k}") for k in distinct}
@@ -82,6 +84,10 @@ def fit(
     what: the rows' name in messages, such as "demonstrations".
     Raises UserError if no row fits although some are needed.
     """
+    if limit < 1:
+        raise UserError(
+            f"the model's context leaves {limit} tokens for {what}: use a smaller --max_tokens"
+        )
     fitting = [row for row in rows if length(row) <= limit]
     if rows and not fitting and needed:
         shortest = min(length(row) for row in rows)

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import math
+import os
 import re
 import shlex
 import sys
@@ -143,6 +144,9 @@ def start(main: Callable, settings_class: type) -> None:
         main(settings)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # piped into head, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
         message = _explain(error, settings)
         if not message:

@@ -27,7 +27,7 @@ from minirlhf import UserError, formats, hub, readers, world
 from minirlhf.chat import ASSISTANT_HEADER, PLAIN, USER_HEADER, Turns, is_raw
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
-SHORTEST_REPEATED = 20  # characters: a shorter prompt is not taken for repeated by its responses
+SHORTEST_REPEATED = 12  # characters: a shorter prompt is not taken for repeated by its responses
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "system": "system"}
 NAMES = {"user": "Human", "assistant": "Assistant", "system": "System", "text": "Text"}
 
@@ -110,6 +110,8 @@ def parse_messages(source: list) -> Turns:
     for number, message in enumerate(source, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise UserError(f"message {number} must be an object with a text 'role' and 'content'")
+        if message.get("weight") == 0 or message.get("loss_mask") == 0:
+            raise Skip("a turn with weight 0: turns are learnt all or not at all")
         role = ROLES.get(message.get("role"))
         if role is None:
             raise UserError(
@@ -167,7 +169,10 @@ def records(data: str, kind: str, *, split="train", count=0, seed=0) -> Iterator
                     f"not {kind_of(record)}"
                 )
             record = {key: value for key, value in record.items() if value is not None}
-            record = formats.adapt(record)
+            try:
+                record = formats.adapt(record)
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
             if name == "tldr" and (record.get("split") == "train") != (split == "train"):
                 continue  # its files mix their splits
             if name == "imdb" and kind == "prompts":
@@ -179,7 +184,15 @@ def world_records(module, kind: str, split: str, count: int, seed: int):
     write = getattr(module, kind, None)
     if write is None:
         raise UserError(f"--data {module.__name__}: the module has no function {kind}")
-    for number, record in enumerate(write(split, count, seed), 1):
+    try:
+        written = list(write(split, count, seed))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--data {module.__name__}: its function {kind} raised {type(error).__name__}: {error}"
+        ) from error
+    for number, record in enumerate(written, 1):
         if isinstance(record, str | list):
             record = {"prompt": record}
         yield f"{module.__name__}, record {number}", record
@@ -219,7 +232,7 @@ def read_demonstrations(data: str, *, template: str = "chat", **which) -> list[T
     """Conversations to learn from. Every assistant turn is supervised."""
 
     def convert(record: dict, place: str) -> Turns:
-        if record.get("label") is False:
+        if "label" in record and not is_good(record):
             raise Skip("label is false")
         if "text" in record and not record.keys() & {"prompt", "completion", "messages", "chosen"}:
             return (("text", ""), ("assistant", text_field(record, "text")))
@@ -264,22 +277,24 @@ def read_rankings(data: str, *, template: str = "chat", **which) -> list[Ranking
     return read(data, "rankings", convert, **which)
 
 
-def read_labelled(data: str, *, template: str = "chat") -> list[tuple[Prompt, str, bool]]:
+def read_labelled(
+    data: str, *, template: str = "chat", places: list | None = None
+) -> list[tuple[Prompt, str, bool]]:
     """(prompt, response, is it good); rankings and pairs give good and bad responses too."""
 
     def convert(record: dict, place: str) -> list[tuple[Prompt, str, bool]]:
         if "label" not in record:
+            if not record.keys() & {"chosen", "responses"}:
+                require(record, "label")
             ranked = ranking(record, place, template)
             labels = good_and_bad(ranked.responses, ranked.ranks)
             return [(ranked.prompt, response, good) for response, good in labels]
-        label = record["label"]
-        if type(label) is not bool:
-            raise UserError(f"field 'label' holds {label!r}; write true for good, false for bad")
+        good = is_good(record)
         prompt = prompt_of(record, template)
         name = "response" if "response" in record else "completion"
-        return [(prompt, last_text(completion(record, name, prompt), name), label)]
+        return [(prompt, last_text(completion(record, name, prompt), name), good)]
 
-    labelled = [item for items in read(data, "rankings", convert) for item in items]
+    labelled = [item for items in read(data, "rankings", convert, places) for item in items]
     good = sum(label for _, _, label in labelled)
     if not 0 < good < len(labelled):
         raise UserError(
@@ -297,6 +312,16 @@ def require(record: dict, name: str) -> Any:
             f"field {name!r} is missing, there are {list(record)}; add it or rename one"
         )
     return record[name]
+
+
+def is_good(record: dict) -> bool:
+    """The label of a response. 1 and 0 and the texts "true" and "false" count as well."""
+    label = record["label"]
+    if isinstance(label, str):
+        label = {"true": True, "false": False}.get(label.lower(), label)
+    if label not in (True, False) or isinstance(label, float):
+        raise UserError(f"field 'label' holds {label!r}; write true for good, false for bad")
+    return bool(label)
 
 
 def text_field(record: dict, name: str) -> str:
@@ -318,8 +343,8 @@ def list_field(record: dict, name: str) -> list:
 def parse_field(record: dict, name: str, template: str = "chat") -> Turns:
     try:
         return parse(require(record, name), template)
-    except Skip:
-        raise Skip(f"empty {name!r}") from None
+    except Skip as reason:
+        raise Skip(f"{name!r}: {reason}") from None
     except UserError as error:
         raise UserError(f"field {name!r}: {error}") from None
 
@@ -331,8 +356,8 @@ def other_fields(record: dict, *names: str) -> dict:
 def prompt_of(record: dict, template: str) -> Prompt:
     try:
         prompt = Prompt.of(require(record, "prompt"), template)
-    except Skip:
-        raise Skip("empty 'prompt'") from None
+    except Skip as reason:
+        raise Skip(f"'prompt': {reason}") from None
     except UserError as error:
         if "'prompt' is missing" in str(error) or str(error).startswith("--template"):
             raise

@@ -1,5 +1,6 @@
 """What data files hold, for a person to read: `python -m minirlhf.data FILE [MODEL]`."""
 
+import os
 import re
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from minirlhf import UserError, hub
 from minirlhf.data import (
     Ranking,
     read_demonstrations,
+    read_labelled,
     read_prompts,
     read_rankings,
     records,
@@ -59,6 +61,11 @@ def read_any(data: str) -> tuple[str, list[list[str]], list[str], list[Ranking]]
         rankings = read_rankings(data, places=places)
         rows = [[transcript(r.prompt.turns), *r.responses] for r in rankings]
         return "rankings", rows, places, rankings
+    if "label" in first and first.keys() & {"completion", "response"}:
+        labelled = read_labelled(data, places=places)
+        good = sum(label for _, _, label in labelled)
+        kind = f"labelled responses ({good} good, {len(labelled) - good} bad)"
+        return kind, [[transcript(p.turns), text] for p, text, _ in labelled], places, []
     if first.keys() & {"completion", "messages", "text"}:
         conversations = read_demonstrations(data, places=places)
         rows = [[transcript(turns[:-1]), turns[-1][1]] for turns in conversations]
@@ -103,7 +110,9 @@ def main(arguments: list[str]) -> None:
         print("python -m minirlhf.data FILE [MODEL]: what a file holds")
         return
     try:
-        print(check(*arguments[:2]))
+        print(check(*arguments[:2]), flush=True)
+    except BrokenPipeError:  # piped into head, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

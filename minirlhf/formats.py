@@ -4,15 +4,29 @@ A function gets a record without null fields, and returns it in the fields that 
 knows, or None where the record is not of its kind.
 """
 
+from minirlhf import UserError
+
 
 def alpaca(record: dict) -> dict | None:
-    """{"instruction", "input", "output"} (Taori 2023)"""
+    """{"instruction", "input", "output"} (Taori 2023), perhaps with "system" and "history" """
     instruction, output = record.get("instruction"), record.get("output")
     if not isinstance(instruction, str) or not isinstance(output, str):
         return None
     prompt = instruction
     if record.get("input"):
         prompt = f"{instruction}\n\n{record['input']}"
+    messages = []
+    if record.get("system"):
+        messages.append({"role": "system", "content": record["system"]})
+    for exchange in record.get("history") or []:
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise UserError(
+                f"field 'history' holds {exchange!r:.60}; write [request, answer] pairs"
+            )
+        messages.append({"role": "user", "content": exchange[0]})
+        messages.append({"role": "assistant", "content": exchange[1]})
+    if messages:
+        prompt = [*messages, {"role": "user", "content": prompt}]
     return {"prompt": prompt, "completion": output}
 
 

@@ -104,7 +104,10 @@ def decode(content: bytes, place: Place) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding"
+        raise UserError(
+            f"{place}: not UTF-8 but {encoding} ({error.reason}); save the file as UTF-8"
+        ) from None
 
 
 def parse_json(text: str, place: Place) -> Any:
@@ -113,7 +116,8 @@ def parse_json(text: str, place: Place) -> Any:
     except json.JSONDecodeError as error:
         near = error.doc[error.pos :][:20]
         raise UserError(
-            f"{place}: not valid JSON ({error.msg} at {near!r}); put one object on each line"
+            f"{place}: not valid JSON ({error.msg} at {near!r}); a .jsonl file has one object on "
+            "each line, a .json file is one list of objects"
         ) from None
     except (ValueError, RecursionError) as error:  # a number of 5 000 digits, very deep nesting
         raise UserError(f"{place}: not valid JSON ({error}); mend it") from None

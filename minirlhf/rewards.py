@@ -26,6 +26,7 @@ from minirlhf.data import Prompt
 from minirlhf.device import open_model
 from minirlhf.model import ScalarGPT
 
+LARGEST_SCORE = 1e38  # float32 holds no larger number
 RewardFn = Callable[[list[Prompt], list[str]], list[float]]
 TOKENS_AT_ONCE = 8192
 
@@ -92,18 +93,36 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
 
 def check_scores(scores, responses: list[str], name: str) -> list[float]:
     """What a user's function gave, if it is one finite number per response, else UserError."""
-    if not hasattr(scores, "__len__") or len(scores) != len(responses):
+    try:
+        values = [] if isinstance(scores, dict | str) else list(scores)
+    except TypeError:  # a lone number, None
+        values = []
+    if len(values) != len(responses):
         raise UserError(
             f"reward function {name} gave {scores!r:.200} for {len(responses)} responses: "
             "return a list with one number for each"
         )
-    for score, response in zip(scores, responses):
-        if not hasattr(score, "__float__") or not math.isfinite(score):
+    numbers = []
+    for value, response in zip(values, responses):
+        number = as_number(value)
+        if number is None:
             raise UserError(
-                f"reward function {name} gave {score!r} for the response {response[:80]!r}: "
-                "return finite numbers"
+                f"reward function {name} gave {value!r:.80} for the response {response[:80]!r}: "
+                "return one finite number for each, below 1e38"
             )
-    return [float(score) for score in scores]
+        numbers.append(number)
+    return numbers
+
+
+def as_number(value) -> float | None:
+    """A number, also numpy's or a tensor's, that float32 can hold; else None."""
+    if isinstance(value, str):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+    return number if abs(number) < LARGEST_SCORE else None
 
 
 def user_reward(function: Callable, name: str) -> RewardFn:
@@ -115,10 +134,10 @@ def user_reward(function: Callable, name: str) -> RewardFn:
 
     def reward_fn(prompts: list[Prompt], responses: list[str]) -> list[float]:
         try:
-            scores = call(prompts, responses)
+            scores = call(prompts, list(responses))
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = first_failure(call, prompts, responses)
             raise UserError(
                 f"reward function {name} raised {type(error).__name__}: {error} ({where})"
@@ -133,7 +152,7 @@ def first_failure(call: Callable, prompts: list[Prompt], responses: list[str]) -
     for i, (prompt, response) in enumerate(zip(prompts, responses)):
         try:
             call([prompt], [response])
-        except Exception:
+        except (Exception, SystemExit):
             source = str(prompt.source)[-80:]
             return f"first at response {i} of {len(responses)}: {response[:80]!r} to {source!r}"
     return f"for no response alone, only for the {len(responses)} together"
@@ -201,7 +220,7 @@ def parse_weights(weights: str, count: int) -> torch.Tensor:
         numbers = [float(weight) for weight in weights.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != count:
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
         raise UserError(f"--reward_weights {weights}: name one number for each of {count} rewards")
     return torch.tensor(numbers)
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from minirlhf import UserError, device
 from minirlhf.checkpoint import read_tensors, write_tensors
+from minirlhf.cli import at_least
 from minirlhf.files import (
     append_jsonl,
     atomically,
@@ -113,6 +114,9 @@ class Run:
     """Making a Run only checks its folder: an older run stays there until `log` has a line."""
 
     def __init__(self, settings: Any, script: str):
+        at_least(1, settings, "log_every", "save_every", "token_budget")
+        if not settings.out:
+            raise UserError("--out is empty: name a folder for the run")
         self.settings = settings
         self.script = script
         self.folder = Path(settings.out)

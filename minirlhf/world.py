@@ -79,7 +79,12 @@ def import_by_name(name: str) -> ModuleType | None:
             return None
     except ModuleNotFoundError:  # of a parent package
         return None
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"the module {name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not any(hasattr(module, function) for function in (*FUNCTIONS, "PRINCIPLES")):
         return None
     return module

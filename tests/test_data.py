@@ -380,3 +380,42 @@ def test_a_prompt_ends_with_a_request(write):
     again = ASSISTANT_SAYS | {"content": "again"}
     path = write({"messages": [USER, ASSISTANT_SAYS, again]}, {"messages": [ASSISTANT_SAYS]})
     assert [prompt.turns for prompt in read_prompts(path)] == [(HI,)]
+
+
+def test_what_is_bad_or_weighs_nothing_is_not_learnt(write, capsys):
+    for good, bad in ((True, False), (1, 0), ("true", "False")):
+        rows = [
+            {"prompt": "hi", "completion": "yo", "label": good},
+            {"prompt": "hi", "completion": "no", "label": bad},
+        ]
+        assert read_demonstrations(write(*rows)) == [(HI, YO)]
+        assert [label for _, _, label in read_labelled(write(*rows))] == [True, False]
+    unweighted = [USER, ASSISTANT_SAYS | {"weight": 0}, USER, ASSISTANT_SAYS]
+    read_demonstrations(write({"messages": unweighted}, GOOD))
+    assert "weight 0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="'label'"):
+        read_labelled(write({"prompt": "hi", "response": "yo"}))
+
+
+def test_alpaca_with_system_and_history(write):
+    record = {
+        "system": "Be brief.",
+        "history": [["hi", "yo"]],
+        "instruction": "Add.",
+        "input": "1 2",
+        "output": "3",
+    }
+    turns = read_demonstrations(write(record))[0]
+    assert turns == (("system", "Be brief."), HI, YO, ("user", "Add.\n\n1 2"), ("assistant", "3"))
+    with pytest.raises(UserError, match=r"line 1.*history"):
+        read_demonstrations(write(record | {"history": ["hi"]}))
+
+
+def test_a_world_with_a_bug_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bug_world.py").write_text("def prompts(split, count, seed):\n    return 1 / 0\n")
+    with pytest.raises(UserError, match=r"bug_world.*ZeroDivisionError"):
+        read_prompts("bug_world.py")
+    (tmp_path / "worse_world.py").write_text("def prompts(:\n")
+    with pytest.raises(UserError, match=r"worse_world.*SyntaxError"):
+        read_prompts("worse_world")

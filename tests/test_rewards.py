@@ -169,3 +169,35 @@ def test_a_response_beyond_the_context_is_read_as_far_as_it_fits(tokenizer):
     assert rewards.TrainedReward(model)([prompt], [words]) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(UserError, match="no room"):
         rewards.TrainedReward(model)(prompts_of(words), [" the fox"])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.zeros(len(r), 2)",
+        "torch.tensor(1.0)",
+        "[10**400] * len(r)",
+        "[1e300] * len(r)",
+        "['1'] * len(r)",
+        "dict.fromkeys(range(len(r)))",
+        "r.clear() or []",
+        "sys.exit(3)",
+    ],
+)
+def test_what_is_no_number_for_each_response_is_one_sentence(tmp_path, code):
+    file = tmp_path / "odd_rewards.py"
+    file.write_text(f"import sys, torch\n\ndef f(p, r):\n    return {code}\n")
+    prompts = [Prompt.of("hi")] * 3
+    with pytest.raises(UserError, match=r"odd_rewards\.py:f"):
+        rewards.load(f"{file}:f")(prompts, ["a", "b", "c"])
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path):
+    file = tmp_path / "good_rewards.py"
+    file.write_text(
+        "import numpy, torch\n\ndef f(p, r):\n"
+        "    return [numpy.float32(1), torch.tensor(2.0), True]\n"
+    )
+    assert rewards.load(f"{file}:f")([Prompt.of("hi")] * 3, ["a", "b", "c"]) == [1, 2, 1]
+    with pytest.raises(UserError, match="--reward_weights"):
+        rewards.load(f"{file}:f", weights="nan")

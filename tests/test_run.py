@@ -308,3 +308,14 @@ def test_a_healthy_step_has_no_warnings_and_a_sick_one_says_which():
         assert f"{value:.3g}" in sentence
     young = healthy | {"step": 2, "explained_variance": -3.0}
     assert not health.warnings(young) and len(health.warnings(young | {"step": 20})) == 1
+
+
+@pytest.mark.parametrize("flag", ["log_every", "save_every", "token_budget"])
+def test_what_a_run_cannot_do_without_is_checked_before_anything_is_deleted(tmp_path, flag):
+    import train_sft
+
+    (tmp_path / "model.safetensors").write_text("precious")
+    settings = train_sft.Settings(out=str(tmp_path), overwrite=True, **{flag: 0})
+    with pytest.raises(UserError, match=f"--{flag}"):
+        Run(settings, "train_sft.py")
+    assert (tmp_path / "model.safetensors").read_text() == "precious"
