@@ -55,6 +55,7 @@ def batch_indices(n: int, step: int, batch_size: int, seed: int) -> list[int]:
 def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
     """Indices of all rows, longest first, cut where rows * longest would exceed the budget.
 
+    Also cut where a row is under 3/4 as long as the longest: padding costs more than a micro-batch.
     A row that is longer than the budget is a micro-batch of its own.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
@@ -62,7 +63,8 @@ def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
     for i in order:
         if batches:
             longest = lengths[batches[-1][0]]
-            if (len(batches[-1]) + 1) * longest <= token_budget:
+            fits = (len(batches[-1]) + 1) * longest <= token_budget
+            if fits and lengths[i] >= 0.75 * longest:
                 batches[-1].append(i)
                 continue
         batches.append([i])
