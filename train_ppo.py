@@ -48,11 +48,11 @@ class Settings:
     # method
     advantage: Literal["gae", "rloo", "grpo", "reinforce"] = "gae"  # gae is PPO with a value model
     reference: str = ""  # model that the KL is measured against; empty: --init
-    kl_in: Literal["auto", "reward", "loss"] = "auto"  # where the KL counts; auto: see METHODS
+    kl_in: Literal["auto", "reward", "loss"] = "auto"  # where the KL counts; auto: loss for grpo
     kl_target: float = 0.0  # nats per response that kl_coef adapts to; 0: kl_coef is constant
     lam: float = 0.95  # gae: lambda
     group_std: bool = True  # grpo: divide advantages by the group's std; Dr. GRPO: --no-group_std
-    length_norm: LengthNorm = "auto"  # what a token's loss is divided by; auto: see METHODS
+    length_norm: LengthNorm = "auto"  # what a token's loss is divided by; auto: the paper's
     clip: float = 0.2  # of the ratio
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: as clip
     value_clip: float = 0.2  # gae: of the value's change

@@ -1,6 +1,8 @@
 """Show the toy world: prompts of each kind, demonstrations and their gold scores."""
 
 import argparse
+import os
+import sys
 import textwrap
 
 from toyworld import KINDS, demonstrations, gold_parts, kind
@@ -28,4 +30,8 @@ def show(prompt, completion: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # piped into head, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
