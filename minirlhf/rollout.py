@@ -289,7 +289,7 @@ def per_token(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 def logprobs(policy: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
-    """THE log-probs of the responses' tokens (B, R), float32, nats."""
+    """Log-probs of the responses' tokens (B, R), float32, nats: the only function that makes them."""
     targets = batch.tokens[batch.is_response]  # (N,)
     flat = policy.token_logprobs(response_hidden(policy, batch), targets, temperature)
     return per_token(flat, batch.mask)
