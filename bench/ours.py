@@ -37,6 +37,7 @@ def train(task: Task, script: ModuleType, records: list[dict], **settings) -> li
         out=str(out),
         overwrite=True,
         steps=STEPS + 2,
+        lr=0.0,  # a policy that learns would change its responses' lengths
         template="raw",
         token_budget=max(4096, row.prompts * row.samples * longest),
         device=task.device,
@@ -118,7 +119,6 @@ def reinforcement(task: Task, **settings) -> list[float]:
         max_tokens=task.row.response_tokens,
         minibatches=1,
         temperature=1.0,
-        lr=1e-4,
         stop_update_kl=1e9,
         **settings,
     )

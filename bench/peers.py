@@ -88,6 +88,7 @@ def options(task: Task, batch_size: int) -> dict:
         "output_dir": str(task.folder / "trainer"),
         "per_device_train_batch_size": batch_size,
         "max_steps": STEPS + 1,
+        "learning_rate": 0.0,
         "bf16": task.device == "cuda",
         "use_cpu": task.device == "cpu",
         "gradient_checkpointing": False,
