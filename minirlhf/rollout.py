@@ -1,4 +1,4 @@
-"""Sampling responses with a KV cache, and THE log-probs of responses.
+"""Sampling responses with a KV cache, and the log-probs and values of their tokens.
 
 A `Rollout` holds right-padded rows: a prompt and its response. Per-token tensors are (B, R): column
 j belongs to the response's j-th token, and `mask` is True where there is one. The token at position
@@ -289,7 +289,7 @@ def per_token(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 def logprobs(policy: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
-    """Log-probs of the responses' tokens (B, R), float32, nats: the only function that makes them."""
+    """Log-probs of the responses' tokens (B, R), float32, nats. Every stage uses this function."""
     targets = batch.tokens[batch.is_response]  # (N,)
     flat = policy.token_logprobs(response_hidden(policy, batch), targets, temperature)
     return per_token(flat, batch.mask)
