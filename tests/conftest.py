@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from a second thread
+
 import pytest
 import torch
 
