@@ -1,7 +1,7 @@
 """Real human preferences from scratch: a 3 M model learns dialogue, then from hh-rlhf's pairs.
 
-    python experiments/hh_small.py --data ../shared/data            # half an hour on two CPU cores
-    python experiments/hh_small.py --data ../shared/data --quick    # a minute: shows that it runs
+    python experiments/hh_small.py --data data            # half an hour on two CPU cores
+    python experiments/hh_small.py --data data --quick    # a minute: shows that it runs
 
 The pairs are those of hh-rlhf's test files, hh_rlhf/*.jsonl.gz below --data, of which 20 % are held
 out by the first human turn. SFT learns the chosen side of all and sft/dolly_3k.jsonl.gz; the reward
@@ -36,7 +36,7 @@ from minirlhf.tokenizer import Tokenizer
 
 @dataclass
 class Settings:
-    data: str = "../shared/data"  # the folder that holds hh_rlhf/ and sft/
+    data: str = "data"  # the folder that holds hh_rlhf/ and sft/
     out: str = "out/hh_small"  # everything is written below this folder
     harmless: bool = False  # pairs of the harmless file too
     quick: bool = False  # everything small, to see that it runs

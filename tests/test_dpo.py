@@ -181,8 +181,9 @@ def test_every_loss_learns_the_order(name, tmp_path):
     assert rows[-1]["margin"] > rows[0]["margin"] and rows[-1]["kl"] != 0
 
 
-def test_online_finds_what_is_rewarded(tmp_path):
-    settings = settings_of(tmp_path / "x", **ONLINE, steps=25, batch_size=12, lr=3e-3)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_online_finds_what_is_rewarded(tmp_path, dtype):
+    settings = settings_of(tmp_path / "x", **ONLINE, steps=25, batch_size=12, lr=3e-3, dtype=dtype)
     settings = replace(settings, max_tokens=10, validation=0.0, unfinished_score=-50.0)
     train_dpo.main(replace(settings, eval_every=25))
     scores = [row["score"] for row in read_jsonl(tmp_path / "x" / "metrics.jsonl")]

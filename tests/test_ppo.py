@@ -158,8 +158,9 @@ def test_bfloat16_trains_like_float32(advantage, world, tmp_path):
     rows = {}
     for dtype in ("float32", "bfloat16"):
         settings = settings_of(world, tmp_path / dtype, advantage=advantage, dtype=dtype, lr=3e-3)
-        train_ppo.main(replace(settings, prompts_per_step=6, token_budget=150))
+        train_ppo.main(replace(settings, steps=10, prompts_per_step=6, token_budget=150))
         rows[dtype] = metrics(tmp_path / dtype)
+    assert len(rows["bfloat16"]) == 10
     off = [row["first_ratio_off"] for row in rows["bfloat16"]]
     assert max(off) < losses.FIRST_RATIO_OFF[torch.bfloat16] / 2
     first = rows["bfloat16"][0], rows["float32"][0]
