@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from minirlhf import UserError, losses, rewards, rollout, world
-from minirlhf.batches import fit
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.device import open_model
@@ -84,13 +83,9 @@ class Answers:
 
 def load_prompts(settings: Settings, count: int, reference: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens."""
-
-    def length(prompt: Prompt) -> int:
-        return len(reference.tokenizer.encode_prompt(prompt.turns))
-
     which = {"split": settings.split, "count": count, "seed": settings.seed}
     prompts = read_prompts(settings.data, template=settings.template, **which)[:count]
-    return fit(prompts, reference.config.n_positions - settings.max_tokens, "prompts", length)
+    return rollout.prompts_that_fit(reference, prompts, settings.max_tokens)
 
 
 def load_beliefs(settings: Settings, module: ModuleType | None, reference: GPT) -> list[Prompt]:

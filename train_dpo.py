@@ -138,11 +138,7 @@ def read_online(settings: Settings, policy: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens."""
     which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
     prompts = read_prompts(settings.data, **which)
-
-    def length(prompt: Prompt) -> int:
-        return len(policy.tokenizer.encode_prompt(prompt.turns))
-
-    return fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts", length)
+    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens)
 
 
 # --- log-probs of whole responses

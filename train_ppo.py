@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import UserError, health, lora, losses, rewards, rollout
-from minirlhf.batches import batch_indices, fit, held_out, micro_batches
+from minirlhf.batches import batch_indices, held_out, micro_batches
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, read_demonstrations, read_prompts
 from minirlhf.model import GPT, ScalarGPT
@@ -473,11 +473,7 @@ def load_prompts(settings: Settings, policy: GPT) -> list[Prompt]:
     prompts = read_prompts(
         settings.data, template=settings.template, count=settings.count, seed=settings.seed
     )
-
-    def length(prompt: Prompt) -> int:
-        return len(policy.tokenizer.encode_prompt(prompt.turns))
-
-    return fit(prompts, policy.config.n_positions - settings.max_tokens, "prompts", length)
+    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens)
 
 
 def load_text(settings: Settings, policy: GPT) -> tuple[list, list]:

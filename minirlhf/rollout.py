@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import UserError
-from minirlhf.batches import micro_batches, pad
+from minirlhf.batches import fit, micro_batches, pad
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
 from minirlhf.tokenizer import Tokenizer
@@ -272,6 +272,15 @@ def sample(
     for prompt, ids in zip(prompts, response_ids):
         responses.append(tokenizer.decode_response(prompt.turns, ids))
     return Rollout._of_ids(prompts, responses, prompt_ids, response_ids, finished, model.device)
+
+
+def prompts_that_fit(model: GPT, prompts: list[Prompt], max_tokens: int) -> list[Prompt]:
+    """Prompts that leave room for a response of max_tokens; how many do not is printed."""
+
+    def length(prompt: Prompt) -> int:
+        return len(model.tokenizer.encode_prompt(prompt.turns))
+
+    return fit(prompts, model.config.n_positions - max_tokens, "prompts", length)
 
 
 # ---- scoring

@@ -1,6 +1,7 @@
 """Small models and tokenizers made on the spot: the tests need no network and no files."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from a second thread
@@ -11,6 +12,9 @@ import torch
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, Config, ScalarGPT
 from minirlhf.tokenizer import Tokenizer
+
+# a shell's background jobs ignore Ctrl-C, and so would the scripts that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # real data, where a checkout has it beside it or the environment says where
 SHARED = Path(os.environ.get("MINIRLHF_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
