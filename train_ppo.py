@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import UserError, health, lora, losses, rewards, rollout
-from minirlhf.batches import batch_indices, held_out, micro_batches
+from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, read_demonstrations, read_prompts
 from minirlhf.model import GPT, ScalarGPT
@@ -251,7 +251,7 @@ def update(
     divisor = losses.length_normaliser(settings.length_norm, batch.mask, settings.max_tokens)
     numbers = defaultdict(float)
     loss = 0.0
-    for rows in micro_batches(batch.lengths.tolist(), settings.token_budget):
+    for rows in batch.micro_batches(settings.token_budget):
         part = minibatch.select(rows)
         kl_coef = run.extra["kl_coef"]
         terms, statistics = minibatch_loss(models, part, divisor[rows], kl_coef, settings)
@@ -287,12 +287,15 @@ def update(
 
 
 def minibatches(run: Run, count: int, step: int) -> Iterator[list[int]]:
-    """Rows of each minibatch: every epoch in a new order."""
+    """Rows of each minibatch: every epoch in a new order. A prompt's responses stay together."""
+    size = run.settings.samples_per_prompt
+    rows_of_prompt = torch.arange(count, device=run.device).view(-1, size)  # (P, G)
+    prompts = len(rows_of_prompt)
     for epoch in range(run.settings.epochs):
         generator = run.generator("passes", step, epoch)
-        order = torch.randperm(count, device=run.device, generator=generator)
-        for rows in order.tensor_split(min(run.settings.minibatches, count)):
-            yield rows.tolist()
+        order = torch.randperm(prompts, device=run.device, generator=generator)
+        for chosen in order.tensor_split(min(run.settings.minibatches, prompts)):
+            yield rows_of_prompt[chosen].flatten().tolist()
 
 
 def check_first_ratio(deviation: float, precision: torch.dtype | None, step: int) -> None:

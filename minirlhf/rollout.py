@@ -15,7 +15,7 @@ from torch import Tensor
 from minirlhf import UserError
 from minirlhf.batches import fit, micro_batches, pad
 from minirlhf.data import Prompt
-from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
+from minirlhf.model import GPT, KVCache, Pair, ScalarGPT, Trunk, pack, with_shared_prompts
 from minirlhf.tokenizer import Tokenizer
 
 CACHE_BLOCK = 32  # positions by which the cache grows
@@ -83,6 +83,27 @@ class Rollout:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)  # (T,)
         behind_prompt = positions >= self.prompt_lengths[:, None]
         return behind_prompt & (positions < self.lengths[:, None])
+
+    def pairs(self) -> list[Pair]:
+        """Each row's prompt and response as ids."""
+        pairs = []
+        rows = zip(self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist())
+        for ids, prompt_length, length in rows:
+            pairs.append((ids[:prompt_length], ids[prompt_length:length]))
+        return pairs
+
+    def micro_batches(self, token_budget: int) -> list[list[int]]:
+        """Rows for each forward pass; neighbours with one prompt stay together, and share it."""
+        pairs = self.pairs()
+        groups = with_shared_prompts(pairs)
+        sizes = []
+        for group in groups:
+            prompt, _ = pairs[group[0]]
+            sizes.append(len(prompt) + sum(len(pairs[row][1]) for row in group))
+        batches = []
+        for part in micro_batches(sizes, token_budget):
+            batches.append([row for number in part for row in groups[number]])
+        return batches
 
     def select(self, rows: list[int]) -> "Rollout":
         """Some of the rows, trimmed to the longest of them."""
@@ -288,8 +309,8 @@ def prompts_that_fit(model: GPT, prompts: list[Prompt], max_tokens: int) -> list
 
 def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
     """Hidden states that predict the responses' tokens, row by row: (N, D), N = mask.sum()."""
-    wanted = batch.is_response.roll(-1, dims=1)  # one position before each token
-    return model.hidden(batch.tokens, wanted=wanted)
+    packed = pack(batch.pairs(), batch.tokens.device)
+    return packed.hidden(model, packed.before)
 
 
 def per_token(flat: Tensor, mask: Tensor) -> Tensor:
@@ -319,7 +340,7 @@ def in_micro_batches(
 ) -> Tensor:
     """function(model, batch, *args) -> (B, R), such as logprobs or values, without gradients."""
     out = torch.zeros(batch.mask.shape, device=batch.tokens.device)
-    for rows in micro_batches(batch.lengths.tolist(), token_budget):
+    for rows in batch.micro_batches(token_budget):
         part = function(model, batch.select(rows), *args)  # (b, r)
         out[rows, : part.shape[1]] = part
     return out
