@@ -516,6 +516,7 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
 def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
     """Numbers of the pairs, neighbours with one prompt together while PACKED_TOKENS hold them."""
     groups = []
+    length = 0  # of the last group
     for number, (prompt, response) in enumerate(pairs):
         same_prompt = number > 0 and prompt == pairs[number - 1][0]
         if same_prompt and length + len(response) <= PACKED_TOKENS:
