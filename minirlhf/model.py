@@ -6,7 +6,7 @@ dropout. A saved folder opens in transformers, and its folders of these models o
 """
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -287,6 +287,22 @@ class Trunk(nn.Module):
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
+
+    @contextmanager
+    def cast_once(self):
+        """Inside, matrices are stored as autocast would cast them at every decoding step."""
+        matrices = []
+        for layer in self.h.modules():
+            if isinstance(layer, nn.Linear):
+                matrices.append(layer.weight)
+        full = [weight.data for weight in matrices]
+        try:
+            for weight in matrices:
+                weight.data = weight.data.to(self.autocast_dtype or weight.dtype)
+            yield
+        finally:
+            for weight, data in zip(matrices, full):
+                weight.data = data
 
     def hidden(
         self,

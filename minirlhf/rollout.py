@@ -283,10 +283,12 @@ def sample(
     longest = max(len(ids) for ids in prompt_ids) + max_tokens
     at_once = max(1, CACHED_AT_ONCE // (K * longest))
     response_ids, finished = [], []
-    for i in range(0, len(prompt_ids), at_once):
-        ids, ended = generate(model, prompt_ids[i : i + at_once], max_tokens, generator, **options)
-        response_ids += ids
-        finished += ended
+    with model.cast_once():
+        for i in range(0, len(prompt_ids), at_once):
+            part = prompt_ids[i : i + at_once]
+            ids, ended = generate(model, part, max_tokens, generator, **options)
+            response_ids += ids
+            finished += ended
     prompts = [prompt for prompt in prompts for _ in range(K)]
     prompt_ids = [ids for ids in prompt_ids for _ in range(K)]
     responses = []
