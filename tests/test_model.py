@@ -85,6 +85,33 @@ def test_responses_that_share_a_row_score_as_if_alone(tokenizer):
     assert net.score_groups(groups).tolist() == pytest.approx(alone, abs=1e-4)
 
 
+@pytest.mark.parametrize("limit", [0, 20, 512])
+def test_neighbours_with_one_prompt_share_it_while_a_row_has_room(limit, tokenizer, monkeypatch):
+    monkeypatch.setattr(model, "PACKED_TOKENS", limit)
+    net = tiny(tokenizer, ScalarGPT)
+    pairs = [([7, 8, 9], [10, 11]), ([7, 8, 9], [12] * 9), ([7, 8, 9], [13] * 8), ([5], [6])]
+    packed = model.pack(pairs, net.device)
+    assert len(packed.tokens) == {0: 4, 20: 3, 512: 2}[limit]
+    hidden = packed.hidden(net, packed.before)
+    alone = []
+    for prompt, response in pairs:
+        states = net.hidden(torch.tensor([prompt + response]))[0]
+        alone.append(states[len(prompt) - 1 : -1])
+    assert torch.allclose(hidden, torch.cat(alone), atol=1e-4)
+
+
+def test_weights_are_cast_once_and_come_back_whole(policy):
+    policy.autocast_dtype = torch.bfloat16
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), policy.cast_once():
+        assert policy.h[0].c_fc.weight.dtype == torch.bfloat16
+        raise KeyboardInterrupt
+    assert policy.state_dict().keys() == before.keys()
+    for name, weight in policy.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, before[name])
+
+
 def test_cached_decoding_equals_the_full_forward(policy):
     lengths = torch.tensor([3, 17, 1, 9])
     rows = torch.arange(4)
