@@ -3,14 +3,14 @@
     python run_rlhf.py                 # under ten minutes on a CPU; then open out/report.html
     python run_rlhf.py --quick         # the same in a minute, to see that it runs
     python run_rlhf.py --annotator person --rankings 100 --samples 4     # you rank, in the browser
-    python run_rlhf.py --preset hh_gpt2 --out out/hh    # one GPU: GPT-2 and human preferences
+    python run_rlhf.py --preset real --out out/real     # a pretrained model, human preferences
 
 Each stage prints the command that runs it alone. A loop that was interrupted goes on where it
 stopped when the same command is given again.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -21,18 +21,19 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, report
+from minirlhf import UserError, hub, report
 from minirlhf.batches import held_out
 from minirlhf.cli import at_least, command, start
 from minirlhf.data import Ranking, read_rankings
 from minirlhf.feedback import judge
 from minirlhf.files import read_json, write_json, write_jsonl
+from minirlhf.tokenizer import Tokenizer
 
 
 @dataclass
 class Settings:
     # everyday
-    preset: Literal["toy", "hh_gpt2"] = "toy"  # toy: a world of its own; hh_gpt2: human preferences
+    preset: Literal["toy", "real"] = "toy"  # real: a pretrained model and human preferences
     out: str = "out"  # everything is written below this folder
     quick: bool = False  # everything small, to see that it runs; its numbers mean nothing
     rounds: int = 2  # of feedback, reward model and PPO; a higher number later adds rounds
@@ -50,15 +51,16 @@ class Settings:
 
     # training
     world: str = "toyworld"  # toy: the module that writes demonstrations and prompts, and judges
-    sft_steps: int = 0  # of SFT; 0: train_sft.py's default
-    ppo_steps: int = 0  # of PPO in a round; 0: train_ppo.py's default
+    sft_steps: int = 0  # of SFT; 0: the preset's
+    ppo_steps: int = 0  # of PPO in a round; 0: the preset's
     kl_coef: float = 0.2  # of PPO: reward lost per nat of log(policy/reference)
     evaluation: int = 400  # held-out prompts of the evaluation
 
-    # hh_gpt2
-    init: str = "gpt2"  # the model to start from
+    # real
+    init: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model to start from, by name or folder
     data: str = "hh-helpful-base"  # preference pairs, by name or as files
-    token_budget: int = 8192  # tokens in a micro-batch; lower it if memory runs out, results stay
+    lora_rank: int = 0  # train low-rank adapters of this rank: far less memory; 0: all weights
+    token_budget: int = 4096  # tokens in a micro-batch; lower it if memory runs out, results stay
     checkpointing: bool = False  # recompute activations: far less memory, a third more work
 
     # run
@@ -230,9 +232,10 @@ def one_round(
 # ---------------------------------------------------------------------- human preferences
 
 
-def hh_gpt2(settings: Settings, loop: Loop) -> None:
-    """SFT on what was chosen, reward model, PPO.
+def real(settings: Settings, loop: Loop) -> None:
+    """A reward model from pairs, and RLOO against it.
 
+    A model without a chat format of its own first learns to answer, from the chosen responses.
     There is no gold score: a second reward model, from other prompts' pairs and another seed,
     judges the answers to prompts that no stage has seen.
     """
@@ -242,10 +245,10 @@ def hh_gpt2(settings: Settings, loop: Loop) -> None:
     longest = 16 if quick else 128
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
     memory = {"token_budget": settings.token_budget, "checkpointing": settings.checkpointing}
-    loop.stage(
-        "sft",
-        train_sft,
-        train_sft.Settings(
+    tokenizer = Tokenizer.from_pretrained(hub.model_folder(settings.init))
+    policy = settings.init
+    if settings.sft_steps or tokenizer.chat_format == "plain":
+        sft = train_sft.Settings(
             init=settings.init,
             data=f"{out}/pairs.jsonl",
             out=f"{out}/sft",
@@ -254,15 +257,16 @@ def hh_gpt2(settings: Settings, loop: Loop) -> None:
             steps=settings.sft_steps or (20 if quick else 800),
             **common,
             **memory,
-        ),
-    )
+        )
+        loop.stage("sft", train_sft, sft)
+        policy = sft.out
     rm = train_rm.Settings(
-        init=f"{out}/sft",
+        init=policy,
         data=f"{out}/pairs.jsonl",
         out=f"{out}/round1/rm",
         lr=2e-5,
         epochs=1,
-        batch_size=32,
+        batch_size=16,
         max_tokens=longest,
         normalize_samples=16 if quick else 256,
         **common,
@@ -270,20 +274,23 @@ def hh_gpt2(settings: Settings, loop: Loop) -> None:
     )
     loop.stage("round1/rm", train_rm, rm)
     second = {"data": f"{out}/judge.jsonl", "out": f"{out}/judge", "seed": settings.seed + 1}
-    loop.stage("judge", train_rm, train_rm.Settings(**asdict(rm) | second | {"resume": False}))
+    loop.stage("judge", train_rm, replace(rm, **second, resume=False))
     loop.stage(
         "round1/ppo",
         train_ppo,
         train_ppo.Settings(
-            init=f"{out}/sft",
-            reward=f"{out}/round1/rm",
+            init=policy,
+            reward=rm.out,
             data=f"{out}/pairs.jsonl",
             out=f"{out}/round1/ppo",
+            advantage="rloo",
+            samples_per_prompt=4,
+            prompts_per_step=4 if quick else 16,
             max_tokens=longest,
             steps=settings.ppo_steps or (3 if quick else 200),
-            prompts_per_step=8 if quick else 64,
             lr=1e-5,
             kl_coef=settings.kl_coef,
+            lora_rank=settings.lora_rank,
             **common,
             **memory,
         ),
@@ -292,8 +299,8 @@ def hh_gpt2(settings: Settings, loop: Loop) -> None:
         "evaluation",
         evaluate,
         evaluate.Settings(
-            policies=f"{out}/sft,{out}/round1/ppo",
-            reward=f"{out}/round1/rm",
+            policies=f"{policy},{out}/round1/ppo",
+            reward=rm.out,
             gold=f"{out}/judge",
             data=f"{out}/questions.jsonl",
             count=24 if quick else settings.evaluation,
@@ -336,7 +343,7 @@ def main(settings: Settings) -> None:
     if settings.preset == "toy":
         toy(settings, loop)
     else:
-        hh_gpt2(settings, loop)
+        real(settings, loop)
     print(f"\nwrote {report.write(settings.out)}; open it in a browser")
 
 

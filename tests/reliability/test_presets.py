@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizer_folders
 import torch
 
 import run_rlhf
@@ -18,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 ANSWERS = ["I would try the lake in spring.", "No idea.", "It depends on the weather."]
 
 
-def test_the_preset_runs_on_human_preferences(tmp_path):
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_preset_runs_on_human_preferences(chat, tmp_path):
+    """A model with a chat format has learned to answer: it needs no SFT."""
     rows = []
     for i in range(90):
         question = f"\n\nHuman: question {i} of many?\n\nAssistant:"
@@ -29,10 +32,12 @@ def test_the_preset_runs_on_human_preferences(tmp_path):
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     torch.manual_seed(0)
     tokenizer = Tokenizer.train([row["chosen"] for row in rows], 400)
-    GPT(Config(512, 96, 32, 2, 4), tokenizer).save_pretrained(tmp_path / "init")
+    if chat:
+        tokenizer = Tokenizer.from_pretrained(tokenizer_folders.write(tmp_path / "chat", "smollm2"))
+    GPT(Config(tokenizer.vocab_size, 256, 32, 2, 4), tokenizer).save_pretrained(tmp_path / "init")
     out = tmp_path / "out"
     settings = run_rlhf.Settings(
-        preset="hh_gpt2", init=str(tmp_path / "init"), data=str(pairs), out=str(out), quick=True
+        preset="real", init=str(tmp_path / "init"), data=str(pairs), out=str(out), quick=True
     )
     run_rlhf.main(settings)
 
@@ -42,7 +47,9 @@ def test_the_preset_runs_on_human_preferences(tmp_path):
     assert all(parts)
     assert sum(map(len, parts)) == len(set.union(*parts)) == 90  # nothing is on two sides
     report = read_json(out / "report.json")
-    assert [policy["stage"] for policy in report["policies"]] == ["SFT", "round 1"]
+    stages = [policy["stage"] for policy in report["policies"]]
+    assert stages == ["init" if chat else "SFT", "round 1"]
+    assert (out / "sft").exists() is not chat
     result = read_json(out / "evaluation.json")["results"][0]
     assert result["gold"]["mean"] != result["reward"]["mean"]
 
