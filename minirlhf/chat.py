@@ -20,8 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minirlhf.files import to_json
 
-# Roles are "system", "user", "assistant" and "text": a raw prompt that the model continues as it
-# is. "system" and "text" can only come first. (("text", ""),) is the empty prompt.
+# Roles are "system", "user", "assistant"; "context", which is an assistant's turn that SFT does not
+# learn; and "text", a raw prompt that the model continues as it is. "system" and "text" can only
+# come first. (("text", ""),) is the empty prompt.
 Turn = tuple[str, str]
 Turns = tuple[Turn, ...]
 
@@ -68,14 +69,15 @@ class ChatFormat:
             yield from self.message("system", self.default_system)
         previous = ""
         for number, (role, text) in enumerate(turns, 1):
-            if previous == "assistant":
+            if previous in ("assistant", "context"):
                 yield Piece(self.between, is_markup=True)
             if role == "text":
                 yield Piece(text, is_markup=False)
-            elif role == "assistant":
+            elif role in ("assistant", "context"):
                 if not raw:
                     yield Piece(self.header(is_last=number == len(turns)), is_markup=True)
-                yield from self.answer(turns, text)
+                for piece in self.answer(turns, text):
+                    yield piece._replace(supervised=role == "assistant")
             else:
                 yield from self.message(role, text)
             previous = role

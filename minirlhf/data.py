@@ -12,8 +12,9 @@ A prompt or a side is a text or a list of messages {"role", "content"}. A text i
 with hh-rlhf's markers ("\\n\\nHuman:", "\\n\\nAssistant:") it is a dialogue, without them one user
 turn, with --template raw a text that the model continues. Everything behind this file works on
 turns. A record that cannot be used is an error with its place, or a skip that is counted.
+Files are opened in readers.py; records with other fields are turned into these in formats.py.
 
-    python -m minirlhf.data FILE [MODEL]     what a file holds
+    python -m minirlhf.data FILE... [--model FOLDER]     what files hold
 """
 
 import re
@@ -28,8 +29,28 @@ from minirlhf.chat import ASSISTANT_HEADER, PLAIN, USER_HEADER, Turns, is_raw
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 SHORTEST_REPEATED = 12  # characters: a shorter prompt is not taken for repeated by its responses
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "system": "system"}
-NAMES = {"user": "Human", "assistant": "Assistant", "system": "System", "text": "Text"}
+ROLES = {"user": "user", "human": "user", "assistant": "assistant"}
+ROLES |= {"system": "system", "developer": "system"}
+TOOLS = {"tool", "function", "function_call", "observation"}
+# What records of rankings hold besides; nobody needs to be told that training does not read it.
+NOTES = {
+    "id",
+    "time",
+    "annotator",
+    "seconds",
+    "harmful",
+    "all_bad",
+    "skipped",
+    "repeat",
+    "replaces",
+}
+NAMES = {
+    "user": "Human",
+    "assistant": "Assistant",
+    "system": "System",
+    "text": "Text",
+    "context": "Assistant",
+}
 
 
 class Skip(UserError):
@@ -108,26 +129,52 @@ def parse_dialogue(text: str) -> Turns:
 def parse_messages(source: list) -> Turns:
     turns = []
     for number, message in enumerate(source, 1):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise UserError(f"message {number} must be an object with a text 'role' and 'content'")
-        if message.get("weight") == 0 or message.get("loss_mask") == 0:
-            raise Skip("a turn with weight 0: turns are learnt all or not at all")
-        role = ROLES.get(message.get("role"))
+        if not isinstance(message, dict):
+            raise UserError(f"message {number} must be an object with 'role' and 'content'")
+        name = message.get("role")
+        if name in TOOLS or message.get("tool_calls") or message.get("function_call"):
+            raise Skip("tool calls, which no chat format here has")
+        role = ROLES.get(name) if isinstance(name, str) else None
         if role is None:
-            raise UserError(
-                f"message {number} has role {message.get('role')!r}; use system, user or assistant"
-            )
-        if role == "system" and number > 1:
-            raise UserError(f"message {number} has role 'system'; it can only come first")
-        turns.append((role, message["content"]))
+            raise UserError(f"message {number} has role {name!r:.40}; use system, user, assistant")
+        text = message_text(message.get("content"), number)
+        if role == "system" and turns:
+            if len(turns) > 1 or turns[0][0] != "system":
+                raise Skip("a system message behind the first turn")
+            turns = [("system", turns[0][1] + "\n\n" + text)]
+        elif role == "assistant" and 0 in (message.get("weight"), message.get("loss_mask")):
+            turns.append(("context", text))
+        else:
+            turns.append((role, text))
     if not turns:
         raise UserError("an empty list of messages")
     return tuple(turns)
 
 
+def message_text(content: Any, number: int) -> str:
+    """A message's text; OpenAI's format also has lists of parts."""
+    if content is None:
+        raise Skip("a message without content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise UserError(f"message {number}: 'content' must be a text, not {kind_of(content)}")
+    text = ""
+    for part in content:
+        if isinstance(part, dict):
+            if part.get("type", "text") != "text":
+                raise Skip(f"a message with a part of type {part['type']!r:.40}")
+            part = part.get("text")
+        if not isinstance(part, str):
+            raise UserError(f"message {number}: a part of 'content' has no text")
+        text += part
+    return text
+
+
 def messages(turns: Turns) -> list[dict]:
     """Turns as other libraries and chat endpoints take them."""
-    return [{"role": role if role != "text" else "user", "content": text} for role, text in turns]
+    names = {"text": "user", "context": "assistant"}
+    return [{"role": names.get(role, role), "content": text} for role, text in turns]
 
 
 def transcript(turns: Turns) -> str:
@@ -156,12 +203,14 @@ def records(data: str, kind: str, *, split="train", count=0, seed=0) -> Iterator
         module = None
         if name in hub.DATA:
             source = (
-                item for file in hub.data_files(name, split) for item in readers.read_file(file)
+                item for file in hub.data_files(name, split) for item in readers.read(str(file))
             )
         elif module := world.find(name):
             source = world_records(module, kind, split, count or WORLD_RECORDS, seed)
+        elif kind == "rankings":
+            source = last_answers(readers.read(name))
         else:
-            source = readers.read_file(name)
+            source = readers.read(name)
         for place, record in source:
             if not isinstance(record, dict):
                 raise UserError(
@@ -173,11 +222,39 @@ def records(data: str, kind: str, *, split="train", count=0, seed=0) -> Iterator
                 record = formats.adapt(record)
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
+            if kind != "demonstrations":
+                forget_weights(record)
             if name == "tldr" and (record.get("split") == "train") != (split == "train"):
                 continue  # its files mix their splits
             if name == "imdb" and kind == "prompts":
                 record = {"prompt": " ".join(str(record.get("text")).split()[:8])}
             yield place, record
+
+
+def forget_weights(record: dict) -> None:
+    """Only SFT learns from some of a conversation's answers and not from others."""
+    for value in record.values():
+        for message in value if isinstance(value, list) else []:
+            if isinstance(message, dict):
+                message.pop("weight", None)
+                message.pop("loss_mask", None)
+
+
+def last_answers(source: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Without answers that were taken back in label.py: a later record of the same question says
+    "replaces"."""
+    source = list(source)
+    last = {}  # question -> number of the last record that replaces others
+    for number, (_, record) in enumerate(source):
+        if isinstance(record, dict) and record.get("replaces") is True:
+            last[question_of(record)] = number
+    for number, (place, record) in enumerate(source):
+        if not last or not isinstance(record, dict) or number >= last.get(question_of(record), 0):
+            yield place, record
+
+
+def question_of(record: dict) -> str:
+    return repr([record.get(name) for name in ("id", "annotator", "repeat")])
 
 
 def world_records(module, kind: str, split: str, count: int, seed: int):
@@ -205,9 +282,11 @@ def read(data: str, kind: str, convert: Callable, places: list | None = None, **
     """
     kept = []
     skipped: dict[str, list[str]] = {}
+    unused: dict[str, None] = {}
     for place, record in records(data, kind, **which):
         try:
             kept.append(convert(record, place))
+            unused |= dict.fromkeys(name for name in record if name not in record.used | NOTES)
         except Skip as reason:
             skipped.setdefault(str(reason), []).append(place)
         except UserError as error:
@@ -225,6 +304,8 @@ def read(data: str, kind: str, convert: Callable, places: list | None = None, **
     if skipped:
         total = sum(len(where) for where in skipped.values())
         print(f"data: {total} of {total + len(kept)} records skipped; {'; '.join(reasons)}")
+    if unused and kind != "prompts":  # with prompts they go to rewards that ask for them
+        print(f"data: fields not used: {', '.join(unused)}")
     return kept
 
 
@@ -234,7 +315,7 @@ def read_demonstrations(data: str, *, template: str = "chat", **which) -> list[T
     def convert(record: dict, place: str) -> Turns:
         if "label" in record and not is_good(record):
             raise Skip("label is false")
-        if "text" in record and not record.keys() & {"prompt", "completion", "messages", "chosen"}:
+        if "text" in record and not record.keys() & {"prompt", "messages", "chosen"}:
             return (("text", ""), ("assistant", text_field(record, "text")))
         if "messages" in record and "completion" not in record:
             return until_last_answer(parse_field(record, "messages"))
@@ -318,8 +399,8 @@ def is_good(record: dict) -> bool:
     """The label of a response. 1 and 0 and the texts "true" and "false" count as well."""
     label = record["label"]
     if isinstance(label, str):
-        label = {"true": True, "false": False}.get(label.lower(), label)
-    if label not in (True, False) or isinstance(label, float):
+        label = {"true": True, "false": False, "1": True, "0": False}.get(label.lower(), label)
+    if label not in (True, False):
         raise UserError(f"field 'label' holds {label!r}; write true for good, false for bad")
     return bool(label)
 
@@ -410,20 +491,23 @@ def until_last_request(turns: Turns) -> Turns:
 
 
 def pair(record: dict, template: str) -> tuple[Prompt, str, str]:
-    """Prompt, chosen and rejected text."""
-    if "prompt" not in record:
+    """Prompt, chosen and rejected text. What both sides share belongs to the prompt."""
+    if "prompt" in record:
+        prompt = prompt_of(record, template)
+        sides = without_prompt([require(record, "chosen"), require(record, "rejected")], prompt)
+        chosen = (*prompt.turns, *completion({"chosen": sides[0]}, "chosen", prompt))
+        rejected = (*prompt.turns, *completion({"rejected": sides[1]}, "rejected", prompt))
+    else:
         prompt = pair_prompt(record)
-        chosen_prompt, chosen = split_dialogue(record, "chosen")
-        rejected_prompt, rejected = split_dialogue(record, "rejected")
-        if chosen_prompt != rejected_prompt:
-            raise Skip("'chosen' and 'rejected' differ before the last assistant turn")
-        return prompt, chosen, rejected
-    prompt = prompt_of(record, template)
-    sides = without_prompt([require(record, "chosen"), require(record, "rejected")], prompt)
-    texts = []
-    for name, side in zip(("chosen", "rejected"), sides):
-        texts.append(last_text(completion({name: side}, name, prompt), name))
-    return prompt, texts[0], texts[1]
+        chosen = dialogue(record, "chosen")
+        rejected = dialogue(record, "rejected")
+    *shared, (_, chosen_text) = chosen
+    *shared_by_rejected, (_, rejected_text) = rejected
+    if shared != shared_by_rejected:
+        raise Skip("'chosen' and 'rejected' differ before the last assistant turn")
+    if len(shared) > len(prompt.turns):
+        prompt = Prompt(tuple(shared), messages(shared), prompt.columns)
+    return prompt, chosen_text, rejected_text
 
 
 def without_prompt(sides: list, prompt: Prompt) -> list:
@@ -443,29 +527,27 @@ def without_prompt(sides: list, prompt: Prompt) -> list:
 
 def pair_prompt(record: dict) -> Prompt:
     """What chosen shares with rejected: all turns but the last."""
-    turns, _ = split_dialogue(record, "chosen")
-    if isinstance(record["chosen"], str):
-        text = record["chosen"]
-        source = text[: text.rindex(ASSISTANT_HEADER) + len(ASSISTANT_HEADER)]
+    turns = dialogue(record, "chosen")[:-1]
+    source = record["chosen"]
+    if isinstance(source, str):
+        source = source[: source.rindex(ASSISTANT_HEADER) + len(ASSISTANT_HEADER)]
     else:
         source = messages(turns)
     return Prompt(turns, source, other_fields(record, "chosen", "rejected"))
 
 
-def split_dialogue(record: dict, name: str) -> tuple[Turns, str]:
-    """A whole dialogue -> the turns before the assistant's last one, and its text."""
+def dialogue(record: dict, name: str) -> Turns:
+    """A whole dialogue, which ends with the assistant's turn."""
     turns = parse_field(record, name)
-    if len(turns) == 1 and turns[0][0] == "user":
-        raise UserError(f"field {name!r} is no dialogue; add a field 'prompt'")
-    if turns[-1][0] != "assistant":
-        raise Skip(f"{name!r} ends with the user's turn")
     if len(turns) == 1:
         raise UserError(f"field {name!r} has no turn before the assistant's; add a field 'prompt'")
-    return turns[:-1], turns[-1][1]
+    if turns[-1][0] != "assistant":
+        raise Skip(f"{name!r} ends with the user's turn")
+    return turns
 
 
 def ranking(record: dict, place: str, template: str) -> Ranking:
-    if "label" in record and not record.keys() & {"responses", "ranks", "chosen"}:
+    if "label" in record and not record.keys() & {"responses", "chosen"}:
         raise UserError(
             "a record with 'label' is one response without another to compare it with; use "
             "train_dpo.py --loss kto, or give pairs or rankings"
@@ -492,7 +574,8 @@ def ranking(record: dict, place: str, template: str) -> Ranking:
             f"{len(responses)} 'responses', {len(ranks)} 'ranks'; give 2 or more of both"
         )
     for rank in ranks:
-        if type(rank) is not int or abs(rank) > 10**9:
+        whole = type(rank) is int or (isinstance(rank, float) and rank.is_integer())
+        if not whole or abs(rank) > 10**9:
             raise UserError(f"field 'ranks' holds {rank!r:.40}; use whole numbers, 1 for the best")
     preferences = None
     if "preferences" in record:

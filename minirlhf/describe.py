@@ -1,12 +1,14 @@
-"""What data files hold, for a person to read: `python -m minirlhf.data FILE [MODEL]`."""
+"""What data files hold, for a person to read: `python -m minirlhf.data FILE...`."""
 
+import argparse
 import os
 import re
 import sys
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
-from minirlhf import UserError, hub
+from minirlhf import UserError, checkpoint, hub
 from minirlhf.data import (
     Ranking,
     read_demonstrations,
@@ -16,6 +18,7 @@ from minirlhf.data import (
     records,
     transcript,
 )
+from minirlhf.model import Config
 from minirlhf.tokenizer import Tokenizer
 
 WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
@@ -27,12 +30,12 @@ def check(data: str, model: str = "") -> str:
     Lengths are tokens of `model` (a folder), or without one words, numbers and punctuation marks.
     """
     kind, rows, places, rankings = read_any(data)
+    encode = WORD_OR_MARK.findall
+    unit = "words and marks"
     if model:
-        encode = Tokenizer.from_pretrained(hub.model_folder(model)).encode
+        folder = hub.model_folder(model)
+        encode = Tokenizer.from_pretrained(folder).encode
         unit = "tokens"
-    else:
-        encode = WORD_OR_MARK.findall
-        unit = "words and marks"
     sizes = [[len(encode(text)) for text in row] for row in rows]
     lengths = [row[0] + max(row[1:]) for row in sizes]
 
@@ -45,8 +48,14 @@ def check(data: str, model: str = "") -> str:
     ]
     longest = sorted(range(len(rows)), key=lambda i: -lengths[i])[:3]
     lines.append("longest: " + "; ".join(f"{lengths[i]} ({places[i]})" for i in longest))
+    if model and Path(folder, "config.json").exists():
+        context = checkpoint.read_config(folder, Config, {})[0].n_positions
+        too_long = sum(length > context for length in lengths)
+        lines.append(f"longer than the model's context of {context} tokens: {too_long}")
     if rankings:
+        lines.append(ties(rankings))
         lines.append(length_bias(rankings, [row[1:] for row in sizes]))
+    lines += overlaps(rows, places)
     for i in sorted({0, len(rows) // 2, len(rows) - 1}):
         lines += [f"\n--- {places[i]}", printable(rows[i][0])]
         lines += [f">>> {printable(text)}" for text in rows[i][1:]]
@@ -84,6 +93,28 @@ def histogram(lengths: list[int]) -> list[str]:
     return lines
 
 
+def ties(rankings: list[Ranking]) -> str:
+    """How many responses are ranked, and how many comparisons are ties."""
+    sizes = Counter(len(ranking.ranks) for ranking in rankings)
+    tied = sum(a == b for ranking in rankings for a, b in combinations(ranking.ranks, 2))
+    total = sum(size * (size - 1) // 2 * count for size, count in sizes.items())
+    numbers = ", ".join(f"{count} of {size} responses" for size, count in sorted(sizes.items()))
+    return f"rankings: {numbers}; {tied} of {total} comparisons are ties"
+
+
+def overlaps(rows: list[list[str]], places: list[str]) -> list[str]:
+    """Prompts that two files share: what is trained on must not be in the file to test with."""
+    prompts: dict[str, set[str]] = {}
+    for row, place in zip(rows, places):
+        file = place.rpartition(",")[0] or place  # without ", line 17"
+        prompts.setdefault(file, set()).add(row[0])
+    lines = []
+    for (name, of_file), (other, of_other) in combinations(prompts.items(), 2):
+        shared = len(of_file & of_other)
+        lines.append(f"{shared} of {len(of_file)} prompts of {name} are also in {other}")
+    return lines
+
+
 def length_bias(rankings: list[Ranking], sizes: list[list[int]]) -> str:
     """How often the better response is the longer one."""
     longer = 0
@@ -106,13 +137,14 @@ def printable(text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments:
-        print("python -m minirlhf.data FILE [MODEL]: what a file holds")
-        return
+    parser = argparse.ArgumentParser("python -m minirlhf.data", description="What files hold.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders, patterns, -")
+    parser.add_argument("--model", default="", help="count this model's tokens")
+    chosen = parser.parse_args(arguments)
     try:
-        print(check(*arguments[:2]), flush=True)
+        print(check(",".join(chosen.files), chosen.model), flush=True)
     except BrokenPipeError:  # piped into head, which has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

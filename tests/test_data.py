@@ -141,10 +141,12 @@ def test_messages_become_turns():
     system = {"role": "system", "content": "Be brief."}
     assert parse([system, USER]) == (("system", "Be brief."), HI)
     for turns, words in [
-        ([{"role": "tool", "content": "x"}], "message 1 has role 'tool'"),
-        ([USER, system], "message 2"),
-        ([{"role": "user", "content": None}], "message 1 must"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "message 1 must"),
+        ([{"role": "tool", "content": "x"}], "tool"),
+        ([{"role": "king", "content": "x"}], "message 1 has role 'king'"),
+        ([USER, system], "behind the first turn"),
+        ([{"role": "user", "content": None}], "without content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "message 1"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "image_url"),
         ([], "empty list"),
     ]:
         with pytest.raises(UserError, match=words):
@@ -259,7 +261,7 @@ MALFORMED = [  # the reader, a record, and words that the error must hold
     (read_demonstrations, {"messages": 3}, ["'messages'", "list"]),
     (read_demonstrations, {"messages": []}, ["'messages'", "empty"]),
     (read_demonstrations, {"messages": [USER | {"role": "bot"}]}, ["message 1", "'bot'"]),
-    (read_demonstrations, {"question": "x"}, ["'prompt'", "question"]),
+    (read_demonstrations, {"question": "x"}, ["'completion'", "missing"]),
     (read_demonstrations, {}, ["'prompt'"]),
     (read_prompts, {"text": "x"}, ["'prompt'", "text"]),
     (read_prompts, {"prompt": [ASSISTANT_SAYS]}, ["'prompt'", "user's"]),
@@ -328,8 +330,8 @@ def test_bad_files(write, tmp_path):
     refused(write(), "no record", "one JSON object")
     refused(write("", " "), "no record")
     refused(write(name="a.jsonl.gz"), "no record")
-    refused(tmp_path / "a.csv", ".jsonl")
-    refused(write(GOOD, name="a.json"), "list")
+    refused(tmp_path / "a.doc", ".jsonl")
+    assert len(read_demonstrations(write(GOOD, name="a.json"))) == 1
     refused(write("[", name="b.json"), "JSON")
     refused(write('{"text": ' + "1" * 5000 + "}", name="big.jsonl"), "line 1")
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "caf\xe9"}\n')
@@ -382,7 +384,7 @@ def test_a_prompt_ends_with_a_request(write):
     assert [prompt.turns for prompt in read_prompts(path)] == [(HI,)]
 
 
-def test_what_is_bad_or_weighs_nothing_is_not_learnt(write, capsys):
+def test_what_is_bad_or_weighs_nothing_is_not_learnt(write):
     for good, bad in ((True, False), (1, 0), ("true", "False")):
         rows = [
             {"prompt": "hi", "completion": "yo", "label": good},
@@ -391,8 +393,9 @@ def test_what_is_bad_or_weighs_nothing_is_not_learnt(write, capsys):
         assert read_demonstrations(write(*rows)) == [(HI, YO)]
         assert [label for _, _, label in read_labelled(write(*rows))] == [True, False]
     unweighted = [USER, ASSISTANT_SAYS | {"weight": 0}, USER, ASSISTANT_SAYS]
-    read_demonstrations(write({"messages": unweighted}, GOOD))
-    assert "weight 0" in capsys.readouterr().out
+    turns = read_demonstrations(write({"messages": unweighted}))[0]
+    assert [role for role, _ in turns] == ["user", "context", "user", "assistant"]
+    assert read_prompts(write({"prompt": unweighted[:3]}))[0].turns == (HI, YO, HI)
     with pytest.raises(UserError, match="'label'"):
         read_labelled(write({"prompt": "hi", "response": "yo"}))
 
