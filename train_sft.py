@@ -21,7 +21,7 @@ from minirlhf.cli import at_least, start
 from minirlhf.data import read_demonstrations
 from minirlhf.model import GPT, Config
 from minirlhf.optim import cosine_decay
-from minirlhf.run import Run, seed_of
+from minirlhf.run import Run, resumed_tokenizer, seed_of
 from minirlhf.supervised import add_gradient, row_length, row_prompt, to_rows, validation_loss
 from minirlhf.tokenizer import Tokenizer
 
@@ -96,8 +96,10 @@ def check(settings: Settings) -> None:
 
 def fresh_model(settings: Settings, demonstrations: list[Turns]) -> GPT:
     """A GPT of the given sizes with its own tokenizer. Weights depend on the seed alone."""
-    texts = [PLAIN.text(turns) for turns in demonstrations]
-    tokenizer = Tokenizer.train(texts, settings.vocab_size)
+    tokenizer = resumed_tokenizer(settings)
+    if tokenizer is None:
+        texts = [PLAIN.text(turns) for turns in demonstrations]
+        tokenizer = Tokenizer.train(texts, settings.vocab_size)
     config = Config(
         vocab_size=tokenizer.vocab_size,
         n_positions=settings.n_positions,

@@ -143,7 +143,8 @@ def _sort_metadata(path: Path) -> None:
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         file.seek(8)
-        file.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False)  # as long as before
+        file.write(content.encode().ljust(size))
 
 
 # ---- a model's weights

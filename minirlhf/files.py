@@ -1,15 +1,24 @@
-"""JSON, JSON lines and whole files: everything that the project writes passes through here."""
+"""JSON, JSON lines, whole files, locks: everything that the project writes passes through here."""
 
+import atexit
 import json
 import math
 import os
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
 from minirlhf import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
 
 
 @contextmanager
@@ -64,8 +73,11 @@ def write_json(path: str | Path, value) -> None:
     write_atomically(path, to_json(value, indent=1).encode())
 
 
-def read_json(path: str | Path) -> dict:
-    """{} if the file does not exist, UserError if it is damaged."""
+def read_json(path: str | Path, **types) -> dict:
+    """{} if the file does not exist. UserError if it is damaged.
+
+    types: of fields, where they are there, as in settings=dict.
+    """
     path = Path(path)
     if not path.exists():
         return {}
@@ -75,6 +87,9 @@ def read_json(path: str | Path) -> dict:
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged, no JSON object: restore a copy or delete it")
+    for name, kind in types.items():
+        if name in content and not isinstance(content[name], kind):
+            raise UserError(f"{path} is damaged at {name!r}: restore a copy or delete it")
     return content
 
 
@@ -94,26 +109,35 @@ def append_jsonl(path: str | Path, rows: Iterable[dict], sync: bool = False) -> 
     """
     content = _lines(rows)
     with Path(path).open("a+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > 0:
+        if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 content = b"\n" + content
-        try:
-            while content:
-                written = file.write(content)
-                content = content[written:]
-            if sync:
-                os.fsync(file.fileno())
-        except BaseException:
-            file.truncate(size)
-            raise
+        _write_all(file, content)
+        if sync:
+            os.fsync(file.fileno())
+
+
+def _write_all(file: IO[bytes], content: bytes) -> None:
+    """Append to an unbuffered file. After an error what was written of `content` is cut off again,
+    unless somebody else has written behind it."""
+    start = written = 0
+    try:
+        while written < len(content):
+            count = file.write(content[written:])
+            if written == 0:
+                start = file.tell() - count
+            written += count
+    except BaseException:
+        if written and file.seek(0, os.SEEK_END) == start + written:
+            file.truncate(start)
+        raise
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
     """The rows of a file, [] if it does not exist. A last line that a crash cut short is left out.
 
-    UserError names the line of anything else that is not JSON.
+    UserError names the line of anything else that is no JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -124,8 +148,68 @@ def read_jsonl(path: str | Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number}: not JSON ({error}): mend it") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"{path}, line {number}: no JSON object: mend it or delete the line")
     return rows
+
+
+# ---- one writer at a time
+
+_locks: dict[Path, IO[bytes]] = {}  # those that this process holds
+
+
+def lock(path: str | Path, what: str) -> None:
+    """Keep other processes from writing `what`, until `unlock` or the end of this process.
+
+    path: a file beside it, which names the process that has the lock. The operating system forgets
+    the locks of a process that was killed. Raises UserError if another process has the lock; asking
+    again in the same process is no error.
+    """
+    path = Path(path).resolve()
+    if path in _locks:
+        return
+    file = path.open("a+b", buffering=0)
+    if not _take(file):
+        file.seek(0)
+        owner = file.read(20).decode("ascii", "replace") or "another one"
+        raise UserError(
+            f"{what} is being written by process {owner}: wait until it has ended, or choose "
+            "another --out"
+        )
+    if os.fstat(file.fileno()).st_nlink == 0:  # its last owner has just deleted it
+        file.close()
+        return lock(path, what)
+    _locks[path] = file
+    atexit.register(unlock, path)
+    with suppress(OSError):  # on a full disk the lock holds without the number
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+
+
+def unlock(path: str | Path) -> None:
+    file = _locks.pop(Path(path).resolve(), None)
+    if file is None:
+        return
+    with suppress(OSError):  # Windows deletes no open file
+        os.unlink(file.name)
+    file.close()
+
+
+def _take(file: IO[bytes]) -> bool:
+    """Lock an open file for this process. False if another process has it."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(2**20)  # behind the content, which stays readable
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True

@@ -1,14 +1,16 @@
 """A run's folder: settings, metrics, samples, checkpoints, and resuming from them.
 
-    out/ppo/run.json             settings, versions, "finished"
+    out/ppo/run.json             settings, fingerprints of the inputs, versions, "finished"
     out/ppo/metrics.jsonl        a line per step
     out/ppo/samples.jsonl        responses to look at
-    out/ppo/resume.safetensors   weights and optimiser of the last checkpoint, until it is finished
+    out/ppo/resume.safetensors   the last checkpoint, until the run is finished
+    out/ppo/run.lock             while a process writes here: its number
     out/ppo/config.json, model.safetensors, ...   the finished model, a Hugging Face folder
 
-A run is a function of (settings, data, seed, step): everything random draws from
+A run is a function of (settings, inputs, seed, step): everything random draws from
 `generator(name, step)`. On a CPU, a run that was killed and resumed ends bit for bit as one that
-was not.
+was not. A checkpoint is one file with all that it needs: weights, optimiser, the logs so far, a
+tokenizer that was trained here, and what the run was made from, to be compared on --resume.
 """
 
 import hashlib
@@ -20,28 +22,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minirlhf import UserError, device
+from minirlhf import UserError, device, files, inputs
 from minirlhf.checkpoint import read_tensors, write_tensors
 from minirlhf.cli import at_least
-from minirlhf.files import (
-    append_jsonl,
-    atomically,
-    read_json,
-    read_jsonl,
-    to_json,
-    write_json,
-    write_jsonl,
-)
+from minirlhf.files import append_jsonl, read_json, to_json, write_json
 from minirlhf.model import LOGITS_AT_ONCE
 from minirlhf.optim import Muon
+from minirlhf.tokenizer import Tokenizer
+from minirlhf.tokenizer_files import EOS, Spec
 
 CHECKPOINT = "resume.safetensors"
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -50,6 +47,7 @@ MAY_CHANGE_ON_RESUME = {
     "overwrite",
     "device",
     "out",
+    "candidates_out",
     "show_batch",
     "log_every",
     "save_every",
@@ -71,22 +69,50 @@ def seed_of(*key) -> int:
 
 def describe_result(folder: str | Path) -> dict:
     """run.json of a folder, {} if it has none."""
-    return read_json(Path(folder) / "run.json")
+    types = {"script": str, "settings": dict, "inputs": dict, "finished": bool}
+    return read_json(Path(folder) / "run.json", seconds=int | float, **types)
 
 
-def refuse_input_as_output(settings: Any) -> None:
-    """UserError if a setting names a folder or file that is, or lies in, --out."""
+def check_out(settings: Any) -> None:
+    """UserError unless --out can be a run's folder, and holds none of the run's inputs."""
+    if not settings.out or "," in settings.out:
+        raise UserError(
+            f"--out {settings.out!r}: name a folder, without commas, which separate names"
+        )
     out = Path(settings.out).resolve()
-    for flag, value in asdict(settings).items():
-        if flag == "out" or not isinstance(value, str):
-            continue
-        for name in filter(None, value.split(",")):
-            path = Path(name.strip())
+    for flag in inputs.INPUTS:
+        for path in map(Path, inputs.parts(getattr(settings, flag, ""))):
             places = [path, *path.glob("*")]  # a folder's files may be links into --out
             if path.exists() and any(place.resolve().is_relative_to(out) for place in places):
                 raise UserError(
                     f"--out {settings.out} would overwrite --{flag} {path}: choose another --out"
                 )
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Its tensors, and its state: what `Run.checkpoint` wrote."""
+    try:
+        tensors, metadata = read_tensors(path)
+        state = json.loads(metadata["state"])
+        state["run"]  # earlier versions did not write it
+    except (UserError, KeyError):
+        raise UserError(
+            f"{path} is damaged, or of another version: restore a copy, or delete it to begin "
+            "again at step 0"
+        ) from None
+    return tensors, state
+
+
+def resumed_tokenizer(settings: Any) -> Tokenizer | None:
+    """The tokenizer that the run in --out trained, if there is a checkpoint to resume from."""
+    path = Path(settings.out, CHECKPOINT)
+    if not (settings.resume and path.exists()):
+        return None
+    content = read_checkpoint(path)[1].get("tokenizer")
+    if content is None:
+        return None
+    merges = [tuple(pair) for pair in content["merges"]]
+    return Tokenizer(Spec(content["vocab"], merges, special_tokens={EOS}))
 
 
 def activation_bytes(model: nn.Module, tokens: int) -> int:
@@ -115,15 +141,15 @@ class Run:
 
     def __init__(self, settings: Any, script: str):
         at_least(1, settings, "log_every", "save_every", "token_budget")
-        if not settings.out:
-            raise UserError("--out is empty: name a folder for the run")
+        check_out(settings)
         self.settings = settings
         self.script = script
         self.folder = Path(settings.out)
         self.seed = settings.seed
         self.device = device.pick_device(settings.device)
         self.autocast_dtype = device.pick_autocast(settings.dtype, self.device)
-        self.started = time.time()
+        self.inputs = inputs.fingerprints(settings)
+        self.started = time.monotonic()
         self.seconds_before = 0.0  # spent before this run was resumed
         self.first_step = 0
         self.first_logged: tuple[int, float] | None = None  # step and time, for the ETA
@@ -140,54 +166,52 @@ class Run:
     def _open_folder(self) -> bool:
         """Check the folder. True if it holds this very run, finished."""
         settings = self.settings
-        refuse_input_as_output(settings)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"--out {self.folder} cannot be made ({error.strerror}): choose another folder"
             ) from None
-        earlier = describe_result(self.folder)
-        if earlier and settings.resume:
-            self._compare_settings(earlier)
+        self.lock = self.folder / "run.lock"
+        files.lock(self.lock, str(self.folder))
+        if settings.resume and (earlier := describe_result(self.folder)):
+            self._compare(earlier, earlier.get("finished", False))
             self.seconds_before = earlier.get("seconds", 0.0)
             if earlier.get("finished"):  # it may have been killed just after that was written
                 self._delete_checkpoint()
+                files.unlock(self.lock)
             return earlier.get("finished", False)
         for name in ("run.json", "config.json", "model.safetensors"):
             if (self.folder / name).exists() and not settings.overwrite:
-                continuing = "--resume to continue the run, " if earlier else ""
+                continuing = "--resume to continue the run, " if name == "run.json" else ""
                 raise UserError(
                     f"{self.folder} already holds a run or a model ({name}): use {continuing}"
                     "--overwrite to replace it, or another --out"
                 )
         return False
 
-    def _compare_settings(self, earlier: dict) -> None:
-        """UserError if the run to be resumed was another one."""
+    def _compare(self, earlier: dict, finished: bool) -> None:
+        """UserError if the run to be resumed was another one.
+
+        earlier: its "script", "settings" and "inputs"
+        """
         may_change = set(MAY_CHANGE_ON_RESUME)
-        if not earlier.get("finished"):
+        if not finished:
             may_change.add("lr")  # a run that stopped at NaN goes on with a lower one
-        old = earlier.get("settings", {})
-        changed = []
-        for field in fields(self.settings):
-            before = old.get(field.name, field.default)
-            if before != getattr(self.settings, field.name) and field.name not in may_change:
-                changed.append(field.name)
-        if changed:
+        changes = inputs.changes(earlier, self.settings, self.inputs, may_change)
+        if earlier.get("script", self.script) != self.script:
+            changes.insert(0, f"the script was {earlier['script']}")
+        if changes:
             raise UserError(
-                f"{self.folder} was started with other settings ({', '.join(changed)}): resume "
-                "with the same ones, or use --overwrite or another --out"
+                f"{self.folder} was started with other settings or inputs ({'; '.join(changes)}): "
+                "resume it with what it was, use --overwrite to begin anew, or another --out"
             )
 
     def _begin(self) -> None:
         """Before the first line is written: replace an older run's run.json, delete its results."""
         if self.begun:
             return
-        may_replace = self.settings.resume or self.settings.overwrite
-        if (self.folder / "run.json").exists() and not may_replace:
-            raise UserError(f"another run has begun in {self.folder}: choose another --out")
-        with atomically(self.folder / "run.json") as temporary:
+        with files.atomically(self.folder / "run.json") as temporary:
             write_json(temporary, self._description(finished=False))
             self._delete_checkpoint()  # first: it must never meet the new settings
         for name in (*LOGS, "model.safetensors"):
@@ -198,13 +222,13 @@ class Run:
         for path in self.folder.glob(f"{CHECKPOINT}*"):  # also a part of one
             path.unlink()
 
+    def _identity(self) -> dict:
+        return {"script": self.script, "settings": asdict(self.settings), "inputs": self.inputs}
+
     def _description(self, **results) -> dict:
-        seconds = self.seconds_before + time.time() - self.started
+        seconds = self.seconds_before + time.monotonic() - self.started
         return {
-            "script": self.script,
-            "settings": asdict(self.settings),
-            "parent": getattr(self.settings, "init", ""),
-            "seed": self.seed,
+            **self._identity(),
             "device": str(self.device),
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -330,13 +354,8 @@ class Run:
         path = self.folder / CHECKPOINT
         if not (self.settings.resume and path.exists()):
             return
-        try:
-            tensors, metadata = read_tensors(path)
-            state = json.loads(metadata["state"])
-        except (UserError, KeyError):
-            raise UserError(
-                f"{path} is damaged: restore a copy, or delete it to begin again at step 0"
-            ) from None
+        tensors, state = read_checkpoint(path)
+        self._compare(state["run"], finished=False)
         for name, model in models.items():
             weights = {key: tensors[f"{name}.{key}"] for key in model.state_dict()}
             model.load_state_dict(weights)
@@ -349,19 +368,15 @@ class Run:
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.first_step = state["step"]
         self.extra = state["extra"]
-        self._cut_logs()
+        self.row = state["row"]
+        for name in LOGS:  # as they were then: lost lines come back, later ones are logged again
+            path = self.folder / name
+            if f"log.{name}" in tensors:
+                files.write_atomically(path, tensors[f"log.{name}"].numpy().tobytes())
+            else:
+                path.unlink(missing_ok=True)
         self.begun = True
         print(f"resuming {self.folder} at step {self.first_step}")
-
-    def _cut_logs(self) -> None:
-        """Delete what was logged after the checkpoint: it will be logged again."""
-        for name in LOGS:
-            path = self.folder / name
-            if path.exists():
-                rows = [row for row in read_jsonl(path) if row["step"] < self.first_step]
-                write_jsonl(path, rows)
-                if name == "metrics.jsonl" and rows:
-                    self.row = rows[-1]
 
     def checkpoint(self, step: int) -> None:
         """Write all that is needed to go on at `step`, in one file."""
@@ -373,11 +388,15 @@ class Run:
         for index, moments in self.optimizer.state_dict()["state"].items():
             for key, tensor in moments.items():
                 tensors[f"optimizer.{index}.{key}"] = tensor
-        for name in LOGS:  # a power cut must not lose lines from before the checkpoint
-            if (self.folder / name).exists():
-                append_jsonl(self.folder / name, [], sync=True)
-        state = to_json({"step": step, "extra": self.extra})
-        write_tensors(self.folder / CHECKPOINT, tensors, state=state)
+        for name in LOGS:
+            path = self.folder / name
+            if path.exists():
+                tensors[f"log.{name}"] = torch.from_numpy(np.fromfile(path, np.uint8))
+        state = {"step": step, "extra": self.extra, "row": self.row, "run": self._identity()}
+        if not getattr(self.settings, "init", ""):  # the model is fresh, and so is its tokenizer
+            tokenizer = self.tracked["model"].tokenizer
+            state["tokenizer"] = {"vocab": tokenizer.vocab, "merges": tokenizer.merges}
+        write_tensors(self.folder / CHECKPOINT, tensors, state=to_json(state))
         write_json(self.folder / "run.json", self._description(finished=False))
 
     @contextmanager
@@ -422,6 +441,7 @@ class Run:
         model.save_pretrained(self.folder)
         write_json(self.folder / "run.json", self._description(finished=True, **results))
         self._delete_checkpoint()
+        files.unlock(self.lock)
         print(f"wrote {self.folder}")
 
     # ---- what the user sees
@@ -429,10 +449,10 @@ class Run:
     def _eta(self, step: int) -> str:
         """Minutes and seconds; from the second logged step on, as the first one warms up."""
         if self.first_logged is None:
-            self.first_logged = step, time.time()
+            self.first_logged = step, time.monotonic()
             return "    -"
         first, since = self.first_logged
-        seconds = (time.time() - since) / (step - first) * (self.total - step - 1)
+        seconds = (time.monotonic() - since) / max(1, step - first) * (self.total - step - 1)
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:

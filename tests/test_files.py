@@ -1,14 +1,20 @@
 """Nothing that was written before is lost, whatever happens while something new is written."""
 
+import errno
+import io
 import json
 import math
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from minirlhf import UserError, files
 
+ROOT = Path(__file__).parents[1]
 resource = pytest.importorskip("resource")  # not on Windows
 
 
@@ -50,9 +56,10 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(UserError, match=r"a\.json"):
         files.read_json(tmp_path / "a.json")
-    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a":\n{"a": 3}\n')
-    with pytest.raises(UserError, match=r"a\.jsonl, line 2"):
-        files.read_jsonl(tmp_path / "a.jsonl")
+    for line in ('{"a":', "[1]", "null", '"\\ud800', "[" * 9999):
+        (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{line}\n{{"a": 3}}\n')
+        with pytest.raises(UserError, match=r"a\.jsonl, line 2"):
+            files.read_jsonl(tmp_path / "a.jsonl")
 
 
 def test_lines_are_added_and_a_torn_one_is_left_out(tmp_path):
@@ -80,3 +87,74 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
         files.append_jsonl(log, [{"a": 2}, {"b": "x" * 100}])
     assert path.read_bytes() == b"old" and log.read_bytes() == b'{"a": 1}\n'
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.jsonl"]
+
+
+def test_a_failing_append_takes_back_its_own_bytes_alone(tmp_path):
+    class FullDisk(io.FileIO):
+        """Takes five bytes. Before it says that it is full, somebody else writes something."""
+
+        def write(self, content: bytes) -> int:
+            if content == LINE:
+                return super().write(content[:5])
+            if meanwhile:
+                files.append_jsonl(path, [meanwhile])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    LINE = b'{"mine": 1}\n'
+    path = tmp_path / "a.jsonl"
+    for meanwhile in ({}, {"theirs": 2}):
+        path.write_bytes(b'{"first": 0}\n')
+        with pytest.raises(OSError), FullDisk(path, "a+b") as file:
+            files._write_all(file, LINE)
+        content = path.read_bytes()
+        assert content == (
+            b'{"first": 0}\n{"min\n{"theirs": 2}\n' if meanwhile else b'{"first": 0}\n'
+        )
+
+
+HOLDER = """
+import sys, time
+from minirlhf import files
+try:
+    files.lock(sys.argv[1], "the file")
+except Exception as error:
+    sys.exit(str(error))
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_lock_is_its_processes_and_ends_with_it(tmp_path):
+    path = tmp_path / "x.lock"
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match=f"the file is being written by process {other.pid}:"):
+            files.lock(path, "the file")
+        other.kill()
+    assert path.exists()  # a stale lock is taken over
+    files.lock(path, "the file")
+    files.lock(path, "the file")
+    assert path.read_text() == str(os.getpid())
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
+        assert f"process {os.getpid()}:" in other.communicate()[1].decode()
+    files.unlock(path)
+    assert not path.exists()
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
+        assert other.communicate(b"\n")[0] == b"locked\n"
+    assert not path.exists()  # it went with its process
+
+
+def test_a_lock_is_held_on_a_full_disk_and_where_there_are_no_locks(tmp_path, monkeypatch):
+    with small_disk(0):
+        files.lock(tmp_path / "x.lock", "the file")
+    assert (tmp_path / "x.lock").read_bytes() == b""
+    files.unlock(tmp_path / "x.lock")
+
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    files.lock(tmp_path / "y.lock", "the file")
+    files.unlock(tmp_path / "y.lock")

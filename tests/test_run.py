@@ -1,18 +1,27 @@
 """A run: resuming, replacing, refusing, what is printed; devices; what is healthy."""
 
+import itertools
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny
 from safetensors.torch import load_file
 
+import train_sft
 from minirlhf import UserError, device, health
-from minirlhf.files import read_jsonl, write_json
+from minirlhf.files import read_jsonl, unlock, write_json
+from minirlhf.inputs import content_digest, fingerprint
 from minirlhf.model import GPT, Config, ScalarGPT
 from minirlhf.run import Run, Stopped, describe_result, seed_of
+from minirlhf.tokenizer import Tokenizer
 
 
 @dataclass
@@ -127,7 +136,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(value, train, tmp_p
 
     with pytest.raises(Stopped, match="step 6"):
         train(settings, poison)
-    with pytest.raises(UserError, match=r"\(seed\)"):
+    with pytest.raises(UserError, match=r"\(--seed was 0, now it is 1\)"):
         train(replace(settings, resume=True, seed=1))
     train(replace(settings, resume=True, lr=1e-4))
     weights = load_file(tmp_path / "x" / "model.safetensors")
@@ -146,6 +155,7 @@ def test_an_old_run_stays_until_the_new_one_has_a_line(train, tmp_path):
         train(replace(settings, steps=4, resume=True))
     with pytest.raises(Killed):
         train(replace(settings, steps=4, overwrite=True), kill_at(0))
+    unlock(folder / "run.lock")  # as the end of the process would
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with pytest.raises(Killed):
         train(replace(settings, steps=4, overwrite=True), kill_at(2))
@@ -177,10 +187,27 @@ def test_an_input_is_no_output(given, train, tmp_path, monkeypatch):
     assert (tmp_path / "x" / "model.safetensors").exists()
 
 
-def test_two_runs_do_not_share_a_folder(train, tmp_path):
+WRITER = """
+import sys
+from minirlhf.files import lock
+lock(sys.argv[1], "x")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_share_a_folder(train, tmp_path):
     settings = Settings(str(tmp_path / "x"), steps=2)
-    with pytest.raises(UserError, match="another run"):
-        train(settings, lambda step, model: train(settings) if step == 0 else None)
+    (tmp_path / "x").mkdir()
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "x" / "run.lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], **pipes) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match=f"process {other.pid}:"):
+            train(settings)
+        other.kill()
+    train(settings)
+    assert not (tmp_path / "x" / "run.lock").exists()
 
 
 def test_folders_that_hold_something_else(train, tmp_path, tokenizer):
@@ -199,8 +226,151 @@ def test_a_setting_that_an_old_run_did_not_know_counts_as_its_default(train, tmp
     del description["settings"]["optimizer"]
     write_json(tmp_path / "x" / "run.json", description)
     assert train(replace(settings, resume=True)).finished
-    with pytest.raises(UserError, match="optimizer"):
+    with pytest.raises(UserError, match="--optimizer was adamw, now it is muon"):
         train(replace(settings, resume=True, optimizer="muon"))
+
+
+def test_another_content_of_an_input_is_another_run(train, tmp_path, tokenizer):
+    """Whatever it is called: a folder may be moved, a file copied."""
+    data, init = tmp_path / "data.jsonl", tmp_path / "init"
+    data.write_text("{}\n")
+    tiny(tokenizer).save_pretrained(init)
+    settings = Settings(str(tmp_path / "x"), init=str(init), data=f"{data},toyworld", steps=8)
+    with pytest.raises(Killed):
+        train(settings, kill_at(5))
+    with data.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match=r"what --data .*data.jsonl,toyworld holds has changed"):
+        train(replace(settings, resume=True))
+    data.rename(tmp_path / "longer.jsonl")
+    data.write_text("{}\n")
+    with pytest.raises(UserError, match=r"--data was .*data.jsonl,toyworld, now it is .*longer"):
+        train(replace(settings, resume=True, data=f"{tmp_path}/longer.jsonl,toyworld"))
+    init.rename(tmp_path / "kept")
+    tiny(tokenizer, seed=1).save_pretrained(init)
+    with pytest.raises(UserError, match=r"what --init .* holds has changed"):
+        train(replace(settings, resume=True))
+    shutil.copytree(tmp_path / "x", tmp_path / "y")
+    moved = Settings(str(tmp_path / "y"), init=str(tmp_path / "kept"), data=settings.data, steps=8)
+    assert train(replace(moved, resume=True)).first_step == 4
+    with pytest.raises(UserError, match="--init"):  # also a finished one is not taken for another
+        train(replace(moved, resume=True, init=str(init)))
+
+
+def test_a_tokenizer_that_was_trained_here_is_kept(tmp_path, monkeypatch):
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 280, "count": 40}
+    settings = train_sft.Settings(out=str(tmp_path / "x"), steps=4, save_every=2, **small)
+    tokenizers = []
+
+    def stop(model, *_):
+        tokenizers.append(model.tokenizer)
+        if len(tokenizers) in (1, 4):
+            raise Killed
+        return add_gradient(model, *_)
+
+    add_gradient = train_sft.add_gradient
+    monkeypatch.setattr(train_sft, "add_gradient", stop)
+    for _ in range(2):  # before the first checkpoint there is no tokenizer to keep
+        with pytest.raises(Killed):
+            train_sft.main(replace(settings, resume=True))
+    monkeypatch.setattr(Tokenizer, "train", None)
+    train_sft.main(replace(settings, resume=True))
+    first, last = tokenizers[0], tokenizers[-1]
+    assert first.vocab == last.vocab and first.encode("the fox and") == last.encode("the fox and")
+
+
+def test_a_checkpoint_of_another_run_is_refused(train, tmp_path):
+    for seed, name in ((0, "x"), (1, "y")):
+        with pytest.raises(Killed):
+            train(Settings(str(tmp_path / name), seed=seed), kill_at(6))
+    for name in ("metrics.jsonl", "resume.safetensors"):
+        shutil.copy(tmp_path / "y" / name, tmp_path / "x" / name)
+    with pytest.raises(UserError, match="--seed was 1, now it is 0"):
+        train(Settings(str(tmp_path / "x"), resume=True))
+    with pytest.raises(UserError, match=r"the script was train_x.py"):
+        Run(Settings(str(tmp_path / "y"), seed=1, resume=True), "train_y.py")
+
+
+@pytest.mark.parametrize("harm", ["cut", "deleted", "damaged", "without run.json"])
+def test_what_is_lost_of_the_logs_comes_back_from_the_checkpoint(harm, train, tmp_path):
+    settings = Settings(str(tmp_path / "cut"), resume=True)
+    train(replace(settings, out=str(tmp_path / "whole")))
+    with pytest.raises(Killed):
+        train(settings, kill_at(6))
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        path = tmp_path / "cut" / name
+        content = path.read_bytes()
+        if harm == "cut":
+            path.write_bytes(content[: len(content) // 2])
+        elif harm == "deleted":
+            path.unlink()
+        elif harm == "damaged":
+            path.write_bytes(b"\xff{" + content)
+    if harm == "without run.json":
+        (tmp_path / "cut" / "run.json").unlink()
+    assert train(settings).first_step == 4
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}', '{"seconds": "x"}', "[" * 9999])
+def test_a_damaged_run_json_is_one_sentence(content, train, tmp_path):
+    settings = Settings(str(tmp_path / "x"), steps=2)
+    train(settings)
+    (tmp_path / "x" / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        train(replace(settings, resume=True))
+    train(replace(settings, overwrite=True))
+
+
+def test_a_folder_with_a_comma_could_not_be_named_later(train, tmp_path):
+    for out in ("", f"{tmp_path}/a,b"):
+        with pytest.raises(UserError, match="--out"):
+            train(Settings(out))
+
+
+def test_fingerprints_tell_contents_apart(tmp_path, tokenizer):
+    a, b = tmp_path / "a", tmp_path / "b"
+    model = tiny(tokenizer)
+    for folder in (a, b):
+        model.save_pretrained(folder)
+        (folder / "run.json").write_text(str(folder))
+    same = fingerprint(str(a))
+    assert same == fingerprint(str(b)) != fingerprint(f"{a},{b}")
+    model.wte.weight.data[7, 7] += 1e-3
+    model.save_pretrained(b)
+    assert fingerprint(str(b)) != same
+    tiny(tokenizer, layer_norm_epsilon=1e-6).save_pretrained(b)
+    assert fingerprint(str(b)) != same
+
+    (tmp_path / "mine.py").write_text("def reward(prompts, responses): return responses")
+    function = fingerprint(f"{tmp_path}/mine.py:reward")
+    assert function == fingerprint(f"{tmp_path}/mine.py:other")
+    (tmp_path / "mine.py").write_text("def reward(prompts, responses): return prompts")
+    assert fingerprint(f"{tmp_path}/mine.py:reward") != function
+    names = ["toyworld", "toyworld.lessons", "http://localhost/v1", "person", "alpaca", "no.jsonl"]
+    assert len({fingerprint(name) for name in names}) == 5  # a package is one
+    assert fingerprint("toy") == fingerprint("toyworld")
+
+
+def test_a_fingerprint_of_large_weights_is_made_in_no_time(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2**30)  # a file of zeros that takes no space
+    began = time.perf_counter()
+    before = content_digest(path)
+    assert time.perf_counter() - began < 0.5
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"another checksum")
+    assert content_digest(path) != before
+
+
+def test_a_clock_that_stands_still_or_goes_back(train, tmp_path, monkeypatch):
+    for name, clock in (("still", lambda: 5.0), ("back", itertools.count(9, -1).__next__)):
+        monkeypatch.setattr("time.time", clock)
+        monkeypatch.setattr("minirlhf.run.time.monotonic", lambda: 5.0)
+        train(Settings(str(tmp_path / name), steps=4, log_every=1))
+        assert describe_result(tmp_path / name)["seconds"] == 0
 
 
 def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(train, tmp_path):
@@ -312,8 +482,6 @@ def test_a_healthy_step_has_no_warnings_and_a_sick_one_says_which():
 
 @pytest.mark.parametrize("flag", ["log_every", "save_every", "token_budget"])
 def test_what_a_run_cannot_do_without_is_checked_before_anything_is_deleted(tmp_path, flag):
-    import train_sft
-
     (tmp_path / "model.safetensors").write_text("precious")
     settings = train_sft.Settings(out=str(tmp_path), overwrite=True, **{flag: 0})
     with pytest.raises(UserError, match=f"--{flag}"):
