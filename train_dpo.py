@@ -424,7 +424,7 @@ def main(settings: Settings) -> None:
 
     for step in run.steps(steps):
         # 2. a batch: from the file, or answered by the policy and ranked now
-        started = time.time()
+        started = time.monotonic()
         row = {}
         indices = batch_indices(len(train), step, settings.batch_size, settings.seed)
         batch = [train[i] for i in indices]
@@ -442,7 +442,7 @@ def main(settings: Settings) -> None:
         # 4. look at it: held-out comparisons, and how far the policy's own samples have moved
         if (step + 1) % settings.eval_every == 0 or step + 1 == steps:
             row |= look(run, policy, reference, validation, questions, step)
-        run.log(step, SHOWN, **row, seconds=time.time() - started)
+        run.log(step, SHOWN, **row, seconds=time.monotonic() - started)
 
     final = {name: x for name, x in run.row.items() if name.startswith(("validation", "kl"))}
     run.finish(lora.merge(policy), peak_gib=run.peak_memory(), **final)

@@ -343,12 +343,12 @@ def main(settings: Settings) -> None:
 
     for step in run.steps(settings.steps):
         # 1. the policy answers; temperature only, no top-k or top-p
-        started = time.time()
+        started = time.monotonic()
         indices = batch_indices(len(prompts), step, settings.prompts_per_step, settings.seed)
         chosen = [prompts[i] for i in indices]
         batch = sample(settings, policy, chosen, run.generator("sample", step))
         mask = batch.mask  # (B, R)
-        sampled = time.time()
+        sampled = time.monotonic()
 
         # 2. whole texts are scored; a response that never finished gets the fixed penalty
         scores = score(reward_fn, batch)  # (B,)
@@ -373,7 +373,7 @@ def main(settings: Settings) -> None:
         token_rewards = losses.token_rewards(scores, kl, mask, kl_penalty)  # (B, R)
         advantages_of = METHODS[settings.advantage].advantages
         advantages, returns = advantages_of(token_rewards, values, mask, settings)  # (B, R)
-        scored = time.time()
+        scored = time.monotonic()
 
         # 5. a few clipped passes over the same episodes; the last minibatch's numbers are logged
         episodes = Episodes(batch, old_logprobs, ref_logprobs, values, advantages, returns)
@@ -384,7 +384,7 @@ def main(settings: Settings) -> None:
             numbers |= changed
             if stop:
                 break
-        updated = time.time()
+        updated = time.monotonic()
 
         # 6. look at it
         run.log(
@@ -398,7 +398,7 @@ def main(settings: Settings) -> None:
             seconds_rollout=sampled - started,
             seconds_scoring=scored - sampled,
             seconds_update=updated - scored,
-            tokens_per_second=float(mask.sum()) / (updated - started),
+            tokens_per_second=float(mask.sum()) / max(1e-9, updated - started),
             peak_gib=run.peak_memory(),
         )
         if step % settings.log_every == 0:

@@ -163,7 +163,7 @@ def main(settings: Settings) -> None:
 
     for step in run.steps(steps):
         # 2. the loss: the mean over prompts of the mean over a prompt's pairs
-        began = time.time()
+        began = time.monotonic()
         indices = batch_indices(len(train), step, settings.batch_size, settings.seed)
         batch = [train[i] for i in indices]
         loss = 0.0
@@ -178,7 +178,7 @@ def main(settings: Settings) -> None:
         # 3. one step of AdamW
         lr = settings.lr * cosine_decay(step, steps, settings.warmup)
         grad_norm = run.update(optimizer, [model], lr, loss, step)
-        seconds = max(1e-9, time.time() - began)
+        seconds = max(1e-9, time.monotonic() - began)
         run.log(
             step,
             ("loss", "accuracy", "tokens_per_second"),

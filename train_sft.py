@@ -151,7 +151,7 @@ def main(settings: Settings) -> None:
 
     for step in run.steps(settings.steps):
         # 2. the loss of a batch
-        began = time.time()
+        began = time.monotonic()
         indices = batch_indices(len(train), step, settings.batch_size, settings.seed)
         batch = [train[i] for i in indices]
         loss = add_gradient(model, batch, settings.token_budget)
@@ -161,7 +161,7 @@ def main(settings: Settings) -> None:
         grad_norm = run.update(optimizer, [model], lr, loss, step)
 
         # 4. look at it
-        seconds = max(1e-9, time.time() - began)
+        seconds = max(1e-9, time.monotonic() - began)
         metrics = {
             "loss": loss,
             "lr": lr,
