@@ -8,6 +8,7 @@ Who wins is decided by gold (a hidden judge), by a reward, or by a judge that co
     python evaluate.py --policies out/sft,out/dpo --data prompts.jsonl --judge my_judges.py:shorter
     python evaluate.py --policies out/sft,a/ppo,b/ppo --reward out/rm --out ab/evaluation.json
     python -m minirlhf.report ab
+    python evaluate.py --reward out/rm --data pairs.jsonl     # the reward itself, on people's pairs
 """
 
 import math
@@ -20,9 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, losses, rewards, rollout, world
+from minirlhf import UserError, agreement, losses, rewards, rollout, world
 from minirlhf.cli import at_least, start
-from minirlhf.data import Prompt, read_prompts
+from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
 from minirlhf.files import write_json
 from minirlhf.model import GPT
@@ -39,7 +40,7 @@ GARBLED_PROMPTS = 200
 @dataclass
 class Settings:
     # everyday
-    policies: str = "out/sft,out/ppo"  # model folders, comma-separated
+    policies: str = ""  # model folders, comma-separated; empty: out/sft,out/ppo, or with pairs none
     baseline: str = ""  # whom they are compared with; empty: the first of them
     reward: str = ""  # reward model, file.py:function or world: scores, probes, best of n
     data: str = "toyworld"  # prompts: files with a "prompt" field, or a world's module
@@ -60,6 +61,7 @@ class Settings:
     samples: int = 4  # responses per prompt; with --reward also the best of n, up to this
     max_tokens: int = 64  # longest response
     temperature: float = 0.7  # of sampling
+    unfinished_score: float = -1.0  # of the reward "as trained", as in train_ppo.py
 
     # run
     seed: int = 1000  # of prompts and samples
@@ -84,8 +86,8 @@ class Answers:
 def load_prompts(settings: Settings, count: int, reference: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens."""
     which = {"split": settings.split, "count": count, "seed": settings.seed}
-    prompts = read_prompts(settings.data, template=settings.template, **which)[:count]
-    return rollout.prompts_that_fit(reference, prompts, settings.max_tokens)
+    prompts = read_prompts(settings.data, template=settings.template, **which)
+    return rollout.prompts_that_fit(reference, prompts[: 4 * count], settings.max_tokens)[:count]
 
 
 def load_beliefs(settings: Settings, module: ModuleType | None, reference: GPT) -> list[Prompt]:
@@ -175,11 +177,17 @@ def score(
     return Answers(batch, texts, scores, log_ratio.view(-1, S), exact_kl.view(-1, S))
 
 
-def measure(prompts: list[Prompt], answers: Answers, module: ModuleType | None) -> dict:
+def measure(
+    settings: Settings, prompts: list[Prompt], answers: Answers, module: ModuleType | None
+) -> dict:
     """A policy's numbers, without those that need another policy."""
     scores = answers.scores
     result = assess(prompts, answers.texts, module, scores.get("gold"))
-    result["finished"] = float(answers.batch.finished.float().mean())
+    finished = answers.batch.finished.cpu().view(answers.log_ratio.shape)  # (P, S)
+    result["finished"] = float(finished.float().mean())
+    if "reward" in scores:
+        as_trained = torch.where(finished, scores["reward"], settings.unfinished_score)
+        result["reward_as_trained"] = mean_of(as_trained)
     result["kl"] = mean_of(answers.log_ratio)
     result["exact_kl"] = mean_of(answers.exact_kl)
     for name, values in scores.items():
@@ -300,17 +308,40 @@ def show(result: dict) -> None:
     """A policy's main numbers, and what its probes found."""
     names = ("gold", "reward", "win_rate", "kl", "words")
     numbers = [f"{name} {probes.measured(result[name])}" for name in names if name in result]
+    if result["finished"] < 1:
+        numbers.append(f"finished {result['finished']:.0%}")
+        if "reward_as_trained" in result:
+            penalised = probes.measured(result["reward_as_trained"])
+            numbers.append(f"reward with training's penalty for the rest {penalised}")
     print(f"{result['policy']}: {', '.join(numbers)}")
     for row in result.get("probes", ()):
         if row["verdict"] == "look here":
             print(f"    look here: {row['says']}")
 
 
+def judge_reward(settings: Settings) -> dict:
+    """How well --reward agrees with the pairs or rankings of --data."""
+    reward = rewards.load(
+        settings.reward, settings.device, settings.dtype, ensemble=settings.ensemble
+    )
+    rankings = read_rankings(settings.data, template=settings.template)
+    report = {"reward": settings.reward, "data": settings.data}
+    report |= agreement.measure(reward, rankings)
+    for line in agreement.sentences(report):
+        print(line)
+    Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
+    write_json(settings.out, report)
+    return report
+
+
 def main(settings: Settings) -> dict:
     # 1. the policies, what they are asked, and who judges
     at_least(1, settings, "count", "samples", "max_tokens")
+    if settings.reward and not settings.policies and holds_rankings(settings.data):
+        return judge_reward(settings)
     place = {"device": settings.device, "dtype": settings.dtype}
-    folders = [name.strip() for name in settings.policies.split(",") if name.strip()]
+    policies = settings.policies or "out/sft,out/ppo"
+    folders = [name.strip() for name in policies.split(",") if name.strip()]
     if not folders:
         raise UserError("--policies names no model folder")
     baseline = settings.baseline or folders[0]
@@ -330,7 +361,7 @@ def main(settings: Settings) -> dict:
         generator = torch.Generator(policy.device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = sample(settings, policy, prompts, generator)
         answer = answers[folder] = score(settings, batch, policy, reference, scorers)
-        result = {"policy": folder} | measure(prompts, answer, module)
+        result = {"policy": folder} | measure(settings, prompts, answer, module)
         result |= win_rates(prompts, list(answers.values()), wins_by, judge)
         if settings.reward:
             result["probes"] = probe(settings, answer, answers[baseline], scorers)

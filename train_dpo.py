@@ -22,13 +22,13 @@ from minirlhf import UserError, lora, losses, rewards, rollout
 from minirlhf.batches import batch_indices, fit, held_out, micro_batches, pad
 from minirlhf.chat import Turns
 from minirlhf.cli import at_least, start
-from minirlhf.data import Prompt, distinct, read_labelled, read_prompts, read_rankings
+from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
 from minirlhf.rollout import Rollout, in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
-from minirlhf.tokenizer import Tokenizer
+from minirlhf.truncate import shorten
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Settings:
     # everyday
     init: str = "out/sft"  # policy to start from
     data: str = "out/round1/rankings.jsonl"  # rankings, pairs; kto: also labels; --online: prompts
+    data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all records of all
     out: str = "out/dpo"  # the run's folder
     loss: Literal["sigmoid", "ipo", "simpo", "orpo", "kto"] = "sigmoid"  # sigmoid is DPO
     beta: float = 0.0  # pull to the reference (simpo: scale; orpo: weight); 0: the paper's
@@ -51,6 +52,7 @@ class Settings:
     bad_weight: float = 1.0  # kto: weight of bad responses; good ones weigh 1
     warmup: int = 10  # steps until the learning rate's peak; 0: none
     lora_rank: int = 0  # train low-rank adapters of this rank; 0: train all weights
+    truncate: bool = False  # cut records that are too long, instead of leaving them out
 
     # sampling
     online: bool = False  # learn from responses that the policy samples and --reward ranks
@@ -113,32 +115,40 @@ class Item:
         return len(self.prompt_ids) + max(len(response) for response in self.responses)
 
     def tokens(self) -> int:
-        return len(self.responses) * self.longest()
-
-
-def encode(tokenizer: Tokenizer, prompt: Prompt, responses: list[str], **labels) -> Item:
-    response_ids = [tokenizer.encode_response(prompt.turns, text) for text in responses]
-    return Item(prompt, tokenizer.encode_prompt(prompt.turns), response_ids, **labels)
+        """The prompt counts once: its responses share it."""
+        return len(self.prompt_ids) + sum(map(len, self.responses))
 
 
 def read(settings: Settings, policy: GPT) -> list[Item]:
-    """The data as token ids. What does not fit the model is skipped and counted."""
+    """The data as token ids. What does not fit the model is skipped and counted, or cut."""
+    tokenizer = policy.tokenizer
+
+    def encode(prompt: Prompt, responses: list[str], **labels) -> Item:
+        turns = prompt.turns
+        if settings.truncate:
+            turns, responses = shorten(tokenizer, turns, responses, policy.config.n_positions)
+        response_ids = [tokenizer.encode_response(turns, text) for text in responses]
+        return Item(prompt, tokenizer.encode_prompt(turns), response_ids, **labels)
+
+    reader = read_labelled if settings.loss == "kto" else read_rankings
+    which = {"seed": settings.seed, "template": settings.template}
+    records = mixed(reader, settings.data, settings.data_weights, **which)
     items = []
     if settings.loss == "kto":
-        for prompt, response, good in read_labelled(settings.data, template=settings.template):
-            items.append(encode(policy.tokenizer, prompt, [response], good=good))
+        for prompt, response, good in records:
+            items.append(encode(prompt, [response], good=good))
     else:
-        for ranking in read_rankings(settings.data, template=settings.template):
+        for ranking in records:
             responses, ranks = distinct(ranking.responses, ranking.ranks)
-            items.append(encode(policy.tokenizer, ranking.prompt, responses, ranks=ranks))
+            items.append(encode(ranking.prompt, responses, ranks=ranks))
     return fit(items, policy.config.n_positions, "records", length=Item.longest)
 
 
 def read_online(settings: Settings, policy: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens."""
     which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
-    prompts = read_prompts(settings.data, **which)
-    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens)
+    prompts = mixed(read_prompts, settings.data, settings.data_weights, **which)
+    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens, settings.truncate)
 
 
 # --- log-probs of whole responses

@@ -23,12 +23,12 @@ from torch import Tensor
 from minirlhf import UserError, health, lora, losses, rewards, rollout
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
-from minirlhf.data import Prompt, read_demonstrations, read_prompts
+from minirlhf.data import Prompt, mixed, read_demonstrations, read_prompts
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.optim import linear_decay
 from minirlhf.rollout import Rollout, in_micro_batches
 from minirlhf.run import Run, Stopped, seed_of
-from minirlhf.stats import correlation
+from minirlhf.stats import correlation, nan_std
 from minirlhf.supervised import add_gradient, row_prompt, to_rows, validation_loss
 
 LengthNorm = Literal["auto", "token", "response", "constant"]
@@ -73,6 +73,8 @@ class Settings:
     temperature: float = 0.7  # of the policy that is sampled and trained
     unfinished_score: float = -1.0  # score of a response that --max_tokens cut off
     count: int = 8000  # prompts that a world writes
+    data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all prompts of all
+    truncate: bool = False  # cut prompts that are too long, instead of leaving them out
     template: Literal["chat", "raw"] = "chat"  # chat: a text is a user turn; raw: it is continued
 
     # memory
@@ -146,6 +148,11 @@ def gae_advantages(
     token_rewards: Tensor, values: Tensor, mask: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """PPO: each token is compared with what the value model expected (Schulman 2015)."""
+    if token_rewards.isnan().any():
+        raise UserError(
+            "--reward gave None for a response, which only methods that compare responses can "
+            "leave out: use --advantage rloo, grpo or reinforce, or return a number"
+        )
     advantages, returns = losses.gae(token_rewards, values, mask, GAMMA, settings.lam)
     return losses.whiten(advantages, mask), returns
 
@@ -330,7 +337,11 @@ def main(settings: Settings) -> None:
     text, held_out_text = load_text(settings, policy)
     where = {"device": run.device, "dtype": settings.dtype}
     reward_fn = rewards.load(
-        settings.reward, **where, weights=settings.reward_weights, ensemble=settings.ensemble
+        settings.reward,
+        **where,
+        weights=settings.reward_weights,
+        ensemble=settings.ensemble,
+        optional=True,
     )
     watched = {}
     for name in filter(None, settings.watch.split(",")):
@@ -351,8 +362,8 @@ def main(settings: Settings) -> None:
         sampled = time.monotonic()
 
         # 2. whole texts are scored; a response that never finished gets the fixed penalty
-        scores = score(reward_fn, batch)  # (B,)
-        scores = torch.where(batch.finished, scores, settings.unfinished_score)
+        raw_scores, each = score_all(reward_fn, batch)  # (B,); several rewards' own means
+        scores = torch.where(batch.finished, raw_scores, settings.unfinished_score)  # (B,)
         watch = {name: score(watched_fn, batch) for name, watched_fn in watched.items()}
         if held_out_text and step % settings.log_every == 0:
             watch["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
@@ -391,7 +402,9 @@ def main(settings: Settings) -> None:
             step,
             ("score", "kl", "length", "entropy", "clip_fraction", "explained_variance", *watch),
             **describe(episodes, scores, kl, settings.samples_per_prompt),
-            reward=scores - kl_coef * kl.sum(1),
+            raw_score=raw_scores.nanmean(),
+            **each,
+            reward=(scores - kl_coef * kl.sum(1)).nanmean(),
             kl_coef=kl_coef,
             **watch,
             **numbers,
@@ -473,10 +486,9 @@ def check_tokens(policy: GPT, model: GPT | ScalarGPT, name: str, remedy: str) ->
 
 def load_prompts(settings: Settings, policy: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens."""
-    prompts = read_prompts(
-        settings.data, template=settings.template, count=settings.count, seed=settings.seed
-    )
-    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens)
+    which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
+    prompts = mixed(read_prompts, settings.data, settings.data_weights, **which)
+    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens, settings.truncate)
 
 
 def load_text(settings: Settings, policy: GPT) -> tuple[list, list]:
@@ -506,6 +518,17 @@ def score(reward_fn: rewards.RewardFn, batch: Rollout) -> Tensor:
     return torch.tensor(reward_fn(batch.prompts, batch.responses), device=batch.tokens.device)
 
 
+def score_all(reward_fn: rewards.RewardFn, batch: Rollout) -> tuple[Tensor, dict[str, float]]:
+    """Scores (B,), NaN where the reward gave None; and the mean of each of several rewards."""
+    if not isinstance(reward_fn, rewards.SeveralRewards):
+        return score(reward_fn, batch), {}
+    scores = reward_fn.each(batch.prompts, batch.responses)  # (M, B)
+    means = {}
+    for name, own in zip(reward_fn.names, scores):
+        means[f"score_{name}"] = own.nanmean()
+    return reward_fn.combine(scores).to(batch.tokens.device), means
+
+
 def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
     """Prints some prompts with responses, the sampled tokens coloured."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -529,18 +552,22 @@ def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt:
     batch, mask = episodes.batch, episodes.batch.mask
     lengths = mask.sum(1).float()  # (B,)
     k3 = losses.kl_estimates(episodes.old_logprobs, episodes.reference_logprobs)[2]  # (B, R)
+    known = scores[~scores.isnan()]
+    within_prompt_std = nan_std(scores.view(-1, samples_per_prompt))  # (P,)
     numbers = {
-        "score": scores,
-        "score_std": scores.std(correction=0),
+        "score": known,
+        "score_std": known.std(correction=0),
         "kl": kl.sum(1),
         "kl_k3": k3.sum(1),
         "entropy": -losses.masked_mean(episodes.old_logprobs, mask),
         "length": lengths,
         "finished": batch.finished,
         "distinct": len(set(batch.responses)) / len(batch),
-        "length_correlation": correlation(scores, lengths),
-        "within_prompt_std": scores.view(-1, samples_per_prompt).std(1, correction=0),
+        "length_correlation": correlation(known, lengths[~scores.isnan()]),
+        "within_prompt_std": within_prompt_std,
     }
+    if samples_per_prompt > 1:
+        numbers["no_spread"] = within_prompt_std < 1e-6  # a group that teaches nothing
     if episodes.values is not None:
         explained = losses.explained_variance(episodes.values, episodes.returns, mask)
         numbers["explained_variance"] = explained

@@ -15,17 +15,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from minirlhf import UserError, losses, rollout
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
-from minirlhf.data import Prompt, read_rankings
+from minirlhf.data import Prompt, mixed, read_rankings
+from minirlhf.files import atomically
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.optim import cosine_decay
 from minirlhf.preferences import Group, group_scores, micro_batches_of, to_groups, validate
 from minirlhf.rewards import TrainedReward
 from minirlhf.run import Run
 
+BEST = "best.safetensors"  # in the run's folder: weights that --keep_best keeps
 SMALLEST_STD = 1e-6  # scores that differ by less are equal but for rounding
 
 
@@ -34,6 +37,7 @@ class Settings:
     # everyday
     init: str = "out/sft"  # model to start from: an SFT model, or a reward model that goes on
     data: str = "out/round1/rankings.jsonl"  # rankings or pairs: files, comma-separated
+    data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all records of all
     out: str = "out/rm"  # the run's folder
     epochs: float = 2.0  # passes over the rankings, when --steps is 0
     steps: int = 0  # optimiser steps; 0: as many as --epochs needs
@@ -45,6 +49,9 @@ class Settings:
     warmup: int = 10  # steps until the peak; 0: none
     weight_decay: float = 0.01  # on matrices
     validation: float = 0.1  # share of prompts held out
+    eval_every: int = 0  # steps between validations; 0: only at the end
+    keep_best: bool = False  # keep the weights of the validation with the lowest loss
+    truncate: bool = False  # cut rankings that are too long, instead of leaving them out
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
 
     # scale of the scores
@@ -136,9 +143,18 @@ def show(model: ScalarGPT, groups: list[Group]) -> None:
 def main(settings: Settings) -> None:
     # 1. rankings, and the model: SFT's trunk with a head of zeros
     at_least(1, settings, "batch_size", "token_budget")
-    rankings = read_rankings(settings.data, template=settings.template)
+    if settings.keep_best and not settings.eval_every:
+        raise UserError("--keep_best needs --eval_every: how often to look whether it is the best")
+    rankings = mixed(
+        read_rankings,
+        settings.data,
+        settings.data_weights,
+        seed=settings.seed,
+        template=settings.template,
+    )
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
-    groups = to_groups(model.tokenizer, rankings, model.config.n_positions, settings.soft)
+    context = model.config.n_positions
+    groups = to_groups(model.tokenizer, rankings, context, settings.soft, settings.truncate)
     train, validation = held_out(groups, key=lambda g: g.key, fraction=settings.validation)
     newest = newest_of(validation, settings.data)
     if settings.show_batch:
@@ -179,17 +195,22 @@ def main(settings: Settings) -> None:
         lr = settings.lr * cosine_decay(step, steps, settings.warmup)
         grad_norm = run.update(optimizer, [model], lr, loss, step)
         seconds = max(1e-9, time.monotonic() - began)
-        run.log(
-            step,
-            ("loss", "accuracy", "tokens_per_second"),
-            loss=loss,
-            accuracy=accuracy,
-            lr=lr,
-            grad_norm=grad_norm,
-            tokens_per_second=sum(group.tokens() for group in batch) / seconds,
-        )
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens_per_second": sum(group.tokens() for group in batch) / seconds,
+        }
+        last = step + 1 == steps
+        if validation and settings.eval_every and (last or (step + 1) % settings.eval_every == 0):
+            metrics |= checked(model, validation, run, settings)
+        shown = ("loss", "accuracy", "tokens_per_second", "validation_loss", "validation_accuracy")
+        run.log(step, shown, **metrics)
 
     # 4. how good is it on prompts that it has not seen
+    if "best_loss" in run.extra:
+        model.load_state_dict(load_file(run.folder / BEST))
     result = report_accuracy(model, validation, newest, run, settings)
 
     # 5. the scale of its scores
@@ -197,6 +218,17 @@ def main(settings: Settings) -> None:
         mean, std = score_scale(settings, run, model, prompts)
         model.config.score_mean, model.config.score_std = mean, std
     run.finish(model, **result)
+
+
+def checked(model: ScalarGPT, validation: list[Group], run: Run, settings: Settings) -> dict:
+    """Validation numbers during training; with --keep_best also keeps the weights if it is best."""
+    result = validate(model, validation, settings.token_budget)
+    loss = result["validation_loss"]
+    if settings.keep_best and loss < run.extra.get("best_loss", math.inf):
+        run.extra["best_loss"] = loss
+        with atomically(run.folder / BEST) as temporary:
+            save_file(model.state_dict(), temporary)
+    return {"validation_loss": loss, "validation_accuracy": result["validation_accuracy"]}
 
 
 def report_accuracy(model, validation, newest, run, settings) -> dict:
@@ -207,7 +239,11 @@ def report_accuracy(model, validation, newest, run, settings) -> dict:
     result = validate(model, validation, settings.token_budget)
     accuracy, interval = result["validation_accuracy"], result["validation_interval"]
     pairs = result["validation_pairs"]
-    print(f"validation accuracy {accuracy:.3f} ± {interval:.3f} on {pairs} comparisons")
+    longer_wins = result["validation_longer_wins"]
+    print(
+        f"validation accuracy {accuracy:.3f} ± {interval:.3f} on {pairs} comparisons; "
+        f"choosing the longer response {longer_wins:.3f}"
+    )
     if newest:
         result["newest_before"] = run.extra["newest_before"]
         result["newest_after"] = validate(model, newest, settings.token_budget)[
@@ -219,6 +255,8 @@ def report_accuracy(model, validation, newest, run, settings) -> dict:
         )
     if not accuracy - interval > 0.5:
         print("warning: 0.5 lies inside the interval: no better than a coin, as far as one can see")
+    elif accuracy - interval <= longer_wins:
+        print("warning: not clearly better than choosing the longer response")
     return result
 
 

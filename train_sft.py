@@ -18,7 +18,7 @@ from minirlhf import UserError, lora
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.chat import PLAIN, Turns
 from minirlhf.cli import at_least, start
-from minirlhf.data import read_demonstrations
+from minirlhf.data import mixed, read_demonstrations
 from minirlhf.model import GPT, Config
 from minirlhf.optim import cosine_decay
 from minirlhf.run import Run, resumed_tokenizer, seed_of
@@ -32,7 +32,9 @@ class Settings:
     init: str = ""  # model to start from: a folder or a Hugging Face name; empty: a fresh model
     data: str = "toyworld"  # demonstrations: files, comma-separated, or a world's module
     out: str = "out/sft"  # the run's folder
+    data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all records of all
     steps: int = 1000  # optimiser steps
+    epochs: float = 0.0  # passes over the demonstrations, instead of --steps; 0: --steps
     batch_size: int = 64  # sequences a step
     lr: float = 5e-3  # peak learning rate; falls to a tenth along a cosine
 
@@ -47,6 +49,7 @@ class Settings:
 
     # data and fresh model
     count: int = 65000  # how many demonstrations a world writes
+    truncate: bool = False  # cut demonstrations that are too long, instead of leaving them out
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
     chat_format: Literal["auto", "plain", "chatml", "llama3"] = "auto"  # auto: the model's own
     n_layer: int = 4  # fresh model: blocks
@@ -118,14 +121,13 @@ def fresh_model(settings: Settings, demonstrations: list[Turns]) -> GPT:
 def main(settings: Settings) -> None:
     # 1. demonstrations, tokenizer, model
     check(settings)
-    demonstrations = read_demonstrations(
-        settings.data, template=settings.template, count=settings.count, seed=settings.seed
-    )
+    which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
+    demonstrations = mixed(read_demonstrations, settings.data, settings.data_weights, **which)
     if settings.init:
         model = GPT.from_pretrained(settings.init, settings.chat_format)
     else:
         model = fresh_model(settings, demonstrations)
-    rows = to_rows(model, demonstrations)
+    rows = to_rows(model, demonstrations, cut=settings.truncate)
     train, validation = held_out(rows, key=row_prompt, fraction=settings.validation)
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
@@ -142,14 +144,18 @@ def main(settings: Settings) -> None:
     else:
         optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
     run.track(optimizer, model=model)
+    steps = settings.steps
+    if settings.epochs:
+        steps = max(1, round(settings.epochs * len(train) / settings.batch_size))
     parameters = sum(p.numel() for p in model.parameters())
     print(
-        f"{len(train)} demonstrations, {len(validation)} held out, {parameters / 1e6:.2f} M "
-        f"parameters, vocabulary {model.tokenizer.vocab_size}, on {run.device}"
+        f"{len(train)} demonstrations, {len(validation)} held out, {steps} steps, "
+        f"{parameters / 1e6:.2f} M parameters, vocabulary {model.tokenizer.vocab_size}, "
+        f"on {run.device}"
     )
     run.memory()
 
-    for step in run.steps(settings.steps):
+    for step in run.steps(steps):
         # 2. the loss of a batch
         began = time.monotonic()
         indices = batch_indices(len(train), step, settings.batch_size, settings.seed)
@@ -157,7 +163,7 @@ def main(settings: Settings) -> None:
         loss = add_gradient(model, batch, settings.token_budget)
 
         # 3. one step of the optimiser
-        lr = settings.lr * cosine_decay(step, settings.steps, settings.warmup)
+        lr = settings.lr * cosine_decay(step, steps, settings.warmup)
         grad_norm = run.update(optimizer, [model], lr, loss, step)
 
         # 4. look at it
@@ -168,7 +174,7 @@ def main(settings: Settings) -> None:
             "tokens_per_second": sum(map(row_length, batch)) / seconds,
             "grad_norm": grad_norm,
         }
-        last = step + 1 == settings.steps
+        last = step + 1 == steps
         if validation and (last or (step + 1) % settings.eval_every == 0):
             metrics["validation_loss"] = validation_loss(model, validation, settings.token_budget)
         run.log(step, ("loss", "lr", "tokens_per_second", "validation_loss"), **metrics)

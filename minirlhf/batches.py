@@ -79,11 +79,17 @@ def pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def fit(
-    rows: list, limit: int, what: str, length: Callable[[Any], int] = len, needed: bool = True
+    rows: list,
+    limit: int,
+    what: str,
+    length: Callable[[Any], int] = len,
+    needed: bool = True,
+    limit_is: str = "the model's context",
 ) -> list:
     """The rows of at most `limit` tokens; prints how many are longer.
 
     what: the rows' name in messages, such as "demonstrations".
+    limit_is: where the limit comes from.
     Raises UserError if no row fits although some are needed.
     """
     if limit < 1:
@@ -94,13 +100,13 @@ def fit(
     if rows and not fitting and needed:
         shortest = min(length(row) for row in rows)
         raise UserError(
-            f"none of the {what} fits the model's context of {limit} tokens: the shortest has "
-            f"{shortest}; shorten them or choose a model with a longer context"
+            f"none of the {what} has at most {limit} tokens ({limit_is}): the shortest has "
+            f"{shortest}; cut them with --truncate, or choose a model with a longer context"
         )
     skipped = len(rows) - len(fitting)
     if skipped:
         print(
-            f"data: {skipped} of {len(rows)} {what} skipped: "
-            f"longer than the model's context of {limit} tokens"
+            f"data: {skipped} of {len(rows)} {what} skipped: longer than {limit} tokens "
+            f"({limit_is}); --truncate cuts them instead"
         )
     return fitting

@@ -17,6 +17,7 @@ Files are opened in readers.py; records with other fields are turned into these 
     python -m minirlhf.data FILE... [--model FOLDER]     what files hold
 """
 
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -358,8 +359,46 @@ def read_rankings(data: str, *, template: str = "chat", **which) -> list[Ranking
     return read(data, "rankings", convert, **which)
 
 
+def holds_rankings(data: str) -> bool:
+    """Whether the first record is a pair or a ranking."""
+    _, first = next(records(data, "prompts", count=1), ("", {}))
+    return bool(first.keys() & {"chosen", "ranks"})
+
+
+def mixed(read: Callable, data: str, weights: str, seed: int, **which) -> list:
+    """read(data, ...), one of the readers above, with files in given shares.
+
+    weights: "0.3,0.7", one for each of the files; empty: all records of all files. The whole stays
+    as large; a file that has too few records for its share repeats them, one that has more than its
+    share gives some of them, chosen by the seed.
+    """
+    if not weights:
+        return read(data, seed=seed, **which)
+    names = data.split(",")
+    try:
+        shares = [float(weight) for weight in weights.split(",")]
+    except ValueError:
+        shares = []
+    usable = len(shares) == len(names) and all(0 < share < 1e9 for share in shares)
+    if not usable:
+        raise UserError(
+            f"--data_weights {weights}: give a positive number for each of the {len(names)} "
+            "names in --data"
+        )
+    parts = [read(name, seed=seed, **which) for name in names]
+    total = sum(map(len, parts))
+    mixture = []
+    for part, share in zip(parts, shares):
+        count = max(1, round(total * share / sum(shares)))
+        dice = random.Random(seed)
+        while count > 0:
+            mixture += dice.sample(part, min(count, len(part)))
+            count -= len(part)
+    return mixture
+
+
 def read_labelled(
-    data: str, *, template: str = "chat", places: list | None = None
+    data: str, *, template: str = "chat", places: list | None = None, seed: int = 0
 ) -> list[tuple[Prompt, str, bool]]:
     """(prompt, response, is it good); rankings and pairs give good and bad responses too."""
 

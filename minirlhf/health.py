@@ -53,6 +53,8 @@ HEALTH = (
            "the policy repeats itself: raise --kl_coef", ""),
     Health("length_correlation", "correlation of score and length", "below 0.6", -1, 0.6,
            "", "look at the samples for padding"),
+    Health("no_spread", "share of prompts whose responses all score the same", "below 0.8", 0, 0.8,
+           "", "most prompts teach nothing: use other prompts or a higher --temperature"),
     Health("score_std", "standard deviation of a step's scores", "above 0", 0.001, math.inf,
            "all responses score the same: there is nothing to learn from", ""),
 )

@@ -169,10 +169,14 @@ def group_advantages(rewards: Tensor, kind: str = "rloo", divide_by_std: bool = 
     grpo: (reward - mean of the prompt's samples) / their std (Shao 2024, section 4.1.2);
         divide_by_std=False: Dr. GRPO (Liu 2025)
     reinforce: reward - mean of the whole batch
+
+    A reward of NaN is none: its response has advantage 0, and the others' means leave it out.
     """
     groups = rewards
     if kind == "reinforce":
         groups = rewards.reshape(1, -1)
+    if groups.isnan().any():
+        return without_missing(groups, kind, divide_by_std).reshape(rewards.shape)
     size = groups.shape[1]
     if size < 2:
         raise ValueError(f"{kind} compares rewards: at least 2 samples are needed, got {size}")
@@ -189,6 +193,16 @@ def group_advantages(rewards: Tensor, kind: str = "rloo", divide_by_std: bool = 
     # equal rewards give exactly 0: the mean's rounding error must not be divided by a tiny std
     equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
     return torch.where(equal, 0.0, advantages).reshape(rewards.shape)
+
+
+def without_missing(groups: Tensor, kind: str, divide_by_std: bool) -> Tensor:
+    """group_advantages of groups (P, G) in which some rewards are NaN."""
+    advantages = torch.zeros_like(groups)
+    for row, group in zip(advantages, groups):
+        there = ~group.isnan()
+        if there.sum() > 1:
+            row[there] = group_advantages(group[there][None], kind, divide_by_std)[0]
+    return advantages
 
 
 def combine_scores(scores: Tensor, kind: str, variance_weight: float = 0.5) -> Tensor:

@@ -11,6 +11,7 @@ from minirlhf.batches import fit, micro_batches
 from minirlhf.data import Ranking
 from minirlhf.model import ScalarGPT
 from minirlhf.tokenizer import Tokenizer
+from minirlhf.truncate import shorten
 
 
 @dataclass
@@ -33,21 +34,29 @@ class Group:
 
 
 def to_groups(
-    tokenizer: Tokenizer, rankings: list[Ranking], context: int, soft: bool = True
+    tokenizer: Tokenizer,
+    rankings: list[Ranking],
+    context: int,
+    soft: bool = True,
+    cut: bool = False,
 ) -> list[Group]:
     """Encode rankings. One with a response that does not fit is skipped whole, and counted.
 
+    cut: it is shortened instead.
     soft: take an AI's preferences as chances; otherwise the ranks alone, as chances 0 and 1.
     """
     groups = []
     for ranking in rankings:
-        prompt = ranking.prompt
-        responses = [tokenizer.encode_response(prompt.turns, text) for text in ranking.responses]
+        turns, texts = ranking.prompt.turns, ranking.responses
+        if cut:
+            turns, texts = shorten(tokenizer, turns, texts, context)
+        responses = [tokenizer.encode_response(turns, text) for text in texts]
         chances = ranking.preferences
         if not (soft and chances):
             chances = [[float(rank < other) for other in ranking.ranks] for rank in ranking.ranks]
-        ids = tokenizer.encode_prompt(prompt.turns)
-        groups.append(Group(ids, responses, ranking.ranks, chances, prompt.text(), ranking.where))
+        ids = tokenizer.encode_prompt(turns)
+        key = ranking.prompt.text()
+        groups.append(Group(ids, responses, ranking.ranks, chances, key, ranking.where))
     return fit(groups, context, "rankings", length=Group.longest)
 
 
@@ -78,19 +87,25 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
     """Accuracy on comparisons with its 95 % interval (prompts are independent), calibration."""
     prompts = []
     margins = []
+    lengths = []  # of the better response less the worse one's, in tokens
     for part in micro_batches_of(groups, token_budget):
         scores, ranks, mask, _ = group_scores(model, [groups[i] for i in part])
         better = losses.untied_pairs(ranks, mask)  # (B, K, K)
         margin = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
         margins += margin[better].tolist()
-        prompts += [part[i] for i in better.nonzero()[:, 0].tolist()]
+        for i, j, k in better.nonzero().tolist():
+            group = groups[part[i]]
+            prompts.append(part[i])
+            lengths.append(len(group.responses[j]) - len(group.responses[k]))
     prompt = torch.tensor(prompts, dtype=torch.long)  # (N,)
     margin = torch.tensor(margins, dtype=torch.float64)  # (N,)
     accuracy = stats.accuracy(prompt, margin)
+    longer_wins = stats.accuracy(prompt, torch.tensor(lengths, dtype=torch.float64))
     return {
         "validation_accuracy": accuracy["mean"],
         "validation_interval": accuracy["interval"],
         "validation_pairs": len(margins),
+        "validation_longer_wins": longer_wins["mean"],
         "validation_loss": float(softplus(-margin).mean()),
         "calibration": stats.calibration(prompt, margin),
     }

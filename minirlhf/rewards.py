@@ -10,6 +10,8 @@ or `completions`), and whatever other fields of the records it names:
 
     def right(prompts, responses, answer):
         return [float(a in r) for a, r in zip(answer, responses)]
+
+None is no score for a response: train_ppo.py leaves it out of its group.
 """
 
 import inspect
@@ -63,6 +65,8 @@ class TrainedReward:
             tokens, lengths = pad([rows[i] for i in part])  # (b, T), (b,)
             tokens, lengths = tokens.to(self.model.device), lengths.to(self.model.device)
             scores[part] = self.model.score_last(tokens, lengths).cpu()
+        if not scores.isfinite().all():
+            raise UserError("the reward model gives scores that are not finite: train it again")
         return scores.tolist()
 
 
@@ -91,8 +95,11 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
     return positional, named
 
 
-def check_scores(scores, responses: list[str], name: str) -> list[float]:
-    """What a user's function gave, if it is one finite number per response, else UserError."""
+def check_scores(scores, responses: list[str], name: str, optional: bool = False) -> list[float]:
+    """What a user's function gave, if it is one finite number per response, else UserError.
+
+    optional: None is allowed, and becomes NaN.
+    """
     try:
         values = [] if isinstance(scores, dict | str) else list(scores)
     except TypeError:  # a lone number, None
@@ -105,6 +112,8 @@ def check_scores(scores, responses: list[str], name: str) -> list[float]:
     numbers = []
     for value, response in zip(values, responses):
         number = as_number(value)
+        if optional and value is None:
+            number = math.nan
         if number is None:
             raise UserError(
                 f"reward function {name} gave {value!r:.80} for the response {response[:80]!r}: "
@@ -125,7 +134,7 @@ def as_number(value) -> float | None:
     return number if abs(number) < LARGEST_SCORE else None
 
 
-def user_reward(function: Callable, name: str) -> RewardFn:
+def user_reward(function: Callable, name: str, optional: bool = False) -> RewardFn:
     """A user's function as a RewardFn; what it raises or returns wrongly is a UserError."""
 
     def call(prompts, responses):
@@ -142,7 +151,7 @@ def user_reward(function: Callable, name: str) -> RewardFn:
             raise UserError(
                 f"reward function {name} raised {type(error).__name__}: {error} ({where})"
             ) from error
-        return check_scores(scores, responses, name)
+        return check_scores(scores, responses, name, optional)
 
     return reward_fn
 
@@ -194,9 +203,9 @@ def folders(spec: str) -> list[str]:
     return [name for name in members(spec) if (Path(name) / "config.json").exists()]
 
 
-def load_one(name: str, device: torch.device | str, dtype: str) -> RewardFn:
+def load_one(name: str, device: torch.device | str, dtype: str, optional: bool) -> RewardFn:
     if name.rpartition(":")[0].endswith(".py"):
-        return user_reward(load_function(name), name)
+        return user_reward(load_function(name), name, optional)
     module = world.find(name)
     if module is not None:
         if not hasattr(module, "reward"):
@@ -204,7 +213,7 @@ def load_one(name: str, device: torch.device | str, dtype: str) -> RewardFn:
                 f"--reward {name} has no function `reward`: add one, or name another as "
                 f"file.py:function ({functions_in(module)})"
             )
-        return user_reward(module.reward, name)
+        return user_reward(module.reward, name, optional)
     model = open_model(ScalarGPT, name, device, dtype)
     if not model.score.weight.any():
         raise UserError(
@@ -225,6 +234,31 @@ def parse_weights(weights: str, count: int) -> torch.Tensor:
     return torch.tensor(numbers)
 
 
+class SeveralRewards:
+    """A weighted sum of rewards, or an ensemble of reward models."""
+
+    def __init__(self, names: list[str], functions: list[RewardFn], factors, ensemble: str):
+        short = [Path(name.rpartition(":")[2]).name for name in names]
+        self.names = short if len(set(short)) == len(short) else names
+        self.functions = functions
+        self.factors = factors  # (M,), or None for an ensemble
+        self.ensemble = ensemble
+
+    def each(self, prompts: list[Prompt], responses: list[str]) -> torch.Tensor:
+        """Every reward's own scores (M, B)."""
+        return torch.tensor([function(prompts, responses) for function in self.functions])
+
+    def combine(self, scores: torch.Tensor) -> torch.Tensor:
+        """(M, B) -> (B,). In a weighted sum a score that is missing (NaN) counts as 0."""
+        if self.factors is None:
+            return losses.combine_scores(scores, self.ensemble)
+        missing = scores.isnan().all(0)  # (B,)
+        return (self.factors @ scores.nan_to_num(0.0)).masked_fill(missing, math.nan)
+
+    def __call__(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
+        return self.combine(self.each(prompts, responses)).tolist()
+
+
 def load(
     spec: str,
     device: torch.device | str = "auto",
@@ -232,11 +266,13 @@ def load(
     *,
     weights: str = "",
     ensemble: str = "mean",
+    optional: bool = False,
 ) -> RewardFn:
     """A reward function from its spec (see the top of this file).
 
     weights: "0.7,0.3" makes several members a weighted sum; else they are an ensemble
     ensemble: mean, min or uwo, as of losses.combine_scores
+    optional: functions may give None for a response, which becomes NaN
     """
     names = members(spec)
     if ensemble != "mean" and (weights or len(names) < 2):
@@ -244,14 +280,8 @@ def load(
             f"--ensemble {ensemble} combines several rewards (--reward out/rm1,out/rm2), unweighted"
         )
     factors = parse_weights(weights, len(names)) if weights else None
-    functions = [load_one(name, device, dtype) for name in names]
+    functions = [load_one(name, device, dtype, optional) for name in names]
     if len(functions) == 1 and factors is None:
         return functions[0]
 
-    def reward_fn(prompts: list[Prompt], responses: list[str]) -> list[float]:
-        scores = torch.tensor([f(prompts, responses) for f in functions])  # (M, B)
-        if factors is not None:
-            return (factors @ scores).tolist()
-        return losses.combine_scores(scores, ensemble).tolist()
-
-    return reward_fn
+    return SeveralRewards(names, functions, factors, ensemble)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from minirlhf import UserError
+from minirlhf import UserError, truncate
 from minirlhf.batches import fit, micro_batches, pad
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, KVCache, Pair, ScalarGPT, Trunk, pack, with_shared_prompts
@@ -297,13 +297,27 @@ def sample(
     return Rollout._of_ids(prompts, responses, prompt_ids, response_ids, finished, model.device)
 
 
-def prompts_that_fit(model: GPT, prompts: list[Prompt], max_tokens: int) -> list[Prompt]:
-    """Prompts that leave room for a response of max_tokens; how many do not is printed."""
+def prompts_that_fit(
+    model: GPT, prompts: list[Prompt], max_tokens: int, cut: bool = False
+) -> list[Prompt]:
+    """Prompts that leave room for a response of max_tokens; how many do not is printed.
+
+    cut: shorten those that do not. A reward still sees the whole prompt.
+    """
 
     def length(prompt: Prompt) -> int:
         return len(model.tokenizer.encode_prompt(prompt.turns))
 
-    return fit(prompts, model.config.n_positions - max_tokens, "prompts", length)
+    context = model.config.n_positions
+    room = context - max_tokens
+    if cut:
+        shorter = []
+        for prompt in prompts:
+            turns = truncate.shorten_prompt(model.tokenizer, prompt.turns, room)
+            shorter.append(replace(prompt, turns=turns))
+        prompts = shorter
+    limit_is = f"the context of {context} less --max_tokens {max_tokens}"
+    return fit(prompts, room, "prompts", length, limit_is=limit_is)
 
 
 # ---- scoring

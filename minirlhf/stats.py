@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 
+def nan_std(x: Tensor) -> Tensor:
+    """Biased std of each row of x (P, G), which leaves out NaN; 0 where a row has nothing else."""
+    deviation = x - x.nanmean(1, keepdim=True)  # (P, G)
+    return deviation.square().nanmean(1).sqrt().nan_to_num(0.0)
+
+
 def correlation(x: Tensor, y: Tensor) -> float:
     """Pearson's r of two (N,) tensors; 0 where one of them does not vary."""
     x = x - x.mean()

@@ -6,21 +6,28 @@ from torch import Tensor
 from minirlhf.batches import fit, micro_batches, pad
 from minirlhf.chat import Turns
 from minirlhf.model import GPT
+from minirlhf.truncate import shorten
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are supervised
 
 
-def to_rows(model: GPT, demonstrations: list[Turns], needed: bool = True) -> list[Row]:
+def to_rows(
+    model: GPT, demonstrations: list[Turns], needed: bool = True, cut: bool = False
+) -> list[Row]:
     """Conversations -> token ids and loss masks.
 
     A plain text longer than the context becomes several rows. A dialogue that is too long is
-    skipped, and the skips are counted; needed: UserError if none is left.
+    skipped, and the skips are counted; needed: UserError if none is left. cut: it is shortened.
     """
     context = model.config.n_positions
     texts = []
     dialogues = []
     for turns in demonstrations:
         ids, mask = model.tokenizer.render(turns)
+        if cut and len(ids) > context and turns[0] != ("text", ""):
+            *prompt, (role, answer) = turns
+            prompt, (answer,) = shorten(model.tokenizer, tuple(prompt), [answer], context)
+            ids, mask = model.tokenizer.render((*prompt, (role, answer)))
         if turns[0] != ("text", ""):
             dialogues.append((ids, mask))
             continue

@@ -261,7 +261,7 @@ def test_ktos_point_of_reference(tmp_path):
         ({"reference": "foreign"}, "--reference"),
         ({"data": "labelled.jsonl"}, "--loss kto"),
         ({"data": "good.jsonl", "loss": "kto"}, "4 good and 0 bad"),
-        ({"data": "long.jsonl"}, "none of the records fits"),
+        ({"data": "long.jsonl"}, "none of the records"),
         ({"lora_rank": 33}, "--lora_rank"),
     ],
 )

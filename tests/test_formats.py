@@ -11,7 +11,7 @@ import random
 import pytest
 
 from minirlhf import UserError, readers
-from minirlhf.data import read_demonstrations, read_labelled, read_prompts, read_rankings
+from minirlhf.data import mixed, read_demonstrations, read_labelled, read_prompts, read_rankings
 
 ASK, SAY = ("user", "What is rust?"), ("assistant", "Iron and air.")
 SYSTEM = ("system", "Be brief.")
@@ -308,3 +308,25 @@ def test_names_that_are_no_files(tmp_path):
         with pytest.raises(UserError, match="--data") as caught:
             read_demonstrations(name)
         assert word in str(caught.value)
+
+
+# ---- shares of several files
+
+
+def test_files_in_shares(tmp_path):
+    one = save(tmp_path / "one.jsonl", *[{"prompt": f"one {i}"} for i in range(10)])
+    two = save(tmp_path / "two.jsonl", *[{"prompt": f"two {i}"} for i in range(30)])
+
+    def sources(weights: str, seed: int = 0) -> list[str]:
+        prompts = mixed(read_prompts, f"{one},{two}", weights, seed)
+        return [prompt.source for prompt in prompts]
+
+    assert sources("") == [f"one {i}" for i in range(10)] + [f"two {i}" for i in range(30)]
+    even = sources("1,1")
+    assert len(even) == 40 and sources("1,1") == even != sources("1,1", seed=1)
+    assert all(even.count(f"one {i}") == 2 for i in range(10))  # 20 of 10 records
+    assert len({source for source in even if source.startswith("two")}) == 20
+    assert sum(source.startswith("one") for source in sources("0.1,0.9")) == 4
+    for weights in ("1", "1,x", "1,0", "1,-1", "1,nan", "1,2,3"):
+        with pytest.raises(UserError, match="--data_weights"):
+            sources(weights)

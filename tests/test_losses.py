@@ -342,12 +342,6 @@ def test_nan_on_a_real_token_is_not_hidden():
     new[0, 2] = math.nan
     assert L.ppo_policy_loss(new, OLD, ADVANTAGES, MASK, 0.2)[0].isnan()
     assert L.value_loss(new, OLD, ADVANTAGES, MASK, 0.2)[0].isnan()
-    rewards = rand(2, 3)
-    rewards[0, 0] = math.nan
-    assert (
-        L.group_advantages(rewards)[0].isnan().all()
-        and L.group_advantages(rewards)[1].isfinite().all()
-    )
 
 
 @pytest.mark.parametrize("width", [0, 1, 4])
@@ -948,3 +942,15 @@ def test_ipo_stops_at_its_margin_and_starts_at_its_square():
     assert loss.tolist() == pytest.approx([margin**2, 0]) and pc.grad.tolist() == pytest.approx(
         [-2 * margin, 0]
     )
+
+
+def test_a_missing_reward_is_left_out_of_its_group():
+    nan = math.nan
+    rewards = torch.tensor([[1.0, nan, 4.0, 1.0], [nan, 2.0, nan, nan]])
+    for kind in ("rloo", "grpo"):
+        advantages = L.group_advantages(rewards, kind)
+        alone = L.group_advantages(torch.tensor([[1.0, 4.0, 1.0]]), kind)
+        assert advantages[0, [0, 2, 3]].tolist() == pytest.approx(alone[0].tolist())
+        assert advantages[0, 1] == 0 and (advantages[1] == 0).all()
+    advantages = L.group_advantages(rewards, "reinforce")
+    assert advantages[1, 1] == 0 and advantages[0, 2] == 2  # the mean of all is 2

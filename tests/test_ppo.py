@@ -1,6 +1,7 @@
 """train_ppo.py as a user runs it, on tiny models: what must hold in every method."""
 
 import json
+import math
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,8 @@ def huge(prompts, responses):
     return [1e6] * half + [-1e6] * (len(responses) - half)
 def same(prompts, responses):
     return [3.0] * len(responses)
+def sometimes(prompts, completions):
+    return [None if i % 3 == 0 else float(i) for i in range(len(completions))]
 def beyond(prompts, responses):
     return [1e30 * i for i in range(len(responses))]
 """
@@ -86,6 +89,35 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- rewards
+
+
+def test_a_response_without_a_score_is_left_out(world, tmp_path):
+    reward = f"{world / 'mine.py'}:sometimes"
+    for advantage in ("rloo", "grpo", "reinforce"):
+        settings = settings_of(world, tmp_path / advantage, advantage=advantage, reward=reward)
+        train_ppo.main(replace(settings, unfinished_score=0.0, max_tokens=30))
+        rows = metrics(tmp_path / advantage)
+        assert all(math.isfinite(row["score"]) and row["grad_norm"] > 0 for row in rows)
+    with pytest.raises(UserError, match="rloo"):
+        train_ppo.main(settings_of(world, tmp_path / "gae", reward=reward, unfinished_score=9.0))
+
+
+def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_path):
+    one, other = f"{world / 'mine.py'}:brevity", f"{world / 'mine.py'}:same"
+    settings = settings_of(world, tmp_path / "a", advantage="rloo", reward=f"{one},{other}")
+    train_ppo.main(replace(settings, reward_weights="2,0.5", unfinished_score=-7.0))
+    for row in metrics(tmp_path / "a"):
+        assert row["score_same"] == 3
+        assert row["raw_score"] == pytest.approx(2 * row["score_brevity"] + 1.5)
+        expected = row["raw_score"] if row["finished"] == 1 else -7
+        assert expected <= row["score"] <= max(row["raw_score"], expected)
+        assert row["no_spread"] < 1
+    settings = settings_of(world, tmp_path / "b", advantage="rloo", reward=other)
+    train_ppo.main(replace(settings, unfinished_score=3.0))
+    assert metrics(tmp_path / "b")[0]["no_spread"] == 1
 
 
 # --- the ratio before an update

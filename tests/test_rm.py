@@ -162,3 +162,50 @@ def test_a_reward_model_goes_on_learning_and_says_what_it_was_worth(stages, tmp_
     result = read_json(tmp_path / "rm" / "run.json")
     assert 0 <= result["newest_before"] <= 1 and 0 <= result["newest_after"] <= 1
     assert read_jsonl(tmp_path / "rm" / "metrics.jsonl")[0]["loss"] < math.log(2)
+
+
+def many(count: int) -> list[dict]:
+    rows = []
+    for i in range(count):
+        rows.append({"prompt": f"Why {i}?", "chosen": "Because it can.", "rejected": "No"})
+    return rows
+
+
+def test_the_best_validation_is_kept_and_survives_a_stop(parent, tmp_path, monkeypatch):
+    """With an absurd learning rate the first validation is the best one."""
+    changes = {"steps": 6, "eval_every": 2, "keep_best": True, "lr": 0.3, "warmup": 0}
+    changes |= {"save_every": 3, "normalize_samples": 0, "validation": 0.3}
+    settings = settings_of(parent, tmp_path, many(20), **changes)
+    train_rm.main(settings)
+    rows = read_jsonl(tmp_path / "rm" / "metrics.jsonl")
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert len(losses) == 3
+    assert read_json(tmp_path / "rm" / "run.json")["validation_loss"] == min(losses)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    settings = train_rm.Settings(**vars(settings) | {"out": str(tmp_path / "again")})
+    with monkeypatch.context() as patch:
+        patch.setattr(train_rm, "report_accuracy", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_rm.main(settings)
+    settings.resume = True
+    train_rm.main(settings)
+    whole, again = (weights_of(tmp_path / name) for name in ("rm", "again"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def weights_of(folder) -> dict:
+    return ScalarGPT.from_pretrained(folder).state_dict()
+
+
+def test_accuracy_stands_beside_length(parent, tmp_path, capsys):
+    changes = {"normalize_samples": 0, "validation": 0.3}
+    train_rm.main(settings_of(parent, tmp_path, many(20), **changes))
+    said = capsys.readouterr().out
+    assert "choosing the longer response" in said
+    assert read_json(tmp_path / "rm" / "run.json")["validation_longer_wins"] == 1.0
+    assert "warning: not clearly better than choosing the longer" in said or "coin" in said
+    with pytest.raises(UserError, match="--eval_every"):
+        train_rm.main(settings_of(parent, tmp_path, many(4), keep_best=True))

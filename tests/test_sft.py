@@ -1,5 +1,6 @@
 """Supervised fine-tuning: what is learnt, what is held out, micro-batches."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -130,3 +131,12 @@ def test_one_seed_is_one_run(tmp_path):
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_epochs_decide_how_many_steps_there_are(tmp_path):
+    rows = [json.dumps({"prompt": f"{i}?", "completion": "yes"}) for i in range(20)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    options = {"data": str(tmp_path / "data.jsonl"), "n_embd": 16, "vocab_size": 260}
+    options |= {"validation": 0, "batch_size": 4, "out": str(tmp_path / "run")}
+    train_sft.main(train_sft.Settings(epochs=1.5, **options))
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 8  # 1.5 * 20 / 4
