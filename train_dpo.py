@@ -419,7 +419,7 @@ def main(settings: Settings) -> None:
             return show_batch(policy, [train[i] for i in first])
     run = Run(settings, "train_dpo.py")
     if run.finished:
-        return print(f"{run.folder} is finished already")
+        return run.say_finished()
     run.place(policy, trained=True)
     lora.add(policy, settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
     reference = load_reference(run, policy)

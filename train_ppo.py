@@ -331,7 +331,7 @@ def main(settings: Settings) -> None:
         return show_batch(settings, policy, prompts)
     run = Run(settings, "train_ppo.py")
     if run.finished:
-        return print(f"{run.folder} is finished already")
+        return run.say_finished()
     models = load_models(run, policy)
     reference, value = models.reference, models.value
     text, held_out_text = load_text(settings, policy)

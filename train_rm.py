@@ -166,7 +166,7 @@ def main(settings: Settings) -> None:
 
     run = Run(settings, "train_rm.py")
     if run.finished:
-        return print(f"{run.folder} is finished already")
+        return run.say_finished()
     run.place(model, trained=True)
     steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
     optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)

@@ -136,7 +136,7 @@ def main(settings: Settings) -> None:
 
     run = Run(settings, "train_sft.py")
     if run.finished:
-        return print(f"{run.folder} is finished already")
+        return run.say_finished()
     run.place(model, trained=True)
     lora.add(model, settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
     if settings.optimizer == "muon" or (settings.optimizer == "auto" and not settings.init):

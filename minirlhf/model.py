@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from minirlhf import UserError, architectures, checkpoint, hub
-from minirlhf.batches import pad
+from minirlhf.batches import micro_batches, pad
 from minirlhf.tokenizer import Tokenizer
 
 PACKED_TOKENS = 512  # longest row in which responses share a prompt
@@ -471,7 +471,10 @@ class ScalarGPT(Trunk):
 
     def score_groups(self, groups: list[Group]) -> Tensor:
         """The score at the last token of every group's every response, in order (N,)."""
-        pairs = [(prompt, response) for prompt, responses in groups for response in responses]
+        return self.score_pairs([(prompt, x) for prompt, responses in groups for x in responses])
+
+    def score_pairs(self, pairs: list[Pair]) -> Tensor:
+        """The score at the last token of each response (N,). Neighbours share their prompt."""
         packed = pack(pairs, self.device)
         return self.scores(packed.hidden(self, packed.last))
 
@@ -542,6 +545,19 @@ def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
             length = len(prompt)
         length += len(response)
     return groups
+
+
+def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]]:
+    """Numbers of the pairs for each forward pass; those that share a prompt stay together."""
+    groups = with_shared_prompts(pairs)
+    sizes = []
+    for group in groups:
+        prompt, _ = pairs[group[0]]
+        sizes.append(len(prompt) + sum(len(pairs[number][1]) for number in group))
+    batches = []
+    for part in micro_batches(sizes, token_budget):
+        batches.append([number for i in part for number in groups[i]])
+    return batches
 
 
 def ids_without_token(config: Config, tokenizer: Tokenizer | None) -> Tensor | None:

@@ -23,10 +23,9 @@ from types import ModuleType
 import torch
 
 from minirlhf import UserError, losses, world
-from minirlhf.batches import micro_batches, pad
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
-from minirlhf.model import ScalarGPT
+from minirlhf.model import Pair, ScalarGPT, packed_micro_batches
 
 LARGEST_SCORE = 1e38  # float32 holds no larger number
 RewardFn = Callable[[list[Prompt], list[str]], list[float]]
@@ -43,28 +42,26 @@ class TrainedReward:
         self.model = model
         self.tokenizer = model.tokenizer
 
-    def encode(self, prompt: Prompt, response: str) -> list[int]:
-        """The row that is scored: prompt, response, EOS."""
+    def encode(self, prompt: Prompt, response: str) -> Pair:
+        """What is scored: the prompt's ids, and the response's with EOS."""
         limit = self.model.config.n_positions
         ids = self.tokenizer.encode_prompt(prompt.turns)
         response_ids = self.tokenizer.encode_response(prompt.turns, response)
         if len(ids) + len(response_ids) <= limit:
-            return ids + response_ids
+            return ids, response_ids
         if len(ids) > limit - 2:
             raise UserError(
                 f"a prompt of {len(ids)} tokens leaves a response no room in the reward model's "
                 f"context of {limit}: use shorter prompts, or a model with a longer context"
             )
-        return [*(ids + response_ids)[: limit - 1], self.tokenizer.eos_id]
+        return ids, [*response_ids[: limit - 1 - len(ids)], self.tokenizer.eos_id]
 
     @torch.no_grad()
     def __call__(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
-        rows = [self.encode(prompt, response) for prompt, response in zip(prompts, responses)]
-        scores = torch.zeros(len(rows))
-        for part in micro_batches([len(row) for row in rows], TOKENS_AT_ONCE):
-            tokens, lengths = pad([rows[i] for i in part])  # (b, T), (b,)
-            tokens, lengths = tokens.to(self.model.device), lengths.to(self.model.device)
-            scores[part] = self.model.score_last(tokens, lengths).cpu()
+        pairs = [self.encode(prompt, response) for prompt, response in zip(prompts, responses)]
+        scores = torch.zeros(len(pairs))
+        for part in packed_micro_batches(pairs, TOKENS_AT_ONCE):
+            scores[part] = self.model.score_pairs([pairs[i] for i in part]).cpu()
         if not scores.isfinite().all():
             raise UserError("the reward model gives scores that are not finite: train it again")
         return scores.tolist()

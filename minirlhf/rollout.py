@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from minirlhf import UserError, truncate
-from minirlhf.batches import fit, micro_batches, pad
+from minirlhf.batches import fit, pad
 from minirlhf.data import Prompt
-from minirlhf.model import GPT, KVCache, Pair, ScalarGPT, Trunk, pack, with_shared_prompts
+from minirlhf.model import GPT, KVCache, Pair, ScalarGPT, Trunk, pack, packed_micro_batches
 from minirlhf.tokenizer import Tokenizer
 
 CACHE_BLOCK = 32  # positions by which the cache grows
@@ -94,16 +94,7 @@ class Rollout:
 
     def micro_batches(self, token_budget: int) -> list[list[int]]:
         """Rows for each forward pass; neighbours with one prompt stay together, and share it."""
-        pairs = self.pairs()
-        groups = with_shared_prompts(pairs)
-        sizes = []
-        for group in groups:
-            prompt, _ = pairs[group[0]]
-            sizes.append(len(prompt) + sum(len(pairs[row][1]) for row in group))
-        batches = []
-        for part in micro_batches(sizes, token_budget):
-            batches.append([row for number in part for row in groups[number]])
-        return batches
+        return packed_micro_batches(self.pairs(), token_budget)
 
     def select(self, rows: list[int]) -> "Rollout":
         """Some of the rows, trimmed to the longest of them."""

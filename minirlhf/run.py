@@ -69,8 +69,8 @@ def seed_of(*key) -> int:
 
 def describe_result(folder: str | Path) -> dict:
     """run.json of a folder, {} if it has none."""
-    types = {"script": str, "settings": dict, "inputs": dict, "finished": bool}
-    return read_json(Path(folder) / "run.json", seconds=int | float, **types)
+    kinds = {"script": str, "settings": dict, "inputs": dict, "finished": bool}
+    return read_json(Path(folder) / "run.json", seconds=int | float, **kinds)
 
 
 def check_out(settings: Any) -> None:
@@ -434,6 +434,12 @@ class Run:
                     raise KeyboardInterrupt
                 if done % self.settings.save_every == 0 and done < total:
                     self.checkpoint(done)
+
+    def say_finished(self) -> None:
+        print(
+            f"{self.folder} is finished already; to train it further, start another run from it: "
+            f"--init {self.folder} --out another_folder"
+        )
 
     def finish(self, model, **results) -> None:
         """Write the model's folder, then mark the run finished."""
