@@ -21,12 +21,12 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, hub, report
+from minirlhf import UserError, files, hub, inputs, report
 from minirlhf.batches import held_out
 from minirlhf.cli import at_least, command, start
 from minirlhf.data import Ranking, read_rankings
 from minirlhf.feedback import judge
-from minirlhf.files import read_json, write_json, write_jsonl
+from minirlhf.run import MAY_CHANGE_ON_RESUME
 from minirlhf.tokenizer import Tokenizer
 
 
@@ -72,48 +72,57 @@ MAY_CHANGE = {"rounds", "device", "out", "token_budget", "checkpointing"}  # bet
 
 
 class Loop:
-    """Announces stages, times them, and remembers in loop.json which are done."""
+    """Announces stages, times them, and remembers in loop.json which are done, and with what."""
 
     def __init__(self, settings: Settings):
+        if "," in settings.out:
+            raise UserError(f"--out {settings.out}: commas separate names; choose one without")
         self.folder = Path(settings.out)
         self.path = self.folder / "loop.json"
-        self.state = read_json(self.path) or {"stages": {}}
-        wanted = asdict(settings)
-        before = self.state.get("settings", wanted)
-        changed = [
-            name
-            for name, value in wanted.items()
-            if name in before and before[name] != value and name not in MAY_CHANGE
-        ]
-        if changed:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = self.folder / "loop.lock"
+        files.lock(self.lock, str(self.folder))
+        self.state = files.read_json(self.path, settings=dict, stages=dict) or {"stages": {}}
+        for stage in self.state["stages"].values():
+            kinds = {"finished": bool, "seconds": int | float, "settings": dict, "inputs": dict}
+            files.check_fields(self.path, stage, kinds)
+        changes = []
+        if "settings" in self.state:
+            changes = inputs.changes(self.state, settings, {}, MAY_CHANGE)
+        if changes:
             raise UserError(
-                f"{self.folder} holds a loop with other settings ({', '.join(changed)}): use the "
+                f"{self.folder} holds a loop with other settings ({'; '.join(changes)}): use the "
                 "same ones to go on, or another --out"
             )
-        self.state["settings"] = wanted
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state["settings"] = asdict(settings)
         self.save()
 
     def save(self) -> None:
-        write_json(self.path, self.state)
+        files.write_json(self.path, self.state)
 
     def stage(self, name: str, script: ModuleType, settings) -> None:
-        """Run script.main(settings), unless the same stage is done."""
-        line = command(f"{script.__name__}.py", settings)
-        stage = self.state["stages"].get(name, {})
-        if stage.get("command") != line:
-            stage = {"command": line, "seconds": 0.0, "finished": False}
-        if stage["finished"]:
-            return print(f"== {name}: done before")
-        print(f"\n== {name}\n$ {line}", flush=True)
+        """Run script.main(settings), unless the same was done before with the same inputs."""
+        stage = {
+            "command": command(f"{script.__name__}.py", settings),
+            "settings": asdict(settings),
+            "inputs": inputs.fingerprints(settings),
+            "seconds": 0.0,
+            "finished": False,
+        }
+        earlier = self.state["stages"].get(name, {})
+        if not inputs.changes(earlier, settings, stage["inputs"], MAY_CHANGE_ON_RESUME):
+            if earlier.get("finished"):
+                return print(f"== {name}: done before")
+            stage["seconds"] = earlier.get("seconds", 0.0)
+        print(f"\n== {name}\n$ {stage['command']}", flush=True)
         if hasattr(settings, "resume"):
             settings.resume = True  # where there is nothing to resume, it starts
-        began = time.time()
+        began = time.monotonic()
         try:
             script.main(settings)
             stage["finished"] = True
         finally:
-            stage["seconds"] = round(stage["seconds"] + time.time() - began, 1)
+            stage["seconds"] = round(stage["seconds"] + time.monotonic() - began, 1)
             self.state["stages"][name] = stage
             self.save()
 
@@ -331,7 +340,7 @@ def split_pairs(settings: Settings) -> None:
                     "rejected": ranking.responses[worst],
                 }
             )
-        write_jsonl(Path(settings.out, f"{name}.jsonl"), rows)
+        files.write_jsonl(Path(settings.out, f"{name}.jsonl"), rows)
 
 
 def main(settings: Settings) -> None:
@@ -344,6 +353,7 @@ def main(settings: Settings) -> None:
         toy(settings, loop)
     else:
         real(settings, loop)
+    files.unlock(loop.lock)
     print(f"\nwrote {report.write(settings.out)}; open it in a browser")
 
 

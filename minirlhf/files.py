@@ -73,10 +73,10 @@ def write_json(path: str | Path, value) -> None:
     write_atomically(path, to_json(value, indent=1).encode())
 
 
-def read_json(path: str | Path, **types) -> dict:
+def read_json(path: str | Path, **kinds) -> dict:
     """{} if the file does not exist. UserError if it is damaged.
 
-    types: of fields, where they are there, as in settings=dict.
+    kinds: types of fields, where they are there, as in settings=dict.
     """
     path = Path(path)
     if not path.exists():
@@ -85,12 +85,17 @@ def read_json(path: str | Path, **types) -> dict:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         content = None
+    check_fields(path, content, kinds)
+    return content
+
+
+def check_fields(path: Path, content, kinds: dict) -> None:
+    """UserError unless the content of a file is an object whose fields are of these types."""
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged, no JSON object: restore a copy or delete it")
-    for name, kind in types.items():
+    for name, kind in kinds.items():
         if name in content and not isinstance(content[name], kind):
             raise UserError(f"{path} is damaged at {name!r}: restore a copy or delete it")
-    return content
 
 
 def _lines(rows: Iterable[dict]) -> bytes:

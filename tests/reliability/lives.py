@@ -89,6 +89,7 @@ def serve() -> None:
     """Read jobs, a line each, and print the exit code of each; negative for a signal."""
     import torch
 
+    import run_rlhf  # noqa: F401
     import train_dpo  # noqa: F401
     import train_ppo  # noqa: F401
     import train_rm  # noqa: F401

@@ -147,6 +147,50 @@ def test_killed_at_any_moment_it_ends_the_same(script, lives, made, undisturbed,
     assert ends.count(0) <= KILLS // 2, ends
 
 
+LOOP = {"rounds": 1, "sft_steps": 12, "ppo_steps": 2, "samples": 2, "evaluation": 4}
+
+
+def loop_results(out: Path) -> dict:
+    """All that a loop left, to be compared. loop.json: which stages are done."""
+    found = {}
+    for name in ("sft", "round1/rm", "round1/ppo"):
+        found[name] = results(out / name)
+        del found[name]["run.json"]  # it holds names of folders
+    rankings = read_jsonl(out / "round1" / "rankings.jsonl")
+    evaluation = read_json(out / "evaluation.json")["results"]
+    for result in evaluation:
+        result["policy"] = Path(result["policy"]).name
+    stages = read_json(out / "loop.json")["stages"]
+    assert all(stage["finished"] for stage in stages.values())
+    return found | {"rankings": without_clock(rankings, ""), "evaluation": evaluation}
+
+
+def test_a_loop_that_is_killed_and_moved_ends_the_same(lives, tmp_path):
+    def argv(out: Path) -> list[str]:
+        words = ["run_rlhf.py", "--quick", "--out", str(out)]
+        for name, value in LOOP.items():
+            words += [f"--{name}", str(value)]
+        return words
+
+    began = time.monotonic()
+    code, printed = lives(argv(tmp_path / "whole"))
+    assert code == 0, printed
+    seconds = time.monotonic() - began
+    operations = int(printed.split()[-2])
+    dice = random.Random("loop")
+    for number in range(KILLS):
+        job = {"seconds": dice.uniform(0.02, 0.7 * seconds)}
+        if number % 2:
+            job = {"die": dice.randint(1, operations // 2), "half": dice.random()}
+        code, printed = lives(argv(tmp_path / f"x{number}"), **job)
+        assert code in (0, -signal.SIGKILL), printed
+        (tmp_path / f"x{number}").mkdir(exist_ok=True)  # it may have been killed before
+        (tmp_path / f"x{number}").rename(tmp_path / f"x{number + 1}")
+    code, printed = lives(argv(tmp_path / f"x{KILLS}"))
+    assert code == 0, printed
+    assert loop_results(tmp_path / f"x{KILLS}") == loop_results(tmp_path / "whole")
+
+
 def stopped_at_4(lives, argv: list[str], **job) -> Path:
     """Leaves a run with a checkpoint at step 4 and a row more in its log; the checkpoint's path."""
     code, printed = lives(argv, die=6, log="metrics.jsonl", **job)

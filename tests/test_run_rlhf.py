@@ -1,0 +1,103 @@
+"""run_rlhf.py: which stages run, which are done, and what is no longer the same loop."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from minirlhf import UserError
+from minirlhf.files import read_json, write_json
+from run_rlhf import Loop, Settings
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class StageSettings:
+    data: str
+    out: str
+    steps: int = 3
+    device: str = "auto"
+
+
+@pytest.fixture
+def work(tmp_path):
+    """work(folder, steps): a loop of two stages, of which the second reads what the first wrote;
+    returns the names of those that ran."""
+
+    def call(folder: Path, steps: int = 3, **settings) -> list[str]:
+        ran = []
+
+        def write(stage):
+            ran.append(Path(stage.out).name)
+            Path(stage.out).write_text(Path(stage.data).read_text() + f"{stage.steps}\n")
+
+        script = SimpleNamespace(__name__="script", main=write)
+        device = settings.get("device", "auto")
+        loop = Loop(Settings(out=str(folder), **settings))
+        data = str(tmp_path / "data.jsonl")
+        for name in ("first.jsonl", "second.jsonl"):
+            out = str(folder / name)
+            loop.stage(name, script, StageSettings(data, out, steps, device))
+            data = out
+        return ran
+
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    return call
+
+
+def test_what_is_done_is_not_done_again_in_a_copied_folder_either(work, tmp_path):
+    assert work(tmp_path / "x") == ["first.jsonl", "second.jsonl"]
+    assert work(tmp_path / "x", device="cpu", rounds=3) == []
+    shutil.copytree(tmp_path / "x", tmp_path / "y")
+    assert work(tmp_path / "y") == []
+    (tmp_path / "y" / "first.jsonl").write_text("{}\n")
+    assert work(tmp_path / "y") == ["second.jsonl"]
+    (tmp_path / "data.jsonl").write_text("{} \n")
+    assert work(tmp_path / "x") == ["first.jsonl", "second.jsonl"]
+    assert work(tmp_path / "x", steps=4) == ["first.jsonl", "second.jsonl"]
+
+
+def test_another_loop_is_refused_with_what_is_new(work, tmp_path):
+    work(tmp_path / "x")
+    with pytest.raises(UserError, match=r"--kl_coef was 0\.2, now it is 0\.5"):
+        work(tmp_path / "x", kl_coef=0.5)
+    state = read_json(tmp_path / "x" / "loop.json")
+    del state["settings"]["kl_coef"]  # as if an earlier version had not had this setting
+    write_json(tmp_path / "x" / "loop.json", state)
+    with pytest.raises(UserError, match=r"--kl_coef was 0\.2, now it is 0\.5"):
+        work(tmp_path / "x", kl_coef=0.5)
+    assert work(tmp_path / "x") == []
+    with pytest.raises(UserError, match="comma"):
+        work(tmp_path / "x,y")
+
+
+DAMAGED = (
+    "",
+    '{"stages": [',
+    '{"stages": 3}',
+    '{"stages": {"sft": 3}}',
+    '{"stages": {"sft": {"seconds": "x"}}}',
+    '{"stages": {"sft": {"inputs": 0}}}',
+    '{"settings": []}',
+    "[" * 9999,
+)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_loop_json_is_one_sentence(content, work, tmp_path):
+    work(tmp_path / "x")
+    (tmp_path / "x" / "loop.json").write_text(content)
+    with pytest.raises(UserError, match=r"loop\.json is damaged"):
+        work(tmp_path / "x")
+
+
+def test_two_loops_do_not_share_a_folder(work, tmp_path):
+    work(tmp_path / "x")
+    command = [sys.executable, "run_rlhf.py", "--out", str(tmp_path / "x")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "is being written by process" in done.stderr
