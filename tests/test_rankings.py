@@ -1,9 +1,12 @@
 """The record of rankings: simulated annotators, candidates, torn files, agreement."""
 
-import json
 import math
+import os
 import random
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -174,6 +177,22 @@ def test_a_torn_last_line_is_dropped_and_a_whole_one_is_kept(tmp_path):
     assert rankings.open_rankings(out, [*rows, odd])[-1]["responses"] == odd.responses
 
 
+def test_an_answer_that_was_taken_back_does_not_count(tmp_path):
+    (row,) = candidates(1)
+    path = tmp_path / "r.jsonl"
+    append_ranking(path, row, [1, 2, 3, 4], "me")
+    append_ranking(path, row, [1, 2, 3, 4], "you")
+    append_ranking(path, row, [4, 3, 2, 1], "me", repeat=True)
+    append_ranking(path, row, [2, 1, 3, 4], "me", replaces=True)
+    append_ranking(path, row, [3, 2, 1, 4], "me", replaces=True)
+    found = [(r["annotator"], r["ranks"]) for r in rankings.open_rankings(path, [row])]
+    assert found == [("you", [1, 2, 3, 4]), ("me", [4, 3, 2, 1]), ("me", [3, 2, 1, 4])]
+    assert [ranking.ranks for ranking in read_rankings(str(path))] == [[1, 2, 3, 4], [3, 2, 1, 4]]
+    assert "me: 2 rankings" in rankings.summarize(str(path))  # one of them a repeat
+    append_ranking(path, row, [1, 1, 1, 1], "me", replaces=True, skipped=True)
+    assert [ranking.annotator for ranking in read_rankings(str(path))] == ["you"]
+
+
 def test_rankings_of_other_candidates_are_refused(tmp_path):
     append_ranking(tmp_path / "r.jsonl", candidates()[8], [1, 2, 3, 4], "me")
     with pytest.raises(UserError, match=r"r.jsonl, line 1"):
@@ -247,6 +266,62 @@ def test_a_summary_refuses_what_does_not_belong_together(tmp_path):
     append_ranking(path, Candidate("c0", row.prompt, ["x", "y"]), [1, 2], "ben")
     with pytest.raises(UserError, match=r"line 2.*c0"):
         rankings.summarize(str(path))
-    path.write_text(json.dumps({"prompt": "p"}) + "\n")
-    with pytest.raises(UserError, match="line 1"):
+
+
+ODD = (
+    {"id": ["c0"]},
+    {"id": None},
+    {"id": 1.5},
+    {"annotator": ["me"]},
+    {"annotator": 3},
+    {"prompt": 3},
+    {"ranks": "1234"},
+    {"ranks": [1, 2, 3]},
+    {"ranks": [1, 2, 3, "4"]},
+    {"ranks": [1, 2, 3, [4]]},
+    {"ranks": [1, 2, 3, 10**400]},
+    {"responses": {"a": 1}},
+    {"responses": ["a", "b", "c", 4]},
+    {"seconds": "6"},
+    {"seconds": 10**400},
+    {"asked": 3},
+    {"asked": [3]},
+    {"asked": [[0, 1, 0.5]]},
+    {"asked": [[0, 1, "A", 0.5]]},
+)
+
+
+@pytest.mark.parametrize("fields", ODD)
+def test_a_summary_names_the_line_of_an_odd_ranking(fields, tmp_path):
+    path = tmp_path / "r.jsonl"
+    row = candidates(1)[0]
+    append_ranking(path, row, [1, 2, 3, 4], "me")
+    append_ranking(path, row, **{"ranks": [1, 2, 3, 4], "annotator": "you"} | fields)
+    with pytest.raises(UserError, match="line 2: this is no ranking"):
         rankings.summarize(str(path))
+
+
+def test_of_many_annotators_each_is_compared_with_the_others(tmp_path):
+    rows, out = candidates(30, K=2), tmp_path / "r.jsonl"
+    for number in range(300):
+        for row in rows[number % 3 :: 3]:
+            ranks = [2, 1] if number == 0 else [1, 2]
+            append_ranking(out, row, ranks, f"a{number}", sync=False)
+    lines = rankings.summarize(str(out)).splitlines()
+    assert len(lines) == 600
+    assert "a0 and the others agree: 0.00 ±0.00 on 10 pairs" in lines
+    assert "a1 and the others agree: 1.00 ±0.00 on 10 pairs" in lines
+    assert "a3 and the others agree: 0.99 ±0.00 on 10 pairs" in lines
+
+
+def test_one_process_writes_a_file_of_rankings(tmp_path):
+    rows = candidates(2)
+    path = write_candidates(tmp_path / "c.jsonl", rows)
+    rankings.open_rankings(tmp_path / "r.jsonl", rows)
+    command = [sys.executable, "label.py", "--candidates", path, "--annotator", "toyworld"]
+    command += ["--out", str(tmp_path / "r.jsonl")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 2 and f"written by process {os.getpid()}:" in done.stderr
+    assert (tmp_path / "r.jsonl").read_bytes() == b""
+    rankings.close_rankings(tmp_path / "r.jsonl")
+    assert not (tmp_path / "r.jsonl.lock").exists()

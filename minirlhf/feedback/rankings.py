@@ -6,8 +6,10 @@ Whoever ranked, the record looks the same to everything downstream:
      "annotator", "time"}
 
 A person's record also has "seconds" and, where it applies, "harmful": [indices of responses],
-"all_bad": true, "skipped": true (all tied), "repeat": true (the prompt came a second time).
-Reward models do not learn from the last two. What an AI's record has besides stands in judge.py.
+"all_bad": true, "skipped": true (all tied), "repeat": true (the prompt came a second time),
+"replaces": true (the answer was taken back and given again: earlier records of the same id,
+annotator and repeat do not count). Reward models learn from neither skipped nor repeated ones.
+What an AI's record has besides stands in judge.py.
 """
 
 import json
@@ -27,9 +29,11 @@ import torch
 
 from minirlhf import UserError, stats, world
 from minirlhf.data import Prompt, list_field, prompt_of, read, records
-from minirlhf.files import append_jsonl
+from minirlhf.files import append_jsonl, lock, unlock
 
-Pairs = dict[tuple, int]  # (id, i, j) -> 1 if response i is better than j, 0 if tied, -1 if worse
+# (id, i, j) -> 1 if response i is better than j, 0 if tied, -1 if worse; or a mean of these
+Pairs = dict[tuple, float]
+MOST_PAIRED = 8  # annotators; of more than these each is compared with all the others together
 
 
 @dataclass
@@ -112,11 +116,15 @@ def read_candidates(path: str, template: str = "chat") -> list[Candidate]:
 
 
 def open_rankings(path: str | Path, candidates: list[Candidate]) -> list[dict]:
-    """The rankings in the file so far, which must be of these candidates. Creates the file."""
+    """The rankings in the file so far, which must be of these candidates. Creates the file.
+
+    No other process writes to it until `close_rankings` or the end of this one.
+    """
     path = Path(path)
     if path.suffix != ".jsonl":
         raise UserError(f"--out {path}: a file of rankings is named .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock(f"{path}.lock", str(path))
     path.touch()
     _drop_torn_line(path)
     texts = {c.id: (c.prompt.source, c.responses) for c in candidates}
@@ -129,13 +137,17 @@ def open_rankings(path: str | Path, candidates: list[Candidate]) -> list[dict]:
     return rankings
 
 
+def close_rankings(path: str | Path) -> None:
+    unlock(f"{path}.lock")
+
+
 def _drop_torn_line(path: Path) -> None:
     """A crash can cut the last line short. It was never confirmed to anybody."""
     content = path.read_bytes()
     last_line = content.rpartition(b"\n")[2]
     try:
         json.loads(last_line or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         os.truncate(path, len(content) - len(last_line))
         print(f"{path}: dropped the last line, which was cut short while being written")
 
@@ -147,8 +159,8 @@ def append_ranking(
     annotator: str,
     sync: bool = True,
     **more,
-) -> None:
-    """Append one ranking. sync: it is on the disk before this returns."""
+) -> dict:
+    """Append one ranking and return its record. sync: it is on the disk before this returns."""
     record = {
         "id": candidate.id,
         "prompt": candidate.prompt.source,
@@ -157,7 +169,9 @@ def append_ranking(
         "annotator": annotator,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    append_jsonl(path, [record | more], sync=sync)
+    record |= more
+    append_jsonl(path, [record], sync=sync)
+    return record
 
 
 def comparisons(rankings: Iterable[dict]) -> Pairs:
@@ -226,8 +240,7 @@ def summarize(data: str, compare: str = "") -> str:
     if compare_world:
         ranked = [r for rankings in annotators.values() for r in rankings]
         pairs[f"{compare}'s reward"] = _reward_pairs(compare, ranked)
-    for a, b in combinations(pairs, 2):
-        lines.append(f"{a} and {b} agree: {_agree(pairs[a], pairs[b])}")
+    lines += _agreements(pairs)
     return "\n".join(lines)
 
 
@@ -235,19 +248,40 @@ def _by_annotator(data: str) -> dict[str, list[dict]]:
     """Rankings of the same candidates by annotator; a copy of a ranking counts once."""
     annotators, responses = {}, {}
     for where, record in records(data, "rankings"):
-        if not {"id", "prompt", "responses", "ranks", "annotator"} <= record.keys():
+        if not _is_ranking(record):
             raise UserError(f"{where}: this is no ranking that label.py wrote")
         key, name = record["id"], record["annotator"]
         if responses.setdefault(key, record["responses"]) != record["responses"]:
             raise UserError(f"{where}: id {key!r} has other responses than before")
         rankings = annotators.setdefault(name, {})
-        earlier = rankings.setdefault((key, record.get("repeat")), record)
+        earlier = rankings.setdefault((key, bool(record.get("repeat"))), record)
         if earlier["ranks"] != record["ranks"]:
             raise UserError(
                 f"{where}: {name} ranked id {key!r} otherwise before: "
                 "give each annotator a --name of their own"
             )
     return {name: list(rankings.values()) for name, rankings in annotators.items()}
+
+
+def _is_ranking(record: dict) -> bool:
+    """Whether a record has the fields that a summary needs, with values that they can have."""
+    ranks, responses = record.get("ranks"), record.get("responses")
+    asked = record.get("asked", [])
+    if not all(isinstance(value, list) for value in (ranks, responses, asked)):
+        return False
+    if not all(isinstance(question, list) and len(question) == 4 for question in asked):
+        return False
+    numbers = [record.get("seconds", 0), *ranks]
+    for *_, once, swapped in asked:
+        numbers += [preference for preference in (once, swapped) if preference is not None]
+    return (
+        isinstance(record.get("id"), str | int)
+        and isinstance(record.get("annotator"), str)
+        and isinstance(record.get("prompt"), str | list)
+        and len(ranks) == len(responses)
+        and all(isinstance(text, str) for text in responses)
+        and all(isinstance(number, int | float) and abs(number) < 1e9 for number in numbers)
+    )
 
 
 def _activity(rankings: list[dict], pairs: Pairs) -> str:
@@ -262,6 +296,25 @@ def _activity(rankings: list[dict], pairs: Pairs) -> str:
     if seconds:
         text += f", {60 / max(0.1, median(seconds)):.1f} labels/min"
     return text
+
+
+def _agreements(pairs: dict[str, Pairs]) -> list[str]:
+    """Every two annotators; or each and the mean of the others, where there are many."""
+    lines = []
+    if len(pairs) <= MOST_PAIRED:
+        for a, b in combinations(pairs, 2):
+            lines.append(f"{a} and {b} agree: {_agree(pairs[a], pairs[b])}")
+        return lines
+    total, count = Counter(), Counter()
+    for own in pairs.values():
+        for pair, order in own.items():
+            total[pair] += order
+            count[pair] += 1
+    for name, own in pairs.items():
+        shared = [pair for pair in own if count[pair] > 1]
+        others = {pair: (total[pair] - own[pair]) / (count[pair] - 1) for pair in shared}
+        lines.append(f"{name} and the others agree: {_agree(own, others)}")
+    return lines
 
 
 def _agree(a: Pairs, b: Pairs) -> str:
