@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import inspect
-import math
 import os
 import re
 import shlex
@@ -15,10 +14,19 @@ from typing import Any, Literal
 
 from minirlhf import UserError
 
+LARGEST_INT = 2**53
+SMALLEST, LARGEST = 1e-30, 1e30  # what float32 computes with, and room for products
+# Control characters but for line breaks and tabs; what reorders a line; halves of characters
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HEADING = re.compile(r"\s+# (.+)")
 FIELD = re.compile(r"\s+(\w+): [^#]*#\s*(.*)")
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 LESS_MEMORY = ("token_budget", "checkpointing", "max_tokens", "dtype", "init")
+
+
+def printable(text: str) -> str:
+    """A text from a model, a file or a server, for the terminal, which it can no longer steer."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,23 +75,30 @@ def _make_parser(settings_class: type) -> _Parser:
 def parse(settings_class: type, argv: list[str] | None = None) -> Any:
     """Command line -> settings. UserError for an unknown flag and for a value that cannot be.
 
-    Booleans are --flag and --no-flag. Numbers are finite, and not negative unless the default is.
+    Booleans are --flag and --no-flag. Numbers are not negative unless the default is.
     """
     values, unknown = _make_parser(settings_class).parse_known_args(argv)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        known = [f"--{field.name}" for field in fields(settings_class)]
+        known = [
+            f"{sign}{field.name}" for sign in ("--", "--no-") for field in fields(settings_class)
+        ]
         similar = difflib.get_close_matches(flag, known, n=1)
         hint = f"did you mean {similar[0]}?" if similar else "see --help"
         raise UserError(f"{flag}: no such flag; {hint}")
     settings = settings_class(**vars(values))
     for field in fields(settings_class):
-        value = getattr(settings, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{field.name} {value}: must be a finite number")
-        if isinstance(value, int | float) and value < 0 <= field.default:
-            raise UserError(f"--{field.name} {value}: must be 0 or more")
+        _check_number(field.name, getattr(settings, field.name), field.default)
     return settings
+
+
+def _check_number(name: str, value: Any, default: Any) -> None:
+    if isinstance(value, float) and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+        raise UserError(f"--{name} {value}: must be 0, or from {SMALLEST:g} to {LARGEST:g} in size")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise UserError(f"--{name} {value}: must be at most {LARGEST_INT}")
+    if isinstance(value, int | float) and value < 0 <= default:
+        raise UserError(f"--{name} {value}: must be 0 or more")
 
 
 def at_least(minimum: float, settings: Any, *names: str) -> None:
@@ -116,10 +131,11 @@ def _explain(error: Exception, settings: Any) -> str:
         return str(error)
     if isinstance(error, OSError):
         place = error.filename or getattr(settings, "out", "a file")
-        message = f"{place}: {error.strerror or error}: make room there or choose another folder"
-    elif isinstance(error, MemoryError) or OUT_OF_MEMORY.search(
-        str(error)
-    ):  # torch's have no class
+        remedy = "make room there or choose another folder"
+        if isinstance(error, FileNotFoundError):
+            remedy = "check the name"
+        message = f"{place}: {error.strerror or error}: {remedy}"
+    elif isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):  # torch has no class
         flags = [f"--{name}" for name in LESS_MEMORY if hasattr(settings, name)]
         first_line = str(error).partition("\n")[0]
         message = f"out of memory; use less with {', '.join(flags)} ({first_line})"
@@ -138,6 +154,8 @@ def start(main: Callable, settings_class: type) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # some consoles lack a sample's letters
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     settings = None
     try:
         settings = parse(settings_class)
@@ -151,5 +169,6 @@ def start(main: Callable, settings_class: type) -> None:
         message = _explain(error, settings)
         if not message:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        one_line = printable(message).replace("\n", "\\n")
+        print(f"error: {one_line}", file=sys.stderr)
         sys.exit(2)

@@ -21,6 +21,9 @@ except ImportError:  # Windows
     fcntl = None
 
 
+LARGEST_FILE = 2**25  # bytes; the largest files that are read whole are tokenizers', some 20 MB
+
+
 @contextmanager
 def atomically(path: str | Path):
     """Give a temporary path that takes the place of `path` when the block ends.
@@ -73,6 +76,17 @@ def write_json(path: str | Path, value) -> None:
     write_atomically(path, to_json(value, indent=1).encode())
 
 
+def read_small(path: Path) -> bytes:
+    """A file's content. UserError for a pipe or a device, which may never end, and for a file
+    that is larger than any that we read whole."""
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: take an intact copy")
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise UserError(f"{path} has {size} bytes, too many for such a file: take an intact copy")
+    return path.read_bytes()
+
+
 def read_json(path: str | Path, **kinds) -> dict:
     """{} if the file does not exist. UserError if it is damaged.
 
@@ -82,7 +96,7 @@ def read_json(path: str | Path, **kinds) -> dict:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_small(path))
     except (ValueError, RecursionError):
         content = None
     check_fields(path, content, kinds)

@@ -22,6 +22,7 @@ import tiktoken
 
 from minirlhf import UserError, tokenizer_files
 from minirlhf.chat import FORMATS, PLAIN, ChatFormat, Piece, Turns, is_raw, recognise
+from minirlhf.cli import printable
 from minirlhf.files import to_json, write_atomically
 from minirlhf.tokenizer_files import EOS, GPT2, INTACT, Spec
 
@@ -174,7 +175,8 @@ class Tokenizer:
         shown = []
         for i, supervised in zip(ids, mask):
             colour = 32 if supervised else 2
-            shown.append(f"\x1b[{colour}m{visible(self.decode([i]))}\x1b[0m|")
+            text = printable(self.decode([i])).replace("\n", "⏎\n")
+            shown.append(f"\x1b[{colour}m{text}\x1b[0m|")
         return "".join(shown)
 
     # ------------------------------------------------------------------ files
@@ -237,19 +239,6 @@ class Tokenizer:
         vocab = {token: i for i, token in enumerate([*tokens, EOS])}
         merges = [(tokens[left], tokens[right]) for left, right in merges]
         return cls(Spec(vocab, merges, special_tokens={EOS}))
-
-
-def visible(text: str) -> str:
-    """Control characters escaped, line breaks marked."""
-    shown = []
-    for character in text:
-        if character == "\n":
-            shown.append("⏎\n")
-        elif character.isprintable():
-            shown.append(character)
-        else:
-            shown.append(repr(character)[1:-1])
-    return "".join(shown)
 
 
 # ---------------------------------------------------------------------- from a folder's Spec

@@ -61,12 +61,17 @@ def test_help_shows_the_docstring_and_then_the_groups_in_order(monkeypatch, caps
     [
         (["--lrr", "1"], ["--lrr", "--lr?"]),
         (["--group-std"], ["--group_std"]),
+        (["--no-grup_std"], ["--no-group_std?"]),
         (["--step", "3"], ["--step", "--steps?"]),
         (["--steps", "many"], ["--steps", "many"]),
         (["--steps", "-1"], ["--steps", "-1"]),
         (["--lr", "nan"], ["--lr"]),
         (["--penalty", "-inf"], ["--penalty"]),
         (["--lr", "-0.1"], ["--lr"]),
+        (["--lr", "1e-40"], ["--lr 1e-40", "1e-30"]),  # float32 makes it 0
+        (["--lr", "1e300"], ["--lr 1e+300", "1e+30"]),
+        (["--steps", str(2**64)], [f"--steps {2**64}"]),
+        (["--steps", "9" * 5000], ["--steps"]),
         (["--advantage", "ppo"], ["--advantage", "gae", "rloo"]),
         (["stray"], ["stray"]),
     ],
@@ -90,6 +95,8 @@ def test_at_least():
         (UserError("x.jsonl, line 3: no"), 2, ["x.jsonl, line 3"]),
         (OSError(28, "No space left on device", "out/x/model"), 2, ["out/x/model", "--resume"]),
         (OSError(28, "No space left on device"), 2, ["out/x: No space"]),
+        (FileNotFoundError(2, "No such file or directory", "a.jsonl"), 2, ["a.jsonl", "name"]),
+        (UserError("\x1b[2Jtwo\r\nlines\u202e"), 2, ["\\x1b[2Jtwo\\r\\nlines\\u202e"]),
         (RuntimeError("CUDA out of memory.\nTried to"), 2, ["out of memory", "--init", "--resume"]),
         (MemoryError(), 2, ["out of memory"]),
         (KeyboardInterrupt(), 130, []),
@@ -102,6 +109,13 @@ def test_errors_are_sentences_and_exit_codes(error, code, parts, monkeypatch, ca
     assert run(monkeypatch, main) == code
     said = capsys.readouterr().err
     assert all(part in said for part in parts) and said.count("\n") == (code == 2)
+
+
+def test_what_steers_a_terminal_is_escaped_and_letters_are_not():
+    assert cli.printable("a\x1b]0;\x07\x9b\b\r") == r"a\x1b]0;\x07\x9b\x08\r"
+    assert cli.printable("\u202eevil\u2066\ud800") == r"\u202eevil\u2066\ud800"
+    text = "two\n\tlines, naïve 東京\u3000👩\u200d👩 שלום \xa0"
+    assert cli.printable(text) == text
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
