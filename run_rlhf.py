@@ -26,7 +26,7 @@ from minirlhf.batches import held_out
 from minirlhf.cli import at_least, command, start
 from minirlhf.data import Ranking, read_rankings
 from minirlhf.feedback import judge
-from minirlhf.run import MAY_CHANGE_ON_RESUME
+from minirlhf.run import MAY_CHANGE_ON_RESUME, read_loop
 from minirlhf.tokenizer import Tokenizer
 
 
@@ -82,10 +82,7 @@ class Loop:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = self.folder / "loop.lock"
         files.lock(self.lock, str(self.folder))
-        self.state = files.read_json(self.path, settings=dict, stages=dict) or {"stages": {}}
-        for stage in self.state["stages"].values():
-            kinds = {"finished": bool, "seconds": int | float, "settings": dict, "inputs": dict}
-            files.check_fields(self.path, stage, kinds)
+        self.state = {"stages": {}} | read_loop(self.folder)
         changes = []
         if "settings" in self.state:
             changes = inputs.changes(self.state, settings, {}, MAY_CHANGE)

@@ -3,7 +3,7 @@
 `--resume` compares both. An input is known by its content, not by its name, place or age, so that
 folders may be moved and copied.
 
-    pairs.jsonl          the whole file
+    pairs.jsonl, pairs/  whole files; "-": standard input
     out/sft              config.json, the tokenizer's files, samples of the weights
     my.py:score, my.py   the file, but not what it imports
     toyworld             the module, with the other files of its package
@@ -11,12 +11,13 @@ folders may be moved and copied.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minirlhf import UserError, checkpoint, hub, world
+from minirlhf import UserError, checkpoint, hub, readers, world
 
 # settings that name what is read; commas separate several
 INPUTS = (
@@ -52,7 +53,7 @@ PIECES = 64  # of a file of weights; the first one holds the checksum of those t
 
 def parts(value: str) -> list[str]:
     """What a setting names. A path that exists is one, even with a comma in it."""
-    if value and Path(value).exists():
+    if os.path.exists(value):
         return [value]
     return [name.strip() for name in value.split(",") if name.strip()]
 
@@ -69,12 +70,17 @@ def fingerprint(value: str) -> str:
     """
     digest = hashlib.sha256()
     for name in parts(value):
-        paths = files_of(name)
-        digest.update(f"{len(paths)} files".encode())
-        if not paths:
-            digest.update(name.encode("utf-8", "surrogateescape"))
-        for path in paths:
-            digest.update(content_digest(path))
+        try:
+            contents = [content_digest(path) for path in files_of(name)]
+        except UserError:  # whoever opens it says what is wrong
+            contents = []
+        if name == "-":
+            contents = [readers.standard_input()]
+        if not contents:
+            contents = [name.encode("utf-8", "surrogateescape")]
+        digest.update(f"{len(contents)} files".encode())
+        for content in contents:
+            digest.update(content)
     return digest.hexdigest()[:16]
 
 
@@ -87,21 +93,19 @@ def files_of(name: str) -> list[Path]:
         return existing([source])
     if module := world.find(name):
         file = Path(module.__file__)
-        return existing(sorted(file.parent.iterdir())) if module.__package__ else [file]
-    path = Path(name)
-    if name in hub.GPT2 or (hub.REPOSITORY.fullmatch(name) and not path.parent.exists()):
-        try:
-            path = hub.model_folder(name)
-        except UserError:  # whoever opens it says so
-            return []
-    if (path / "config.json").exists():
-        model_files = existing(path / file for file in MODEL_FILES)
-        return model_files + existing(checkpoint.weight_files(path))
-    return existing([path])
+        return existing(sorted(file.parent.glob("[!.]*"))) if module.__package__ else [file]
+    folder = Path(name)
+    is_here = os.path.exists(folder.parent)
+    if name in hub.GPT2 or (hub.REPOSITORY.fullmatch(name) and not is_here):
+        folder = hub.model_folder(name)
+    if os.path.exists(folder / "config.json"):
+        model_files = existing(folder / file for file in MODEL_FILES)
+        return model_files + existing(checkpoint.weight_files(folder))
+    return existing(readers.files(name))
 
 
 def existing(paths: Iterable[str | Path]) -> list[Path]:
-    return [Path(path) for path in paths if Path(path).is_file()]
+    return [Path(path) for path in paths if os.path.isfile(path)]
 
 
 def content_digest(path: Path) -> bytes:

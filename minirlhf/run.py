@@ -73,6 +73,16 @@ def describe_result(folder: str | Path) -> dict:
     return read_json(Path(folder) / "run.json", seconds=int | float, **kinds)
 
 
+def read_loop(folder: str | Path) -> dict:
+    """loop.json of a folder, {} if it has none: run_rlhf.py's "settings" and "stages"."""
+    path = Path(folder) / "loop.json"
+    state = read_json(path, settings=dict, stages=dict)
+    kinds = {"finished": bool, "seconds": int | float, "settings": dict, "inputs": dict}
+    for stage in state.get("stages", {}).values():
+        files.check_fields(path, stage, kinds)
+    return state
+
+
 def check_out(settings: Any) -> None:
     """UserError unless --out can be a run's folder, and holds none of the run's inputs."""
     if not settings.out or "," in settings.out:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -158,3 +159,22 @@ def test_a_lock_is_held_on_a_full_disk_and_where_there_are_no_locks(tmp_path, mo
     monkeypatch.setattr("fcntl.flock", unsupported)
     files.lock(tmp_path / "y.lock", "the file")
     files.unlock(tmp_path / "y.lock")
+
+
+def test_a_lock_without_fcntl(tmp_path, monkeypatch):
+    """As on Windows, whose locking is that of bytes and can be told to fail here."""
+    taken = []
+
+    def locking(handle: int, mode: int, count: int) -> None:
+        if taken:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        taken.append(os.lseek(handle, 0, os.SEEK_CUR))
+
+    monkeypatch.setattr(files, "fcntl", None)
+    windows = SimpleNamespace(locking=locking, LK_NBLCK=2)
+    monkeypatch.setattr(files, "msvcrt", windows, raising=False)
+    files.lock(tmp_path / "x.lock", "the file")
+    assert taken[0] > 20 and (tmp_path / "x.lock").read_text() == str(os.getpid())
+    monkeypatch.setattr(files, "_locks", {})  # another process has its own
+    with pytest.raises(UserError, match=f"process {os.getpid()}:"):
+        files.lock(tmp_path / "x.lock", "the file")

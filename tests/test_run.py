@@ -354,6 +354,14 @@ def test_fingerprints_tell_contents_apart(tmp_path, tokenizer):
     assert len({fingerprint(name) for name in names}) == 5  # a package is one
     assert fingerprint("toy") == fingerprint("toyworld")
 
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "1.jsonl").write_text("{}")
+    folder, pattern = f"{tmp_path}/data", f"{tmp_path}/data/*.jsonl"
+    before = fingerprint(folder)
+    assert before == fingerprint(pattern) == fingerprint(f"{folder}/1.jsonl")
+    (tmp_path / "data" / "2.jsonl").write_text("{}")
+    assert fingerprint(folder) == fingerprint(pattern) != before
+
 
 def test_a_fingerprint_of_large_weights_is_made_in_no_time(tmp_path):
     path = tmp_path / "model.safetensors"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minirlhf import UserError
+from minirlhf import UserError, report
 from minirlhf.files import read_json, write_json
 from run_rlhf import Loop, Settings
 
@@ -94,6 +94,28 @@ def test_a_damaged_loop_json_is_one_sentence(content, work, tmp_path):
     (tmp_path / "x" / "loop.json").write_text(content)
     with pytest.raises(UserError, match=r"loop\.json is damaged"):
         work(tmp_path / "x")
+    with pytest.raises(UserError, match=r"loop\.json is damaged"):
+        report.write(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("evaluation.json", '{"results": ['),
+        ("evaluation.json", '{"results": {}}'),
+        ("sft/metrics.jsonl", '{"step": 0}\nNone\n{"step": 2}\n'),
+        ("round1/rm/metrics.jsonl", '[1]\n{"step": 2}\n'),
+        ("round1/rm/run.json", "null"),
+    ],
+)
+def test_a_damaged_file_in_a_report_is_one_sentence(name, content, tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "round1" / "rm").mkdir(parents=True)
+    (tmp_path / "round1" / "rm" / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n')
+    report.write(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        report.write(tmp_path)
 
 
 def test_two_loops_do_not_share_a_folder(work, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from minirlhf import health
 from minirlhf.files import read_json, read_jsonl, to_json
 from minirlhf.report.probes import number, share
+from minirlhf.run import describe_result, read_loop
 
 # ---- numbers
 
@@ -36,14 +37,15 @@ def at_the_end(metrics: dict[str, list]) -> dict[str, float]:
 
 def collect(out: Path) -> dict:
     data = {"settings": {}, "stages": {}, "results": [], "examples": []}
-    data |= read_json(out / "loop.json") | read_json(out / "evaluation.json")
+    data |= read_loop(out)
+    data |= read_json(out / "evaluation.json", results=list, examples=list)
     data = json.loads(to_json(data))  # NaN becomes None
     data |= {"sft": columns(out / "sft"), "reward_models": {}, "ppo": {}}
     folders = [path for path in out.glob("round*") if path.name[5:].isdecimal()]
     for folder in sorted(folders, key=lambda path: int(path.name[5:])):
         name = f"round {folder.name[5:]}"
         if metrics := columns(folder / "rm"):
-            run = read_json(folder / "rm" / "run.json")
+            run = describe_result(folder / "rm")
             mean, interval = run.get("validation_accuracy"), run.get("validation_interval")
             data["reward_models"][name] = {
                 "accuracy": {"mean": mean, "interval": interval},
