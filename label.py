@@ -6,15 +6,19 @@ python label.py --candidates out/candidates.jsonl --annotator ai --judge MODEL -
 python label.py --summary --out mine.jsonl,ai.jsonl --compare toyworld    # do they agree?
 """
 
+import functools
 import re
+import shlex
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 from minirlhf import UserError, world
 from minirlhf.cli import start
 from minirlhf.feedback import judge, rankings
-from minirlhf.feedback.page import Sitting, serve
+from minirlhf.feedback.page import Sitting
+from minirlhf.feedback.server import Address, serve
 
 
 @dataclass
@@ -29,8 +33,10 @@ class Settings:
     template: Literal["chat", "raw"] = "chat"  # raw: prompts that the model continues as they are
     seed: int = 0  # of the order of questions, of simulated noise, of the choice of principles
     # a person
+    guidelines: str = ""  # a text file that the page shows in a fold
     host: str = "127.0.0.1"  # where the page is served; 0.0.0.0 lets other machines in
-    port: int = 0  # of the page; 0: any that is free
+    port: int = 0  # of the page; 0: as last time, or any that is free
+    public_url: str = ""  # the page's address behind a proxy, as in https://rank.example.org/mine
     open: bool = True  # open the browser
     terminal: bool = False  # ask in the terminal instead
     # a simulated annotator
@@ -91,8 +97,11 @@ def printable(text: str) -> str:
 
 
 def ask_in_terminal(sitting: Sitting) -> None:
-    print("best first, as in 2 > 1 = 3; h2: 2 is harmful, b: all are bad, s: skip, q: quit for now")
-    while "question" in (state := sitting.question()):
+    print(printable(sitting.guidelines))
+    print("best first, as in 2 > 1 = 3; h2: 2 is harmful, b: all are bad")
+    print("s: skip, u: take the last answer back, q: quit for now")
+    state = sitting.question()
+    while "question" in state:
         print(f"\n{'-' * 78}\n{state['done']} done, {state['left']} left\n")
         for turn in state["turns"]:
             print(printable(f"{turn['role'].capitalize()}: {turn['text']}\n"))
@@ -102,30 +111,68 @@ def ask_in_terminal(sitting: Sitting) -> None:
             line = input("\n> ").strip()
             if line == "q":
                 return
-            if line == "s":
-                sitting.answer(state["question"], skip=True)
-            else:
-                sitting.answer(state["question"], **parse_order(line, len(state["cards"])))
+            if line == "u":
+                state = sitting.back(state["question"])
+                continue
+            answer = {"skip": True}
+            if line != "s":
+                answer = parse_order(line, len(state["cards"]))
+            sitting.answer(state["question"], **answer, replaces="answer" in state)
+            state = sitting.question()
         except EOFError:
             return
         except (UserError, OSError) as error:
             print(f"not saved: {error}")
 
 
-def main(settings: Settings) -> None:
+def check(settings: Settings) -> None:
+    """UserError for settings that do not go together."""
+    if "," in settings.out:
+        raise UserError(f"--out {settings.out}: name one file; a comma separates files")
+    if Path(settings.out).resolve() == Path(settings.candidates).resolve():
+        raise UserError(f"--out {settings.out} is --candidates: choose another file for rankings")
+
+
+def read_guidelines(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8") if path else ""
+    except (OSError, ValueError) as error:
+        raise UserError(f"--guidelines {path}: {error}: name a text file in UTF-8") from None
+
+
+def serve_page(app, settings: Settings, what: str) -> None:
+    address = Address(settings.host, settings.port, settings.public_url)
+    serve(app, address, Path(settings.out).with_suffix(".page.html"), what, settings.open)
+
+
+def rank(settings: Settings, candidates: list, next_step: str) -> None:
+    """A person ranks."""
+    guidelines = read_guidelines(settings.guidelines)
+    name = settings.name or settings.annotator
+    sitting = Sitting(candidates, settings.out, name, settings.seed, guidelines, next_step)
+    if settings.terminal:
+        ask_in_terminal(sitting)
+    elif "question" in sitting.question():
+        serve_page(sitting, settings, "rank")
+
+
+def main(settings: Settings, is_alone: bool = False) -> None:
+    """is_alone: no loop goes on by itself, so say what comes next."""
     if settings.summary:
         print(rankings.summarize(settings.out, settings.compare))
         return
+    check(settings)
     candidates = rankings.read_candidates(settings.candidates, settings.template)
     before = rankings.open_rankings(settings.out, candidates)
     done = {(ranking["id"], ranking.get("annotator")) for ranking in before}
     name = settings.name or settings.annotator
+    next_step = ""
+    if is_alone:
+        next_step = shlex.join(["python", "train_rm.py", "--data", settings.out])
+        if settings.template == "raw":
+            next_step += " --template raw"
     if settings.annotator == "person":
-        sitting = Sitting(candidates, settings.out, name, settings.seed)
-        if settings.terminal:
-            ask_in_terminal(sitting)
-        elif "question" in sitting.question():
-            serve(sitting, settings.host, settings.port, settings.open)
+        rank(settings, candidates, next_step)
     elif settings.annotator == "ai":
         principles = judge.read_constitution(settings.constitution)
         model = judge.load(
@@ -136,6 +183,7 @@ def main(settings: Settings) -> None:
     else:
         simulate(settings, name, candidates, done)
     after = rankings.open_rankings(settings.out, candidates)
+    rankings.close_rankings(settings.out)
     print(f"{len(after) - len(before)} rankings added to {settings.out}, {len(after)} in all")
     if all(len(set(ranking["ranks"])) == 1 for ranking in after):
         raise UserError(
@@ -144,7 +192,9 @@ def main(settings: Settings) -> None:
         )
     if settings.annotator == "ai":
         print(rankings.summarize(settings.out, settings.compare))
+    if next_step:
+        print(f"next: {next_step}")
 
 
 if __name__ == "__main__":
-    start(main, Settings)
+    start(functools.partial(main, is_alone=True), Settings)

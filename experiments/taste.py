@@ -101,6 +101,7 @@ def annotate(candidates: str, out: str, likes: Callable[[str], int]) -> int:
             ranks = rank_by([likes(card) for card in state["cards"]])
             state = call("answer", {"question": state["question"], "ranks": ranks})
             answers += 1
+        call("finish", {"done": True})
         page.stdout.read()
     if page.returncode:
         raise UserError("label.py failed: its message stands above")

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minirlhf.data import Prompt
-from minirlhf.feedback.page import Server, Sitting
+from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.rankings import Candidate
+from minirlhf.feedback.server import Address, Server
 from minirlhf.files import write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +40,16 @@ def write_candidates(path: Path, rows: list[Candidate]) -> None:
 
 
 @contextmanager
-def serving(path: Path, rows: list[Candidate], name: str = "me"):
+def serving(path: Path, rows: list[Candidate], name: str = "me", address=None, **more):
+    """The ranking page. more: arguments of Sitting."""
+    with serving_app(Sitting(rows, path / "r.jsonl", name, **more), address) as both:
+        yield both
+
+
+@contextmanager
+def serving_app(app, address: Address | None = None):
     """Gives (server, ask): ask(method, path, content, **headers) -> (status, answer)."""
-    with Server(Sitting(rows, path / "r.jsonl", name), "127.0.0.1", 0) as server:
+    with Server(app, address or Address()) as server:
         threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         ).start()
@@ -87,5 +95,6 @@ def start_label(path: Path, *more: str) -> tuple[subprocess.Popen, str, str]:
 def post(port: str, token: str, path: str, content: dict | None = None) -> dict:
     link = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
     method = "GET" if content is None else "POST"
-    link.request(method, path, content and json.dumps(content), {"X-Token": token})
+    body = None if content is None else json.dumps(content)
+    link.request(method, path, body, {"X-Token": token})
     return json.loads(link.getresponse().read())

@@ -1,22 +1,20 @@
-"""A person ranks: the questions, the server against strangers, the terminal, the page itself."""
+"""A person ranks: the questions, the server against strangers, the terminal."""
 
 import socket
+import stat
 import time
-from contextlib import suppress
 
 import pytest
-from browser import CHROMIUM, Browser
-from labelling import candidates, serving, talk, write_candidates
+from labelling import candidates, serving, write_candidates
 
 import label
 from minirlhf import UserError
 from minirlhf.data import Prompt, read_rankings
+from minirlhf.feedback import server
 from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.rankings import Candidate, append_ranking
+from minirlhf.feedback.server import Address
 from minirlhf.files import read_jsonl
-
-SCRIPT = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
-
 
 # ------------------------------------------------------------------------- the questions
 
@@ -28,9 +26,10 @@ def test_a_tenth_of_the_prompts_comes_twice_in_another_blind_order(tmp_path):
     sitting = Sitting(rows, tmp_path / "r.jsonl", "me")
     asked = []
     while "question" in (state := sitting.question()):
-        candidate, repeat, cards = sitting.plan[state["question"]]
-        assert state["cards"] == cards and set(cards) == set(candidate.responses)
-        asked.append((candidate.id, repeat, cards))
+        question = sitting.questions[state["question"]]
+        cards = state["cards"]
+        assert set(cards) == set(question.candidate.responses)
+        asked.append((*question.asked, cards))
         assert sitting.answer(state["question"], [1 + i for i in range(len(cards))])
     once = {name: cards for name, repeat, cards in asked if not repeat}
     twice = {name: cards for name, repeat, cards in asked if repeat}
@@ -68,6 +67,51 @@ def test_skipped_is_not_asked_again_and_another_name_is_asked_everything(tmp_pat
         read_rankings(str(out))
 
 
+def test_an_answer_is_taken_back_and_its_record_is_replaced(tmp_path):
+    out = tmp_path / "r.jsonl"
+    sitting = Sitting(candidates(3), out, "me")
+    with pytest.raises(UserError, match="no earlier answer"):
+        sitting.back()
+    first = sitting.question()["question"]
+    sitting.answer(first, [2, 1, 2, 3], harmful=[3], all_bad=True)
+    second = sitting.question()["question"]
+    sitting.answer(second, skip=True)
+    sitting = Sitting(candidates(3), out, "me")  # it works in a new sitting too
+    third = sitting.question()["question"]
+    assert sitting.back(third)["answer"]["skip"]
+    state = sitting.back(second)
+    answer = {"ranks": [2, 1, 2, 3], "harmful": [3], "all_bad": True, "skip": False}
+    assert state["question"] == first and state["answer"] == answer and state["done"] == 2
+    assert not sitting.answer(first, [1, 2, 3, 4])  # a second answer, but no correction
+    assert sitting.answer(first, [1, 2, 3, 4], replaces=True)
+    assert sitting.back(second)["answer"]["ranks"] == [1, 2, 3, 4]  # the order is kept
+    assert sitting.question()["question"] == third
+    records = read_jsonl(out)
+    assert len(records) == 3 and [r.get("replaces") for r in records] == [None, None, True]
+    (ranking,) = read_rankings(str(out))
+    assert sorted(ranking.ranks) == [1, 2, 3, 4]
+
+
+def test_an_open_page_goes_on_after_a_restart_if_the_question_is_the_same(tmp_path):
+    question = Sitting(candidates(3), tmp_path / "r.jsonl", "me").question()["question"]
+    with pytest.raises(UserError, match="not asked"):
+        Sitting(candidates(3), tmp_path / "s.jsonl", "me", seed=6).answer(question, [1, 2, 3, 4])
+    assert Sitting(candidates(3), tmp_path / "r.jsonl", "me").answer(question, [1, 2, 3, 4])
+    (record,) = read_jsonl(tmp_path / "r.jsonl")
+    assert "seconds" not in record  # nobody knows
+
+
+def test_20_000_candidates_at_under_50_ms_an_answer(tmp_path):
+    sitting = Sitting(candidates(20000, K=2), tmp_path / "r.jsonl", "me")
+    seconds = []
+    for _ in range(20):
+        state = sitting.question()
+        began = time.perf_counter()
+        sitting.respond("POST /answer", {"question": state["question"], "ranks": [1, 2]})
+        seconds.append(time.perf_counter() - began)
+    assert sorted(seconds)[10] < 0.05
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -85,7 +129,7 @@ def test_skipped_is_not_asked_again_and_another_name_is_asked_everything(tmp_pat
         {"question": 3, "ranks": [1, 2, 3, 4]},
         {"question": "0", "ranks": [1, 2, 3, 4]},
         {"question": True, "ranks": [1, 2, 3, 4]},
-        {"question": 1e9, "ranks": [1, 2, 3, 4]},
+        {"question": [], "ranks": [1, 2, 3, 4]},
     ],
 )
 def test_an_answer_that_makes_no_sense_is_refused_and_nothing_is_written(wrong, tmp_path):
@@ -114,6 +158,7 @@ def test_an_answer_that_makes_no_sense_is_refused_and_nothing_is_written(wrong, 
         {"Host": "localhost.evil.example"},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "://"},
         {"Origin": "http://127.0.0.1:1"},
         {"X_Token": None},
         {"X_Token": "x"},
@@ -128,12 +173,14 @@ def test_strangers_get_nothing(headers, tmp_path):
         for words in (
             ("GET", "/"),
             ("GET", "/question"),
+            ("GET", "/guidelines"),
             ("POST", "/answer", answer),
+            ("POST", "/back", {}),
             ("POST", "/finish", {}),
         ):
             status, reply = ask(*words, **headers)
-            assert status == 403 and "cards" not in reply and "page" not in reply
-        assert (tmp_path / "r.jsonl").read_bytes() == b"" and not server.finished.is_set()
+            assert status == 403 and reply.keys() == {"error"}
+        assert (tmp_path / "r.jsonl").read_bytes() == b"" and not server.app.finished.is_set()
 
 
 def test_the_page_answers_its_own_requests_and_no_others(tmp_path):
@@ -152,8 +199,64 @@ def test_the_page_answers_its_own_requests_and_no_others(tmp_path):
         policy, page = reply["headers"]["Content-Security-Policy"], reply["page"]
         assert status == 200 and "default-src 'none'" in policy
         assert policy.split("nonce-")[1].split("'")[0] in page
-        for foreign in ("http://", "https://", "innerHTML"):
+        for foreign in ("http://", "https://", "innerHTML", "{{"):
             assert foreign not in page
+
+
+def test_a_page_behind_a_proxy_has_its_name_and_https(tmp_path):
+    address = Address(public_url="https://rank.example.org/mine/")
+    with serving(tmp_path, candidates(), address=address) as (server, ask):
+        assert server.url == f"https://rank.example.org/mine/?token={server.token}"
+        public = {"Host": "rank.example.org", "Origin": "https://rank.example.org"}
+        assert ask("GET", "/question", **public)[0] == 200
+        assert ask("GET", "/question", Origin="https://rank.example.org")[0] == 200
+        assert ask("GET", "/question", Origin="https://example.org")[0] == 403
+        assert ask("GET", "/question", Host="example.org")[0] == 403
+    for wrong in ("rank.example.org", "ftp://x.org", "https://", "https://x.org/?a=1", "http://["):
+        with pytest.raises(UserError, match="--public_url"):
+            Address(public_url=wrong)
+
+
+def test_what_an_open_host_means_is_said():
+    for host in ("127.0.0.1", "127.0.0.7", "localhost", "::1"):
+        assert not Address(host).warning()
+    for host in ("0.0.0.0", "::", "192.168.0.7"):
+        assert "nothing is encrypted" in Address(host).warning()
+
+
+# ------------------------------------------------------------------------- restarts
+
+
+def test_port_and_token_survive_a_restart_and_only_the_user_can_read_them(tmp_path):
+    link = tmp_path / "r.page.html"
+    sitting = Sitting(candidates(3), tmp_path / "r.jsonl", "me")
+    with server.start_server(sitting, Address(), link) as first:
+        server.write_link(link, first.local_url)
+        assert stat.S_IMODE(link.stat().st_mode) == 0o600
+        with server.start_server(sitting, Address(), link) as second:  # the port is taken
+            assert second.server_address != first.server_address
+            assert second.token == first.token
+    with server.start_server(sitting, Address(), link) as again:
+        assert (again.url, again.token) == (first.url, first.token)
+    link.chmod(0o644)  # others could have read it, or written it
+    with server.start_server(sitting, Address(), link) as new:
+        assert new.token != first.token
+    for damaged in ("", "\xff", "http://127.0.0.1:80/?token=x"):
+        link.write_text(damaged, encoding="latin-1")
+        link.chmod(0o600)
+        assert server.read_link(link) == (0, "")
+
+
+def test_no_command_line_holds_the_token(tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(server, "has_display", lambda: True)
+    monkeypatch.setattr(server.webbrowser, "open", opened.append)
+    link = tmp_path / "r.page.html"
+    sitting = Sitting(candidates(3), tmp_path / "r.jsonl", "me")
+    sitting.finished.set()
+    server.serve(sitting, Address(), link, "rank")
+    token = capsys.readouterr().out.split("?token=")[1].split()[0]
+    assert opened == [link.as_uri()] and token not in opened[0] and token in link.read_text()
 
 
 # ------------------------------------------------------------------------- label.py
@@ -163,177 +266,58 @@ def test_wrong_calls_are_refused(tmp_path):
     write_candidates(tmp_path / "c.jsonl", candidates(3))
     common = {"candidates": str(tmp_path / "c.jsonl"), "open": False}
     out = str(tmp_path / "r.jsonl")
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port"):
-        label.main(label.Settings(**common, out=out, port=taken.getsockname()[1]))
-    with pytest.raises(UserError, match="--port"):
-        label.main(label.Settings(**common, out=out, port=70000))
-    with pytest.raises(UserError, match="--annotator nobody"):
-        label.main(label.Settings(**common, out=out, annotator="nobody"))
-    with pytest.raises(UserError, match=r"--out .*r\.txt"):
-        label.main(label.Settings(**common, out=str(tmp_path / "r.txt")))
+
+    def refused(match: str, **flags) -> None:
+        with pytest.raises(UserError, match=match):
+            label.main(label.Settings(**common | {"out": out} | flags))
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused("--port", port=taken.getsockname()[1])
+    refused("--port", port=70000)
+    refused("--public_url", public_url="here")
+    refused("--guidelines", guidelines=str(tmp_path / "no.txt"))
+    refused("--annotator nobody", annotator="nobody")
+    refused(r"--out .*r\.txt", out=str(tmp_path / "r.txt"))
+    refused("one file", out="a.jsonl,b.jsonl")
+    refused("--candidates", out=common["candidates"])
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         label.main(label.Settings(**common, out=str(tmp_path / "file" / "r.jsonl")))
     append_ranking(out, candidates(9)[8], [1, 2, 3, 4], "me")
-    with pytest.raises(UserError, match=r"r\.jsonl, line 1"):
-        label.main(label.Settings(**common, out=out))
+    refused(r"r\.jsonl, line 1")
 
 
 def test_the_terminal_asks_the_same_questions(tmp_path, monkeypatch, capsys):
     rows = [*candidates(4), Candidate("x", Prompt.of("p"), ["\x1b[2Jboo", "y", "z", "w"])]
     lines = iter(["2 > 1 = 3 > 4 h2", "5 1 2 3", "1 2 3", "1 2 3 4 x", "s", "b", "4 3 2 1 b", "q"])
-    sitting = Sitting(rows, tmp_path / "r.jsonl", "me")
+    sitting = Sitting(rows, tmp_path / "r.jsonl", "me", guidelines="Be fair.")
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     label.ask_in_terminal(sitting)
     first, second, third, fourth = read_jsonl(tmp_path / "r.jsonl")
-    cards = sitting.plan[0][2]
+    cards = next(iter(sitting.questions.values())).cards
     assert [first["ranks"][first["responses"].index(card)] for card in cards] == [2, 1, 2, 3]
     assert [first["responses"][i] for i in first["harmful"]] == [cards[1]]
     assert second["skipped"] and third["all_bad"] and set(third["ranks"]) == {1}
     assert sorted(fourth["ranks"]) == [1, 2, 3, 4] and fourth["all_bad"]
+    lines = iter(["u", "1 2 3 4", "q"])
+    label.ask_in_terminal(sitting)
+    assert read_jsonl(tmp_path / "r.jsonl")[4]["replaces"]
     monkeypatch.setattr("builtins.input", lambda _: "1 2 3 4")
     label.ask_in_terminal(sitting)
     output = capsys.readouterr().out
     assert output.count("not saved") == 3 and "\x1b" not in output and "boo" in output
+    assert "Be fair." in output
 
 
-# ------------------------------------------------------------------------- the page
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not CHROMIUM:
-        pytest.skip("no chromium here")
-    with Browser(tmp_path_factory.mktemp("profile")) as b:
-        yield b
-
-
-def ranked(record: dict) -> list[str]:
-    """Texts, best first."""
-    return [t for _, t in sorted(zip(record["ranks"], record["responses"]))]
-
-
-def test_the_page_ranks_by_keys_clicks_and_drag(browser, tmp_path):
-    rows = candidates(9)
-    rows[0] = Candidate("c0", Prompt.of(talk(SCRIPT)), [SCRIPT, *rows[0].responses[1:]])
-    rows[1].responses[0] = "long " * 20000
-    with serving(tmp_path, rows) as (server, _):
-
-        def saved(n):
-            browser.wait(lambda: len(read_jsonl(tmp_path / "r.jsonl")) == n)
-            browser.wait(lambda: browser.js("!busy && (!now || !now.groups.length)"))
-            return read_jsonl(tmp_path / "r.jsonl")[-1] if n else None
-
-        browser.resize(1280, 4000)
-        browser.open(server.url)
-        browser.wait(lambda: browser.js("cards.length") == 4)
-        saved(0)
-        # model output is text: it is all there, and nothing of it ran
-        assert browser.js("shown.turns.length") == 3
-        assert SCRIPT in browser.js("document.body.innerText")
-        assert browser.js("window.hacked") is None
-        assert browser.js("document.querySelectorAll('img').length") == 0
-        # keys: 3 best, 1 and 4 tied, 2 falls into place; undo takes a wrong key back; 2 is harmful
-        order = browser.js("shown.cards")
-        for key in ("3", "2", "u", "1", "t", "4"):
-            browser.key(key)
-        browser.key("2", shift=True)
-        browser.key("Enter")
-        record = saved(1)
-        assert [record["ranks"][record["responses"].index(t)] for t in order] == [2, 3, 1, 2]
-        assert [record["responses"][j] for j in record["harmful"]] == [order[1]]
-        # Enter too early saves nothing; a reload brings back what was not confirmed
-        order = browser.js("shown.cards")
-        browser.key("4")
-        browser.key("Enter")
-        assert "still unranked" in browser.js("$('say').textContent")
-        assert len(read_jsonl(tmp_path / "r.jsonl")) == 1
-        browser.open(server.url)
-        browser.wait(lambda: browser.js("cards.length") == 4)
-        assert browser.js("now.groups") == [[3]]
-        for i in (1, 0, 2):  # the rest by clicks
-            browser.mouse(middle(browser, i))
-            settle()
-        browser.mouse(browser.js("(r => [r.x + 9, r.y + 9])($('confirm').getBoundingClientRect())"))
-        assert ranked(saved(2)) == [order[i] for i in (3, 1, 0, 2)]
-        # drag: place two, drag the third between them, the fourth onto the first for a tie
-        order = browser.js("shown.cards")
-        browser.key("1")
-        browser.key("2")
-        settle()
-        (x, y), (_, top) = middle(browser, 2), middle(browser, 1, 0.1)
-        browser.mouse((x, y), (x, y - 20), (x, top + 5), (x, top))
-        settle()
-        assert browser.js("now.groups") == [[0], [2], [1]]
-        browser.mouse(middle(browser, 3), (x, y - 30), middle(browser, 0))
-        settle()
-        assert browser.js("now.groups") == [[0, 3], [2], [1]]
-        browser.key("Enter")
-        record = saved(3)
-        assert [record["ranks"][record["responses"].index(t)] for t in order] == [1, 3, 2, 1]
-        # all bad and skip
-        browser.key("b")
-        browser.key("Enter")
-        assert saved(4)["all_bad"]
-        browser.key("s")
-        assert saved(5)["skipped"]
-        # neither on a desk nor on a phone anything sticks out sideways
-        for width in (390, 1280):
-            browser.resize(width, 844, mobile=width < 500)
-            assert browser.js("document.documentElement.scrollWidth <= innerWidth")
-        browser.call("Emulation.clearDeviceMetricsOverride")
-        assert browser.js("window.hacked") is None
-        methods = {event["method"] for event in browser.events}
-        assert not methods & {"Runtime.exceptionThrown", "Log.entryAdded"}, browser.events
-
-
-def middle(browser: Browser, i: int, height: float = 0.5) -> tuple[float, float]:
-    point = f"[r.x + r.width / 2, r.y + r.height * {height}]"
-    return tuple(browser.js(f"(r => {point})(cards[{i}].getBoundingClientRect())"))
-
-
-def settle() -> None:
-    time.sleep(0.3)  # the cards glide for 0.22 seconds
-
-
-def unfocused(browser: Browser) -> None:
-    """From here on the page does not look whether its question still stands."""
-    browser.js("removeEventListener('focus', look)")
-    settle()  # a look that is on its way
-
-
-def test_two_tabs_a_double_press_and_the_end(browser, tmp_path):
-    with serving(tmp_path, candidates(3)) as (server, ask):
-        browser.open(server.url)
-        browser.wait(lambda: browser.js("cards.length") == 4)
-        unfocused(browser)
-        state = ask("GET", "/question")[1]  # the other tab goes ahead
-        answer = {"question": state["question"], "ranks": [1, 2, 3, 4]}
-        assert ask("POST", "/answer", answer)[1]["saved"]
-        for key in "432":
-            browser.key(key)
-        browser.js("confirm(); confirm(); confirm()")
-        browser.wait(lambda: browser.js("shown.done") == 1)
-        assert "first answer counts" in browser.js("$('say').textContent")
-        assert len(read_jsonl(tmp_path / "r.jsonl")) == 1
-        while browser.js("!!now"):
-            done = browser.js("shown.done")
-            for key in "123":
-                browser.key(key)
-            browser.js("confirm(); confirm()")
-            browser.wait(lambda done=done: browser.js("!now || shown.done > " + str(done)))
-        assert "All done" in browser.js("document.body.innerText") and server.finished.wait(5)
-        assert len(read_jsonl(tmp_path / "r.jsonl")) == 3
-    with serving(tmp_path, candidates(5), "else") as (server, _):
-        browser.open(server.url)
-        browser.wait(lambda: browser.js("cards.length") == 4)
-        unfocused(browser)
-        server.shutdown()
-        server.server_close()  # label.py died: the ranking stays on the page
-        for request in list(server.live):  # and so did the spare connection that the browser holds
-            with suppress(OSError):
-                request.shutdown(socket.SHUT_RDWR)
-        for key in ("2", "3", "4", "Enter"):
-            browser.key(key)
-        browser.wait(lambda: "cannot be reached" in browser.js("$('say').textContent"))
-        assert browser.js("now.groups") == [[1], [2], [3]]
+def test_the_end_names_the_command_that_comes_next_but_not_inside_a_loop(
+    tmp_path, monkeypatch, capsys
+):
+    write_candidates(tmp_path / "c.jsonl", candidates(3))
+    monkeypatch.setattr("builtins.input", lambda _: "1 2 3 4")
+    files = {"candidates": str(tmp_path / "c.jsonl"), "out": str(tmp_path / "my r.jsonl")}
+    label.main(label.Settings(**files, terminal=True), is_alone=True)
+    assert f"next: python train_rm.py --data '{files['out']}'" in capsys.readouterr().out
+    label.main(label.Settings(**files, terminal=True))
+    assert "train_rm" not in capsys.readouterr().out
+    sitting = Sitting(candidates(3), tmp_path / "r.jsonl", "me", next_step="python train_rm.py")
+    assert sitting.respond("POST /finish", {})["next"] == "python train_rm.py"
