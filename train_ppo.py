@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, health, lora, losses, rewards, rollout
+from minirlhf import UserError, health, lora, losses, rewards, rollout, world
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, mixed, read_demonstrations, read_prompts
@@ -95,6 +95,7 @@ class Settings:
 GAMMA = 1.0  # no discount: a response is short
 WARMUP = 5  # iterations until the learning rate's peak
 LORA_ALPHA = 16.0
+HELD_OUT_SEED = 1000  # of the fixed requests: the default of evaluate.py
 PTX_BATCH = 16  # rows of text in an update
 
 
@@ -272,7 +273,7 @@ def update(
 
     numbers["log_ratio_rms"] = math.sqrt(numbers.pop("log_ratio_square"))
     if number == 0:
-        check_first_ratio(numbers["log_ratio_rms"], run.autocast_dtype, step)
+        check_first_ratio(numbers["log_ratio_rms"], models.policy.autocast_dtype, step)
         numbers["first_ratio_off"] = numbers["log_ratio_rms"]
     if numbers["approx_kl"] > settings.stop_update_kl:
         optimizer.zero_grad()
@@ -349,6 +350,7 @@ def main(settings: Settings) -> None:
     optimizer = run.adamw(list(models.trained().values()), settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
     run.track(optimizer, **models.trained())
+    requests = fixed_requests(settings, policy, prompts)
     print(f"{len(prompts)} prompts, {settings.steps} iterations on {run.device}")
     run.memory(rollout.CACHED_AT_ONCE)
 
@@ -414,8 +416,9 @@ def main(settings: Settings) -> None:
             tokens_per_second=float(mask.sum()) / max(1e-9, updated - started),
             peak_gib=run.peak_memory(),
         )
-        if step % settings.log_every == 0:
+        if step % settings.log_every == 0 or step == settings.steps - 1:
             show(run, step, batch, scores)
+            ask_again(run, step, policy, requests, reward_fn)
         if settings.kl_target:
             run.extra["kl_coef"] = losses.adapt_kl_coef(
                 kl_coef, float(kl.sum(1).mean()), settings.kl_target, len(batch)
@@ -578,10 +581,37 @@ def show(run: Run, step: int, batch: Rollout, scores: Tensor) -> None:
     """Warnings and samples, for the eye."""
     for warning in health.warnings(run.row):
         print(f"    warning: {warning}")
+    run.samples(step, sample_rows(batch, scores)[:8], show=1)
+
+
+def sample_rows(batch: Rollout, scores: Tensor) -> list[dict]:
     rows = []
-    for prompt, response, value in zip(batch.prompts[:8], batch.responses, scores.tolist()):
+    for prompt, response, value in zip(batch.prompts, batch.responses, scores.tolist()):
         rows.append({"prompt": prompt.source, "response": response, "score": value})
-    run.samples(step, rows, show=1)
+    return rows
+
+
+def fixed_requests(settings: Settings, policy: GPT, prompts: list[Prompt]) -> list[Prompt]:
+    """Four that are the same in all runs: held-out ones of a world, or the files' first."""
+    requests = prompts[:4]
+    if world.find(settings.data):
+        which = {"template": settings.template, "split": "test", "seed": HELD_OUT_SEED}
+        requests = read_prompts(settings.data, count=4, **which) + requests
+    return rollout.prompts_that_fit(policy, requests, settings.max_tokens, settings.truncate)[:4]
+
+
+def ask_again(
+    run: Run, step: int, policy: GPT, requests: list[Prompt], reward_fn: rewards.RewardFn
+) -> None:
+    """Answers to the fixed requests, drawn with the same random numbers at every step: what
+    changes is the policy."""
+    settings = run.settings
+    options = {"temperature": settings.temperature}
+    dice = run.generator("requests")
+    batch = rollout.sample(policy, requests, settings.max_tokens, dice, **options)
+    scores = score_all(reward_fn, batch)[0]
+    scores = torch.where(batch.finished, scores, settings.unfinished_score)  # (B,)
+    run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 
 
 if __name__ == "__main__":

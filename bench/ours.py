@@ -41,6 +41,7 @@ def train(task: Task, script: ModuleType, records: list[dict], **settings) -> li
         template="raw",
         token_budget=max(4096, row.prompts * row.samples * longest),
         device=task.device,
+        dtype=task.dtype,
         **settings,
     )
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -53,7 +54,7 @@ def train(task: Task, script: ModuleType, records: list[dict], **settings) -> li
 
 
 def sample(task: Task) -> list[float]:
-    model = open_model(GPT, task.folder / "lm", task.device)
+    model = open_model(GPT, task.folder / "lm", task.device, task.dtype)
     prompts = [model.tokenizer.encode(prompt) for prompt, _ in task.inputs()]
     generator = torch.Generator(model.device)
     limit, samples = task.row.response_tokens, task.row.samples
@@ -65,7 +66,7 @@ def sample(task: Task) -> list[float]:
 
 
 def score(task: Task) -> list[float]:
-    model = open_model(GPT, task.folder / "lm", task.device)
+    model = open_model(GPT, task.folder / "lm", task.device, task.dtype)
     prompts, responses = [], []
     for prompt, (response,) in task.inputs():
         prompts.append(Prompt.of(prompt, "raw"))

@@ -89,7 +89,7 @@ def options(task: Task, batch_size: int) -> dict:
         "per_device_train_batch_size": batch_size,
         "max_steps": STEPS + 1,
         "learning_rate": 0.0,
-        "bf16": task.device == "cuda",
+        "bf16": task.dtype == "bfloat16",
         "use_cpu": task.device == "cpu",
         "gradient_checkpointing": False,
         "report_to": "none",
@@ -101,8 +101,7 @@ def options(task: Task, batch_size: int) -> dict:
 
 
 def sample(task: Task) -> list[float]:
-    dtype = torch.bfloat16 if task.device == "cuda" else torch.float32
-    model = language_model(task).to(task.device, dtype)
+    model = language_model(task).to(task.device, getattr(torch, task.dtype))
     texts = [prompt for prompt, _ in task.inputs()]
     tokens = load_tokenizer(task)(texts, return_tensors="pt").input_ids.to(task.device)  # (P, T)
 

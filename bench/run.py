@@ -43,6 +43,7 @@ class Settings:
     turns: int = 3  # how often ours and the peer's alternate
     threads: int = 0  # of the CPU; 0: as many as torch uses by itself
     device: str = "auto"  # auto, cuda, mps, cpu
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products, on both sides
     out: str = "out/bench.json"  # the results
 
 
@@ -113,7 +114,9 @@ def main(settings: Settings) -> None:
         name for name in ("torch", "transformers", "trl") if importlib.util.find_spec(name)
     ]
     versions = {name: version(name) for name in libraries}
-    print(f"{versions}, {platform.machine()}, {device}, {threads} threads, {settings.preset}")
+    print(
+        f"{versions}, {platform.machine()}, {device}, {threads} threads, {settings.preset}, {settings.dtype}"
+    )
     print("matrix product {flops:.3g} FLOP/s, copy {copy:.3g} bytes/s\n".format(**machine))
     print(f"{'':22}{'ours':>9}{'':11}{'ceiling':>9}{'MiB':>6}{'peer':>9}{'MiB':>6}{'ratio':>7}")
 
@@ -127,7 +130,7 @@ def main(settings: Settings) -> None:
             if not row.name.startswith(tuple(settings.only.split(","))):
                 continue
             make_models(Path(folder), config, row.eos_rate)
-            task = Task(row, config, device.type, Path(folder))
+            task = Task(row, config, device.type, settings.dtype, Path(folder))
             result = compare(task, processes, settings.turns)
             speed = row.flops(config) / median(result["seconds"]["ours"])
             result["of_ceiling"] = speed / machine["flops"]

@@ -125,6 +125,7 @@ class Task:
     row: Row
     config: Config
     device: str
+    dtype: str  # float32 or bfloat16, on both sides
     folder: Path
 
     def inputs(self) -> list[tuple[str, list[str]]]:

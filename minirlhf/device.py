@@ -9,6 +9,7 @@ from torch import nn
 
 from minirlhf import UserError
 
+WIDE = 256  # from this width on, a CPU's training steps gain by bfloat16: docs/speed.md
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -29,20 +30,31 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def pick_autocast(name: str, device: torch.device) -> torch.dtype | None:
+def pick_autocast(name: str, device: torch.device, width: int = 0) -> torch.dtype | None:
     """The dtype of matrix products; None is float32. Weights and logits stay float32.
 
     auto: bfloat16 on a GPU that has it. There the float32 products of such a run, the head's above
-    all, are made from TF32: several times as fast, and eight times as precise as bfloat16.
+    all, are made from TF32: several times as fast, and eight times as precise as bfloat16. On a CPU
+    that multiplies bfloat16 itself, for models of a certain width.
     """
     if name == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        name = "bfloat16" if on_gpu else "float32"
+        gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if device.type == "cpu" and width >= WIDE:
+            gains = cpu_multiplies_bf16()
+        name = "bfloat16" if gains else "float32"
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: choose from auto, float32, bfloat16")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = name == "bfloat16"
     return DTYPES[name]
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for it: AVX512-BF16, which also machines with AMX have.
+
+    PyTorch has no public name for this question.
+    """
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
 def keep_freed_memory() -> None:
@@ -97,4 +109,4 @@ def open_model(
     """
     device = pick_device(device)
     model = cls.from_pretrained(folder, **overrides)
-    return place(model, device, pick_autocast(dtype, device))
+    return place(model, device, pick_autocast(dtype, device, model.config.n_embd))

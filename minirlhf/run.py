@@ -157,7 +157,7 @@ class Run:
         self.folder = Path(settings.out)
         self.seed = settings.seed
         self.device = device.pick_device(settings.device)
-        self.autocast_dtype = device.pick_autocast(settings.dtype, self.device)
+        device.pick_autocast(settings.dtype, self.device)  # a wrong name is an error at once
         self.inputs = inputs.fingerprints(settings)
         self.started = time.monotonic()
         self.seconds_before = 0.0  # spent before this run was resumed
@@ -258,7 +258,7 @@ class Run:
         return device.place(
             model,
             self.device,
-            self.autocast_dtype,
+            device.pick_autocast(self.settings.dtype, self.device, model.config.n_embd),
             trained=trained,
             checkpointing=getattr(self.settings, "checkpointing", False),
             compile=getattr(self.settings, "compile", False),
@@ -333,7 +333,7 @@ class Run:
             if trained:
                 activations += activation_bytes(model, self.settings.token_budget)
         config = self.placed[0].config
-        number_bytes = 2 if self.autocast_dtype else 4
+        number_bytes = 2 if self.placed[0].autocast_dtype else 4
         numbers = 2 * config.n_layer * config.kv_heads * config.head_width  # of a cached token
         cache = number_bytes * cached_tokens * numbers
         total = (weights + max(activations, cache)) / 2**30

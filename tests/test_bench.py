@@ -33,7 +33,7 @@ def test_texts_have_as_many_tokens_as_asked(tmp_path):
     make_models(tmp_path, CONFIG, eos_rate=0.0)
     tokenizer = GPT.from_pretrained(tmp_path / "lm").tokenizer
     assert tokenizer.vocab_size == CONFIG.vocab_size
-    inputs = Task(row, CONFIG, "cpu", tmp_path).inputs()
+    inputs = Task(row, CONFIG, "cpu", "float32", tmp_path).inputs()
     for (prompt, responses), lengths in zip(inputs, row.lengths(), strict=True):
         assert len(tokenizer.encode(prompt)) == lengths[0]
         assert [len(tokenizer.encode(text)) + 1 for text in responses] == [lengths[1]]
@@ -42,7 +42,7 @@ def test_texts_have_as_many_tokens_as_asked(tmp_path):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_runs(row, tmp_path):
     make_models(tmp_path, CONFIG, row.eos_rate)
-    seconds = getattr(ours, row.kind)(Task(row, CONFIG, "cpu", tmp_path))
+    seconds = getattr(ours, row.kind)(Task(row, CONFIG, "cpu", "float32", tmp_path))
     assert len(seconds) == 3
     assert min(seconds) > 0
     assert row.units() > 0

@@ -455,11 +455,16 @@ def test_seeds_depend_on_the_whole_key_alone(tmp_path):
 # ---- device
 
 
-def test_devices_and_precisions_have_names():
+def test_devices_and_precisions_have_names(monkeypatch):
     cpu = torch.device("cpu")
     assert device.pick_device("cpu") == cpu == device.pick_device(cpu)
     assert device.pick_autocast("auto", cpu) is device.pick_autocast("float32", cpu) is None
     assert device.pick_autocast("bfloat16", cpu) == torch.bfloat16
+    for native, expected in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(device, "cpu_multiplies_bf16", lambda native=native: native)
+        assert device.pick_autocast("auto", cpu, width=device.WIDE) == expected
+        assert device.pick_autocast("auto", cpu, width=device.WIDE - 1) is None
+        assert device.pick_autocast("float32", cpu, width=4096) is None
     with pytest.raises(UserError, match="--device gpu"):
         device.pick_device("gpu")
     with pytest.raises(UserError, match="--dtype half"):
