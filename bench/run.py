@@ -87,9 +87,9 @@ def show(result: dict) -> None:
     print(line, flush=True)
 
 
-def ceilings(device: torch.device) -> dict[str, float]:
+def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """The machine's FLOP/s in a large matrix product, and bytes/s in a copy."""
-    size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    size = 4096 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
     x = torch.randn(2**25, device=device)
     y = torch.empty_like(x)
@@ -109,14 +109,13 @@ def main(settings: Settings) -> None:
     device = pick_device(settings.device)
     threads = settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    machine = ceilings(device)
+    machine = ceilings(device, getattr(torch, settings.dtype))
     libraries = [
         name for name in ("torch", "transformers", "trl") if importlib.util.find_spec(name)
     ]
     versions = {name: version(name) for name in libraries}
-    print(
-        f"{versions}, {platform.machine()}, {device}, {threads} threads, {settings.preset}, {settings.dtype}"
-    )
+    print(f"{versions}, {platform.machine()}, {device}, {threads} threads")
+    print(f"{settings.preset}, {settings.dtype}")
     print("matrix product {flops:.3g} FLOP/s, copy {copy:.3g} bytes/s\n".format(**machine))
     print(f"{'':22}{'ours':>9}{'':11}{'ceiling':>9}{'MiB':>6}{'peer':>9}{'MiB':>6}{'ratio':>7}")
 

@@ -50,10 +50,7 @@ def pick_autocast(name: str, device: torch.device, width: int = 0) -> torch.dtyp
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether the processor has instructions for it: AVX512-BF16, which also machines with AMX have.
-
-    PyTorch has no public name for this question.
-    """
+    """Whether the processor has AVX512-BF16; PyTorch has no public name for this question."""
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
