@@ -82,8 +82,9 @@ class Browser:
 
     def send(self, data: bytes) -> None:
         """One masked WebSocket frame."""
-        size = bytes([0x80 | len(data)])
-        if len(data) >= 126:
+        if len(data) < 126:
+            size = bytes([0x80 | len(data)])
+        else:
             size = b"\xfe" + struct.pack(">H", len(data))
         mask = os.urandom(4)
         masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
@@ -125,10 +126,18 @@ class Browser:
         code = key
         if len(key) == 1:
             code = f"Digit{key}" if key.isdigit() else f"Key{key.upper()}"
-        for kind in ("rawKeyDown", "keyUp"):
+        pressed = {"key": key, "code": code, "modifiers": 8 if shift else 0}
+        if key == "Enter":  # it presses the button that has the focus
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=code, modifiers=8 if shift else 0
+                "Input.dispatchKeyEvent",
+                type="keyDown",
+                text="\r",
+                windowsVirtualKeyCode=13,
+                **pressed,
             )
+        else:
+            self.call("Input.dispatchKeyEvent", type="rawKeyDown", **pressed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     def mouse(self, *points: tuple[float, float]) -> None:
         """Press at the first point, release at the last."""

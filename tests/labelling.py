@@ -40,16 +40,16 @@ def write_candidates(path: Path, rows: list[Candidate]) -> None:
 
 
 @contextmanager
-def serving(path: Path, rows: list[Candidate], name: str = "me", address=None, **more):
+def serving(path: Path, rows: list[Candidate], address=None, token="", **more):
     """The ranking page. more: arguments of Sitting."""
-    with serving_app(Sitting(rows, path / "r.jsonl", name, **more), address) as both:
+    with serving_app(Sitting(rows, path / "r.jsonl", "me", **more), address, token) as both:
         yield both
 
 
 @contextmanager
-def serving_app(app, address: Address | None = None):
+def serving_app(app, address: Address | None = None, token: str = ""):
     """Gives (server, ask): ask(method, path, content, **headers) -> (status, answer)."""
-    with Server(app, address or Address()) as server:
+    with Server(app, address or Address(), token) as server:
         threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         ).start()

@@ -125,8 +125,7 @@ class Sitting:
             left = self._left()
             state = self.progress(left)
             if not left:
-                self.finished.set()
-                return state | {"next": self.next_step}
+                return state
             self.shown.setdefault(left[0], time.monotonic())
             return state | self._show(left[0])
 
