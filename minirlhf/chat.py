@@ -9,14 +9,15 @@ empty thought) is measured: the folder's Jinja template renders a few conversati
 render the same.
 """
 
-import re
-from collections.abc import Callable, Iterator
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from string import Template
 from typing import NamedTuple
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minirlhf.files import to_json
 
@@ -178,6 +179,12 @@ JINJA = Template("""\
 {%- endfor %}
 {{- headers['assistant'] + $thought if add_generation_prompt else '' }}""")
 
+RENDERER = Path(__file__).with_name("template_renderer.py")
+RENDERING_SECONDS = 10  # before a template is given up
+
+HI = (("user", "hi"),)
+OBEY_HI = (("system", "obey"), ("user", "hi"))
+BLANK_HI = (("user", " hi "),)
 PROBES: tuple[Turns, ...] = (
     (("user", " One?\n"),),
     (("system", " Be brief.\n"), ("user", "One?")),
@@ -185,64 +192,61 @@ PROBES: tuple[Turns, ...] = (
     (("system", ""), ("user", "One?"), ("assistant", ""), ("user", "Two?"), ("assistant", "")),
     (("user", ""), ("assistant", "One."), ("user", "Two?"), ("assistant", "3"), ("user", "4?")),
 )
+Texts = dict[tuple[Turns, bool], str]  # of conversations, True: with the header of an answer
 
 
+@functools.lru_cache
 def recognise(template: str, bos_token: str = "", eos_token: str = "") -> ChatFormat | None:
     """The format that renders as a folder's Jinja template does; None: none of ours.
 
     bos_token, eos_token: what the template gets under these names.
     """
-
-    def render(turns: Turns, asks: bool = False) -> str:
-        """asks: with the open header of an answer."""
-        return compiled.render(
-            messages=[{"role": role, "content": text} for role, text in turns],
-            add_generation_prompt=asks,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            enable_thinking=False,
-        )
-
-    try:
-        compiled = compile_template(template)
-        for known in (replace(PLAIN, end=eos_token), CHATML, LLAMA3):
-            chat = measure(known, render, bos_token)
-            if all(renders_as(chat, render, turns) for turns in PROBES):
-                return chat
-    except Exception:  # a template may raise whatever it likes, for a system turn for instance
-        return None
+    formats = (replace(PLAIN, end=eos_token), CHATML, LLAMA3)
+    for known in formats:
+        if template == known.template():
+            return known
+    texts = render(template, bos_token, eos_token)
+    for known in formats if texts else ():
+        chat = measure(known, texts, bos_token)
+        if all(renders_as(chat, texts, turns) for turns in PROBES):
+            return chat
     return None
 
 
-def compile_template(template: str) -> jinja2.Template:
-    """In Jinja's sandbox, set up as transformers does. Dates stay those that the template falls
-    back on, for there is no strftime_now."""
+def render(template: str, bos_token: str, eos_token: str) -> Texts:
+    """What a template makes of the conversations above; {} if it fails on any, or takes long."""
+    keys = [(HI, False), (HI, True), (OBEY_HI, False), (BLANK_HI, False)]
+    keys += [(turns, is_open(turns)) for turns in PROBES]
+    conversations = []
+    for turns, asks in keys:
+        messages = [{"role": role, "content": text} for role, text in turns]
+        conversations.append((messages, asks))
+    variables = {"bos_token": bos_token, "eos_token": eos_token, "enable_thinking": False}
+    request = {"template": template, "variables": variables, "conversations": conversations}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", RENDERER],  # -P: this folder's modules are none of Jinja's
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=RENDERING_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return {}
+    if done.returncode != 0:
+        return {}
+    return dict(zip(keys, json.loads(done.stdout)))
 
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
 
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    sandbox.globals["raise_exception"] = raise_exception
-    # {% generation %} marks what transformers supervises; it renders what it encloses.
-    template = re.sub(r"({%-?\s*)generation(\s*-?%})", r"\1if true\2", template)
-    template = re.sub(r"({%-?\s*)endgeneration(\s*-?%})", r"\1endif\2", template)
-    return sandbox.from_string(template)
-
-
-def measure(known: ChatFormat, render: Callable, bos_token: str) -> ChatFormat:
+def measure(known: ChatFormat, texts: Texts, bos_token: str) -> ChatFormat:
     """A format with the additions of a template of its kind; of another kind's, nonsense."""
     hi = "".join(piece.text for piece in known.message("user", "hi"))
-    alone = render((("user", "hi"),))
-    instructed = render((("system", "obey"), ("user", "hi")))
-    asking = render((("user", "hi"),), asks=True)
-
+    alone = texts[HI, False]
     opening = alone.removesuffix(hi)
     header = known.headers["system"]
     has_bos = opening == bos_token or opening.startswith(bos_token + header)
     bos = bos_token if has_bos else ""
-    before_system = instructed.removeprefix(bos + header).removesuffix("obey" + known.footer + hi)
+    before_system = texts[OBEY_HI, False].removeprefix(bos + header)
+    before_system = before_system.removesuffix("obey" + known.footer + hi)
     default_system = None
     if opening != bos:
         default_system = opening.removeprefix(bos + header + before_system)
@@ -252,12 +256,17 @@ def measure(known: ChatFormat, render: Callable, bos_token: str) -> ChatFormat:
         bos=bos,
         before_system=before_system,
         default_system=default_system,
-        thought=asking.removeprefix(alone + known.headers["assistant"]),
-        trims=render((("user", " hi "),)) == alone,
+        thought=texts[HI, True].removeprefix(alone + known.headers["assistant"]),
+        trims=texts[BLANK_HI, False] == alone,
     )
 
 
-def renders_as(chat: ChatFormat, render: Callable, turns: Turns) -> bool:
-    if turns[-1][0] == "user":
-        return render(turns, asks=True) == chat.prompt_text(turns)
-    return render(turns) in (chat.text(turns), chat.text(turns) + chat.between)
+def is_open(turns: Turns) -> bool:
+    return turns[-1][0] == "user"
+
+
+def renders_as(chat: ChatFormat, texts: Texts, turns: Turns) -> bool:
+    text = texts[turns, is_open(turns)]
+    if is_open(turns):
+        return text == chat.prompt_text(turns)
+    return text in (chat.text(turns), chat.text(turns) + chat.between)

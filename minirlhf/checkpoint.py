@@ -16,17 +16,20 @@ from torch import Tensor
 
 from minirlhf import UserError, architectures, files
 
-LARGEST = {
-    "vocab_size": 10**7,
-    "n_positions": 10**7,
-    "n_embd": 10**5,
-    "n_layer": 1000,
-    "n_head": 10**5,
-    "n_kv_head": 10**5,
-    "head_dim": 10**5,
-    "n_inner": 10**6,
-}
+SIZES = (
+    "vocab_size",
+    "n_positions",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_kv_head",
+    "head_dim",
+    "n_inner",
+)
 MAY_BE_NONE = ("n_inner", "n_kv_head", "head_dim")
+LARGEST_SIZE = 10**7
+MOST_LAYERS = 1000
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     "w = torch.load('pytorch_model.bin', weights_only=True); "
@@ -44,6 +47,11 @@ def read_config(folder: Path, config_class: type, overrides: dict[str, Any]) -> 
     whatever model.py cannot represent.
     """
     path = folder / "config.json"
+    if (folder / "adapter_config.json").exists() and not path.exists():
+        raise UserError(
+            f"{folder} holds a PEFT adapter without its model: merge the two with peft's "
+            "merge_and_unload and save the whole model"
+        )
     if not path.exists():
         raise UserError(
             f"{path} does not exist: a model folder holds config.json, model.safetensors and the "
@@ -64,26 +72,29 @@ def check_config(config: Any, path: Path) -> None:
             value = getattr(config, name)
             raise UserError(f"{path}: {field} cannot be {value!r:.99}: copy the file again")
 
-    for name, largest in LARGEST.items():
+    for name in SIZES:
         size = getattr(config, name)
         if size is not None or name not in MAY_BE_NONE:
-            check(name, type(size) is int and 0 < size <= largest)
+            check(name, type(size) is int and 0 < size <= LARGEST_SIZE)
     for name in ("layer_norm_epsilon", "score_mean", "score_std", "rope_theta"):
         check(name, is_number(getattr(config, name)))
     for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         check(name, type(getattr(config, name)) is bool)
+    check("n_layer", config.n_layer <= MOST_LAYERS)
+    check("layer_norm_epsilon", config.layer_norm_epsilon >= 0)
     check("score_std", config.score_std > 0)
     check("n_head", config.head_dim is not None or config.n_embd % config.n_head == 0)
     if config.model_type != "gpt2":
         check("n_inner", config.n_inner is not None)
         check("n_kv_head", config.n_head % config.kv_heads == 0)
         check("head_dim", config.head_width % 2 == 0)
-        check("rope_theta", config.rope_theta > 0)
+        check("head_dim", config.n_head * config.head_width <= LARGEST_SIZE)
+        check("rope_theta", config.rope_theta >= 1)
         check("rope_scaling", config.rope_scaling is None or is_scaling(config.rope_scaling))
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e9 < value < 1e9
+    return type(value) in (int, float) and -1e12 < value < 1e12
 
 
 def is_scaling(scaling: dict[str, Any]) -> bool:
@@ -112,6 +123,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The tensors are views of the file: copy what must outlive its replacement.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError("it is missing, or no regular file")
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+        if header_size > files.LARGEST_FILE:
+            raise ValueError(f"a header of {header_size} bytes")
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -181,7 +198,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for path in weight_files(folder):
         tensors, _ = read_tensors(path)
         for name, tensor in tensors.items():
-            weights[without_prefix(name)] = tensor
+            name = without_prefix(name)
+            if name in weights:
+                raise UserError(f"{path} holds a tensor {name!r:.99} a second time: copy it again")
+            weights[name] = tensor
     return weights
 
 
@@ -191,35 +211,41 @@ def without_prefix(name: str) -> str:
 
 
 def from_hf(
-    tensors: dict[str, Tensor], shapes: dict[str, torch.Size], config: Any, where: Path
+    tensors: dict[str, Tensor],
+    shapes: dict[str, torch.Size],
+    config: Any,
+    where: Path,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Hugging Face's tensors -> weights under our names and in our layout.
+    """Hugging Face's tensors -> weights under our names, in our layout, in memory of their own.
 
     tensors: as read_weights returns them. shapes: our names and shapes.
     Raises UserError for a missing, misshapen, non-finite or unknown tensor.
     """
     unused = dict(tensors)
-    weights = {}
+    stored = {}  # before anything is copied, all must be there
     for name, shape in shapes.items():
         transposed = architectures.is_transposed(name, config)
-        parts = []
+        stored[name] = []
         for hf_name, rows in architectures.hf_tensors(name, shape[0], config):
             expected = (rows, *shape[1:])
             if transposed:
                 expected = expected[::-1]
-            parts.append(take(unused, without_prefix(hf_name), expected, where))
-        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
-        weights[name] = weight.T if transposed else weight
-    check_tied_head(unused, weights, where)
-    for name in unused:
-        is_known = name in architectures.HEADS or name.endswith(architectures.NOT_WEIGHTS)
-        if not is_known:
-            raise UserError(f"{where}: config.json does not explain a tensor {name!r:.99}")
+            part = take(unused, without_prefix(hf_name), expected, where)
+            stored[name].append(part.T if transposed else part)
+    weights = {}
+    for name, parts in stored.items():
+        weights[name] = torch.cat([part.to(dtype) for part in parts])
+        low, high = weights[name].aminmax()  # NaN if there is one
+        if not (low.isfinite() and high.isfinite()):
+            hf_name, _ = architectures.hf_tensors(name, len(weights[name]), config)[0]
+            raise UserError(f"{where}: {hf_name} has values that are not finite: copy it again")
+    check_unused(unused, weights, where)
     return weights
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: Path) -> Tensor:
-    """Remove and return a tensor. Raises UserError if it is missing, misshapen or not finite."""
+    """Remove and return a tensor. Raises UserError if it is missing or of another kind."""
     if name not in tensors:
         raise UserError(f"{where} has no tensor {name}, but its config.json needs it")
     tensor = tensors.pop(name)
@@ -227,27 +253,27 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: P
         raise UserError(
             f"{where}: {name} has shape {tuple(tensor.shape)}, its config.json says {shape}"
         )
-    check_finite(tensor, f"{where}: {name}")
+    if tensor.dtype not in DTYPES:
+        raise UserError(
+            f"{where}: {name} is {tensor.dtype}, which is not supported: use a copy of the model "
+            "in bfloat16 or float32"
+        )
     return tensor
 
 
-def check_finite(tensor: Tensor, what: str) -> None:
-    if not tensor.is_floating_point():
-        raise UserError(f"{what} is {tensor.dtype}, not floating point: copy it again")
-    if not tensor.to(torch.promote_types(tensor.dtype, torch.float32)).isfinite().all():
-        raise UserError(f"{what} has values that are not finite: copy it again")
-
-
-def check_tied_head(unused: dict[str, Tensor], weights: dict[str, Tensor], where: Path) -> None:
+def check_unused(unused: dict[str, Tensor], weights: dict[str, Tensor], where: Path) -> None:
     """A tied language model's output weights, if stored, must be its token embedding."""
-    head = unused.get("lm_head.weight")
-    if head is None or "score.weight" in weights:
-        return
-    if not torch.equal(head.float(), weights["wte.weight"].float()):
-        raise UserError(
-            f"{where}: lm_head.weight is not the token embedding: "
-            "set tie_word_embeddings to false in config.json"
-        )
+    embedding = weights["wte.weight"]
+    if "lm_head.weight" in unused and "score.weight" not in weights:
+        head = take(unused, "lm_head.weight", tuple(embedding.shape), where)
+        if not torch.equal(head.to(embedding.dtype), embedding):
+            raise UserError(
+                f"{where}: lm_head.weight is not the token embedding: "
+                "set tie_word_embeddings to false in config.json"
+            )
+    for name in unused:
+        if name != "lm_head.weight" and not name.endswith(architectures.NOT_WEIGHTS):
+            raise UserError(f"{where}: config.json does not explain a tensor {name!r:.99}")
 
 
 def to_hf(weights: dict[str, Tensor], config: Any) -> dict[str, Tensor]:

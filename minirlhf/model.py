@@ -355,11 +355,6 @@ class Trunk(nn.Module):
         """
         folder = hub.model_folder(folder)
         config, has_scalar_head = checkpoint.read_config(folder, Config, overrides)
-        if has_scalar_head and not cls.is_scalar:
-            raise UserError(
-                f"{folder} holds a reward model: it has scores instead of a language model's "
-                "output and cannot be a policy; give the folder of a language model"
-            )
         tokenizer = Tokenizer.from_pretrained(folder, chat_format)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
@@ -367,7 +362,13 @@ class Trunk(nn.Module):
                 f"vocab_size of {config.vocab_size}: take both from the model's own folder"
             )
         tensors = checkpoint.read_weights(folder)
-        if not has_scalar_head:
+        has_scalar_head = has_scalar_head or "score.weight" in tensors
+        if has_scalar_head and not cls.is_scalar:
+            raise UserError(
+                f"{folder} holds a reward model: it has scores instead of a language model's "
+                "output and cannot be a policy; give the folder of a language model"
+            )
+        if cls.is_scalar and not has_scalar_head:
             tensors["score.weight"] = torch.zeros(1, config.n_embd)
         with torch.device("meta"):  # shapes only: nothing is allocated before all is checked
             model = cls(config, tokenizer)
@@ -377,9 +378,8 @@ class Trunk(nn.Module):
     def load_hf(self, tensors: dict[str, Tensor], where: Path) -> None:
         """Take weights under Hugging Face's names, without "transformer." or "model."."""
         shapes = {name: weight.shape for name, weight in self.state_dict().items()}
-        weights = checkpoint.from_hf(tensors, shapes, self.config, where)
-        for name, weight in weights.items():
-            weights[name] = weight.to(self.wte.weight.dtype, copy=True).contiguous()
+        dtype = self.wte.weight.dtype
+        weights = checkpoint.from_hf(tensors, shapes, self.config, where, dtype)
         self.load_state_dict(weights, assign=True)
 
     def save_pretrained(self, folder: str | Path) -> None:

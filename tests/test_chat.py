@@ -107,6 +107,20 @@ def test_other_templates_are_refused_with_what_to_do(folders, tmp_path, template
     assert chosen.chat == CHATML and chosen.chat_format == "chatml"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10 ** 12 }}",
+        "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
+        "{{ " + "(" * 10**5,
+    ],
+)
+def test_a_template_without_end_is_given_up(monkeypatch, template):
+    monkeypatch.setattr("minirlhf.chat.RENDERING_SECONDS", 1)
+    assert recognise(template) is None
+
+
 def test_the_format_can_be_chosen(folders):
     turns = (("user", "hi"),)
     plain = Tokenizer.from_pretrained(folders / "smollm2", "plain")
@@ -233,6 +247,8 @@ def test_a_saved_folder_is_the_same_tokenizer(folders, tmp_path, kind):
 def test_formats_survive_their_template():
     for chat in (PLAIN, CHATML, LLAMA3):
         assert recognise(chat.template(), chat.bos, chat.end) == chat
+        rendered = chat.template() + "{# not known by its text #}"
+        assert recognise(rendered, chat.bos, chat.end) == chat
 
 
 def test_sft_gives_a_model_the_format_that_is_chosen(folders, tmp_path):
