@@ -9,6 +9,7 @@ from torch import nn
 
 from minirlhf import UserError
 
+SMALL = 30e6  # parameters
 WIDE = 256  # from this width on, a CPU's training steps gain by bfloat16: docs/speed.md
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -57,7 +58,8 @@ def cpu_multiplies_bf16() -> bool:
 def keep_freed_memory() -> None:
     """Keep freed memory in the process, where there is glibc.
 
-    Getting new pages for every large temporary costs a CPU's training step a tenth of its time.
+    Getting new pages for every temporary costs a small model's training step a tenth of its time on
+    a CPU. A large one's gains nothing, and its process would grow by what falls between the blocks.
     """
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
@@ -82,7 +84,7 @@ def place(
     checkpointing: recompute activations in the backward pass.
     compile: torch.compile the blocks.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL:
         keep_freed_memory()
     model.autocast_dtype = dtype
     model.checkpointing = checkpointing
