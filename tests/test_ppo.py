@@ -120,6 +120,25 @@ def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_pat
     assert metrics(tmp_path / "b")[0]["no_spread"] == 1
 
 
+def test_the_same_requests_are_asked_at_every_logged_step(world, tmp_path):
+    train_ppo.main(settings_of(world, tmp_path / "files", lr=0.0))
+    rows = [row for row in read_jsonl(tmp_path / "files" / "samples.jsonl") if row.get("fixed")]
+    rounds = [rows[:4], rows[4:8], rows[8:]]
+    assert [answers[0]["step"] for answers in rounds] == [0, 2, 3]
+    for answers in rounds:
+        assert [row["prompt"] for row in answers] == list(QUESTIONS[:4])
+        for before, now in zip(rounds[0], answers):  # the same random numbers and the same policy
+            assert (before["response"], before["score"]) == (now["response"], now["score"])
+    prompts = tmp_path / "asking.py"
+    prompts.write_text(
+        "def prompts(split, count, seed):\n"
+        "    return [{'prompt': f'{split} {i}?'} for i in range(count)]\n"
+    )
+    train_ppo.main(settings_of(world, tmp_path / "world", data=str(prompts), count=9, steps=1))
+    rows = read_jsonl(tmp_path / "world" / "samples.jsonl")
+    assert [row["prompt"] for row in rows if row.get("fixed")] == [f"test {i}?" for i in range(4)]
+
+
 # --- the ratio before an update
 
 
