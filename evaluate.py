@@ -194,6 +194,8 @@ def measure(
         result[name] = mean_of(values)
     if "reward" not in scores:
         return result
+    percents = torch.linspace(0, 1, 101)
+    result["reward_percentiles"] = scores["reward"].float().quantile(percents).tolist()
     result["best_of_n"] = []
     for n in range(1, len(answers.texts[0]) + 1):
         row = {"n": n, "kl_bound": losses.best_of_n_kl_bound(n)}
