@@ -104,6 +104,7 @@ def serve() -> None:
             with open(job["console"], "w") as console:
                 os.dup2(console.fileno(), 1)
                 os.dup2(console.fileno(), 2)
+            sys.stdin = None  # the jobs are not for the script
             os._exit(live(job))
         end = time.monotonic() + job.get("seconds", 300)
         pid, status = 0, 0
