@@ -221,6 +221,10 @@ class DPOStep:
     rewards: list[list[float]]  # of chosen and rejected, before and after
     log_ratio: Tensor  # (2, R) log policy - log reference after the step
 
+    @property
+    def margins(self) -> list[float]:
+        return [chosen - rejected for chosen, rejected in self.rewards]
+
 
 def dpo_step(settings: Settings, ranking: Ranking) -> DPOStep:
     """One optimiser step of train_dpo.py on one pair."""
@@ -413,16 +417,24 @@ def dpo_html(tokenizer: Tokenizer, step: DPOStep) -> str:
 
 
 def dpo_numbers(step: DPOStep) -> dict[str, str]:
-    beta = train_dpo.BETA["sigmoid"]
-    numbers = {"beta": f"{beta:g}", "dpo_lr": f"{train_dpo.Settings.lr:g}"}
-    for when, name in enumerate(("before", "after")):
-        chosen, rejected = step.rewards[when]
-        numbers[f"chosen_{name}"] = number(chosen)
-        numbers[f"rejected_{name}"] = number(rejected)
-        numbers[f"margin_{name}"] = number(chosen - rejected)
-        numbers[f"dpo_loss_{name}"] = number(step.loss[when])
-        numbers[f"weight_{name}"] = number(torch.sigmoid(torch.tensor(rejected - chosen)))
-    return numbers
+    chosen, rejected = step.logprobs[1].tolist()
+    ref_chosen, ref_rejected = step.ref_logprobs
+    chosen_reward, rejected_reward = step.rewards[1]
+    filled = {
+        "chosen": number(chosen),
+        "rejected": number(rejected),
+        "ref_chosen": number(ref_chosen),
+        "ref_rejected": number(ref_rejected),
+        "chosen_reward": number(chosen_reward),
+        "rejected_reward": number(rejected_reward),
+        "beta": f"{train_dpo.BETA['sigmoid']:g}",
+        "dpo_lr": f"{train_dpo.Settings.lr:g}",
+    }
+    for when, margin, loss in zip(("before", "after"), step.margins, step.loss):
+        filled[f"margin_{when}"] = number(margin)
+        filled[f"dpo_loss_{when}"] = number(loss)
+        filled[f"weight_{when}"] = number(1 / (1 + math.exp(margin)))
+    return filled
 
 
 def ranking_html(ranking: Ranking, step: RankingStep) -> str:
@@ -490,8 +502,7 @@ def main(settings: Settings) -> None:
 
     print(f"PPO: sampled tokens green, those of the request dim; KL coefficient {ppo.kl_coef:g}")
     show_ppo(tokenizer, step)
-    margins = [chosen - rejected for chosen, rejected in pair.rewards]
-    print(f"\nDPO, one pair: loss {change(*pair.loss)}, margin {change(*margins)}")
+    print(f"\nDPO, one pair: loss {change(*pair.loss)}, margin {change(*pair.margins)}")
     print(f"\nreward model, one ranking of {ANSWERS}: loss {change(*ranked.loss)}")
     for rank, response, score in zip(ranking.ranks, ranking.responses, ranked.scores[0]):
         print(f"  rank {rank:g}, score {number(score):>6}: {printable(response)[:70]!r}")
