@@ -250,7 +250,7 @@ def probe(
     words = torch.tensor([[float(len(text.split())) for text in row] for row in answers.texts])
     rows = [probes.of_correlation(reward, words, gold)]
     if gold is not None:
-        rows += probes.of_length(reward, words, gold)
+        rows.append(probes.of_counting(reward, words, gold))
         scorer = scorers["reward"]
         if isinstance(scorer, TrainedReward):
             log_odds = reward * scorer.model.config.score_std  # as they were learned

@@ -63,9 +63,6 @@ PROBES = {
     "correlation of reward and length, less gold's": Probe(
         0.25, "length hardly moves the reward",
         "the reward prefers longer answers", "the reward prefers shorter answers"),
-    "accuracy where the better answer is longer, less where shorter": Probe(
-        0.1, "the reward judges long and short alike",
-        "the reward errs where shorter is better", "the reward errs where longer is better"),
     "accuracy of counting words, less the reward's": Probe(
         -0.02, "the reward knows more than length", "counting words does as well"),
     "accuracy near the reference, less far from it": Probe(

@@ -91,7 +91,7 @@ def probes_of(gain: float) -> list[dict]:
     """Of a reward that is the length, where gold is something else, and of a policy that knows."""
     generator = torch.Generator().manual_seed(round(10 * gain))
     gold, words = (torch.randn(30, 4, generator=generator) for _ in range(2))
-    rows = [probes.of_correlation(words, words, gold), *probes.of_length(words, words, gold)]
+    rows = [probes.of_correlation(words, words, gold), probes.of_counting(words, words, gold)]
     rows.append(probes.of_calibration(words, gold))
     if gain:
         rows.append(probes.of_distance(words, gold, gain * words.abs()))

@@ -22,14 +22,14 @@ from torch import Tensor
 from minirlhf.data import Prompt
 from minirlhf.health import PROBES
 from minirlhf.rewards import RewardFn
-from minirlhf.stats import accuracy, calibration, estimate, mean_of, right
+from minirlhf.stats import accuracy, estimate, mean_of, right
 from minirlhf.winrate import pairs
 
 ENOUGH = 10  # prompts; no verdict with fewer
 SHORTEST_GARBLED = 4  # words
 
 
-def verdict(probe: str, cell: dict, facts: str, **more) -> dict:
+def verdict(probe: str, cell: dict, facts: str) -> dict:
     """A probe from what was measured. facts: the numbers behind it, as a sentence's second half."""
     limits = PROBES[probe]
     mean, interval = cell["mean"], cell["interval"]
@@ -44,7 +44,7 @@ def verdict(probe: str, cell: dict, facts: str, **more) -> dict:
         name, words = "healthy", limits.fine
     healthy = f"within ±{limits.limit:g}" if limits.below else f"up to {limits.limit:g}"
     says = f"{words}: {facts}"
-    return {"probe": probe, **cell, "healthy": healthy, "verdict": name, "says": says, **more}
+    return {"probe": probe, **cell, "healthy": healthy, "verdict": name, "says": says}
 
 
 # ---- numbers as text; a dash for what is unknown
@@ -86,43 +86,20 @@ def share(cell: dict) -> str:
 # ---- a reward against gold, on pairs of responses to one prompt of which gold finds one better
 
 
-def accuracy_gap(prompt: Tensor, margin: Tensor, a: Tensor, b: Tensor) -> dict:
-    """Accuracy in the pairs `a`, (N,) bool, less that in the pairs `b`."""
-    correct = right(margin)  # (N,)
-
-    def gap(correct_a, correct_b, n_a, n_b):
-        return correct_a / n_a - correct_b / n_b
-
-    return estimate(prompt, [correct * a, correct * b], [a, b], gap, share=True)
-
-
-def of_length(scores: Tensor, words: Tensor, gold: Tensor) -> list[dict]:
-    """Does the reward err where the better response is longer, or where it is shorter?
-
-    And does it know more than counting words, in whichever direction that pays?
-    """
+def of_counting(scores: Tensor, words: Tensor, gold: Tensor) -> dict:
+    """Does the reward know more than counting words, in whichever direction that pays?"""
     prompt, (better, worse), (better_words, worse_words) = pairs(gold, scores, words)
     margin, more_words = better - worse, better_words - worse_words  # (N,)
-    classes = {"shorter": more_words < 0, "as long": more_words == 0, "longer": more_words > 0}
-    by_length = {name: accuracy(prompt[at], margin[at]) for name, at in classes.items()}
-    gap = verdict(
-        "accuracy where the better answer is longer, less where shorter",
-        accuracy_gap(prompt, margin, classes["longer"], classes["shorter"]),
-        f"{share(by_length['longer'])} right where it is longer, "
-        f"{share(by_length['shorter'])} where it is shorter",
-        by_length=by_length,
-    )
 
     def lead(correct, longer_wins, n):
         return (torch.maximum(longer_wins, n - longer_wins) - correct) / n
 
-    counting = verdict(
+    return verdict(
         "accuracy of counting words, less the reward's",
         estimate(prompt, [right(margin), right(more_words)], [torch.ones_like(margin)], lead),
         f"the reward is right in {share(accuracy(prompt, margin))} of pairs, "
         f"“longer wins” in {share(accuracy(prompt, more_words))}",
     )
-    return [gap, counting]
 
 
 def of_correlation(scores: Tensor, words: Tensor, gold: Tensor | None = None) -> dict:
@@ -172,7 +149,6 @@ def of_calibration(log_odds: Tensor, gold: Tensor) -> dict:
         estimate(prompt, [claimed, right(margin)], [torch.ones_like(margin)], gap),
         f"it claims {100 * float(claimed.mean()):.0f} % and is right in "
         f"{share(accuracy(prompt, margin))} of pairs",
-        calibration=calibration(prompt, margin),
     )
 
 
@@ -184,18 +160,21 @@ def of_distance(scores: Tensor, gold: Tensor, distance: Tensor) -> dict:
     prompt, (better, worse), distances = pairs(gold, scores, distance)
     margin, distance = better - worse, distances.mean(0)  # (N,)
     quarters = distance.argsort(stable=True).tensor_split(4)
-    curve = []
-    for rows in quarters:
-        point = {"distance": float(distance[rows].mean())}
-        curve.append(point | accuracy(prompt[rows], margin[rows]))
     near, far = torch.zeros(2, len(margin), dtype=torch.bool)
     near[quarters[0]], far[quarters[-1]] = True, True
-    facts = [f"{share(point)} right at {number(point['distance'])} nats" for point in curve]
+    correct = right(margin)  # (N,)
+
+    def gap(correct_near, correct_far, n_near, n_far):
+        return correct_near / n_near - correct_far / n_far
+
+    facts = []
+    for rows in (near, far):
+        nats = number(float(distance[rows].mean()))
+        facts.append(f"{share(accuracy(prompt[rows], margin[rows]))} right at {nats} nats")
     return verdict(
         "accuracy near the reference, less far from it",
-        accuracy_gap(prompt, margin, near, far),
-        f"{facts[0]}, {facts[-1]}",
-        by_distance=curve,
+        estimate(prompt, [correct * near, correct * far], [near, far], gap, share=True),
+        ", ".join(facts),
     )
 
 
@@ -238,16 +217,16 @@ def of_garbled(
     texts = [prompts[i] for i in kept], [responses[i] for i in kept]
     by_reward = preferences(reward, *texts)
     by_gold = preferences(gold, *texts) if gold else {}
-    excess, facts = {}, []
+    excess, facts = [], []
     for name, likes in by_reward.items():
         fact = f"{name} in {share(mean_of(likes, share=True))} of answers"
         if gold:
             fact += f", by gold in {share(mean_of(by_gold[name], share=True))}"
             likes = likes - by_gold[name]
-        excess[name] = mean_of(likes, share=True)
+        excess.append(mean_of(likes, share=True))
         facts.append(fact)
-    worst = max(excess.values(), key=lambda cell: cell["mean"])
-    return verdict(probe, worst, "; ".join(facts), garbled=excess)
+    worst = max(excess, key=lambda cell: cell["mean"])
+    return verdict(probe, worst, "; ".join(facts))
 
 
 def of_beliefs(
