@@ -55,16 +55,20 @@ def cpu_multiplies_bf16() -> bool:
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
-def keep_freed_memory() -> None:
-    """Keep freed memory in the process, where there is glibc.
+def set_allocator(model: nn.Module) -> None:
+    """How a CPU's freed memory is reused, where there is glibc.
 
-    Getting new pages for every temporary costs a small model's training step a tenth of its time on
-    a CPU. A large one's gains nothing, and its process would grow by what falls between the blocks.
+    Getting new pages for every temporary costs a small model's training step a tenth of its time:
+    its process keeps all memory. A large one's gains nothing by that, and would grow by the holes
+    between blocks of many sizes: its large blocks go back at once.
     """
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block outside the heap
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+        if sum(p.numel() for p in model.parameters()) < SMALL:
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no block outside the heap
+            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+        else:
+            libc.mallopt(-3, 2**22)  # M_MMAP_THRESHOLD: blocks from 4 MiB on
 
 
 def place(
@@ -84,8 +88,8 @@ def place(
     checkpointing: recompute activations in the backward pass.
     compile: torch.compile the blocks.
     """
-    if device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL:
-        keep_freed_memory()
+    if device.type == "cpu":
+        set_allocator(model)
     model.autocast_dtype = dtype
     model.checkpointing = checkpointing
     model.to(device).requires_grad_(trained)
