@@ -10,20 +10,21 @@ The last line is rejection sampling: train_sft.py learns from the best answers.
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from minirlhf import UserError, rewards, rollout
+from minirlhf import UserError, rewards, rollout, world
 from minirlhf.chat import Turns
-from minirlhf.cli import at_least, start
+from minirlhf.cli import at_least, printable, start
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.device import open_model
 from minirlhf.files import to_json, write_jsonl
 from minirlhf.model import GPT
-from minirlhf.run import seed_of
+from minirlhf.run import describe_result, seed_of
 
 
 @dataclass
@@ -31,10 +32,10 @@ class Settings:
     # everyday
     init: str = "out/sft"  # model: a folder or a Hugging Face name
     prompt: str = ""  # a request; "-" reads it from standard input
-    chat: bool = False  # a conversation in the terminal; an empty line ends it
+    chat: bool = False  # a conversation in the terminal
     system: str = ""  # system text before the request or the conversation
     max_tokens: int = 64  # longest response
-    temperature: float = 1.0  # below 1 the likely tokens become likelier; 0: always the likeliest
+    temperature: float = -1.0  # 0: always the likeliest token; -1: as the model was trained, or 1
 
     # many prompts
     data: str = ""  # prompts: files, comma-separated, or a world's module
@@ -91,6 +92,9 @@ class Sampler:
             settings.dtype,
             chat_format=settings.chat_format,
         )
+        self.temperature = settings.temperature
+        if settings.temperature < 0:
+            self.temperature = trained_temperature(settings.init)
         seed = seed_of(settings.seed, "sample.py")
         self.generator = torch.Generator(self.model.device).manual_seed(seed)
         self.reward_fn = None
@@ -107,7 +111,7 @@ class Sampler:
             prompts,
             settings.max_tokens,
             self.generator,
-            temperature=settings.temperature,
+            temperature=self.temperature,
             samples_per_prompt=settings.samples * settings.best_of,
             top_k=settings.top_k,
             top_p=settings.top_p,
@@ -123,8 +127,11 @@ class Sampler:
         return batch.select(best)
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
-        """One response as far as it is sampled, longer with every token."""
+        """One response as far as it is sampled, longer with every token; the best one at once."""
         settings = self.settings
+        if self.reward_fn is not None:
+            yield self([prompt]).responses[0]
+            return
         tokenizer = self.model.tokenizer
         ids = []
         for i in rollout.stream(
@@ -132,7 +139,7 @@ class Sampler:
             tokenizer.encode_prompt(prompt.turns),
             settings.max_tokens,
             self.generator,
-            temperature=settings.temperature,
+            temperature=self.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
         ):
@@ -140,46 +147,111 @@ class Sampler:
             yield tokenizer.decode_response(prompt.turns, ids)
 
 
+def trained_temperature(folder: str) -> float:
+    """The temperature at which a policy was sampled and trained, by its run.json; else 1."""
+    value = describe_result(folder).get("settings", {}).get("temperature")
+    is_usable = isinstance(value, int | float) and 0.01 <= value <= 100
+    return float(value) if is_usable else 1.0
+
+
 def system_turns(settings: Settings) -> Turns:
     return (("system", settings.system),) if settings.system else ()
 
 
+# --- a conversation in the terminal
+
+HELP = """/new     begin a new conversation
+/retry   answer the last message again
+/help    this list
+Ctrl-C   stops an answer
+Ctrl-D   leaves"""
+
+
 def chat(sampler: Sampler) -> None:
-    """Turn by turn. When the context is full the oldest turns are forgotten, and this is said."""
-    model = sampler.model
-    room = model.config.n_positions - sampler.settings.max_tokens
-    system = system_turns(sampler.settings)
+    """Turn by turn, until Ctrl-D."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  input() can then edit a line and bring earlier ones back
+    greet(sampler)
     turns = ()
-    print("(an empty line ends the conversation)")
     while True:
         try:
-            request = input("\nHuman: ").strip()
+            line = input("\nHuman: ").strip()
         except EOFError:
-            return
-        if not request:
-            return
-        turns = (*turns, ("user", request))
-        while len(turns) > 1 and len(model.tokenizer.encode_prompt((*system, *turns))) > room:
-            print("(the context is full: the oldest turn is forgotten)")
-            turns = turns[2:]
-        response = say(sampler, Prompt((*system, *turns), request))
-        turns = (*turns, ("assistant", response))
+            return print()
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D leaves)")
+            continue
+        if line == "/help":
+            print(HELP)
+        elif line == "/new":
+            turns = ()
+            print("(a new conversation)")
+        elif line == "/retry" and not turns:
+            print("(there is no message yet)")
+        elif line == "/retry":
+            turns = answer(sampler, turns[:-1])
+        elif line.startswith("/") and " " not in line:
+            print(f"(there is no {printable(line)}; /help shows what there is)")
+        elif line:
+            turns = answer(sampler, (*turns, ("user", line)))
+
+
+def greet(sampler: Sampler) -> None:
+    print(f"(temperature {sampler.temperature:g}; /help shows what there is besides talking)")
+    requests = known_requests(sampler.settings)
+    if requests:
+        print("This model knows a small world. Try:")
+    for request in requests:
+        print(f"  {request}")
+
+
+def known_requests(settings: Settings) -> list[str]:
+    """Three requests of the toy world, for a model that was trained on it by its run.json."""
+    data = describe_result(settings.init).get("settings", {}).get("data")
+    if data != "toyworld":  # no other module is imported because a folder names it
+        return []
+    prompts = world.load(data, "--data", "prompts").prompts("test", 30, settings.seed)
+    requests = [record["prompt"] for record in prompts]
+    return [request for request in requests if isinstance(request, str)][:3]
+
+
+def answer(sampler: Sampler, turns: Turns) -> Turns:
+    """The conversation with one more turn; without its last one where that is too long."""
+    system = system_turns(sampler.settings)
+    room = sampler.model.config.n_positions - sampler.settings.max_tokens
+
+    def length(turns: Turns) -> int:
+        return len(sampler.model.tokenizer.encode_prompt((*system, *turns)))
+
+    tokens = length(turns[-1:])
+    if tokens > room:
+        print(f"(too long: {tokens} tokens, and there is room for {room}; say it in fewer words)")
+        return turns[:-1]
+    if length(turns) > room:
+        print("(the context is full: the oldest turns are forgotten)")
+    while length(turns) > room:
+        turns = turns[2:]
+    response = say(sampler, Prompt((*system, *turns), turns[-1][1]))
+    return (*turns, ("assistant", response))
 
 
 def say(sampler: Sampler, prompt: Prompt) -> str:
-    """Print a response while it is sampled; with --best_of, when the best is known."""
+    """Print a response while it is sampled, until it ends or Ctrl-C."""
     print("Assistant: ", end="", flush=True)
-    if sampler.reward_fn is not None:
-        response = sampler([prompt]).responses[0]
-        print(response)
-        return response
     response = shown = ""
-    for response in sampler.stream(prompt):
-        ready = response.rstrip("\ufffd")  # half a character waits for its other bytes
-        print(ready[len(shown) :], end="", flush=True)
-        shown = ready
-    print(response[len(shown) :])
+    try:
+        for response in sampler.stream(prompt):
+            ready = printable(response.rstrip("\ufffd"))  # half a character waits for its bytes
+            print(ready[len(shown) :], end="", flush=True)
+            shown = ready
+    except KeyboardInterrupt:
+        print(" (stopped)")
+        return response.rstrip("\ufffd")
+    print(printable(response)[len(shown) :])
     return response
+
+
+# --- many prompts, or one
 
 
 def answer_one(sampler: Sampler) -> None:
@@ -189,7 +261,7 @@ def answer_one(sampler: Sampler) -> None:
     role = "text" if sampler.settings.template == "raw" else "user"
     turns = (*system_turns(sampler.settings), (role, text))
     batch = sampler([Prompt(turns, text)])
-    print(*batch.responses, sep="\n---\n")
+    print(*map(printable, batch.responses), sep="\n---\n")
 
 
 def demonstrations(batch: rollout.Rollout) -> list[dict]:
@@ -217,6 +289,8 @@ def candidates(batch: rollout.Rollout, samples: int, seed: int) -> list[dict]:
 
 def main(settings: Settings) -> None:
     check(settings)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # a stray byte is no reason to stop
     sampler = Sampler(settings)
     if settings.chat:
         return chat(sampler)

@@ -1,15 +1,18 @@
 """sample.py: one prompt, a chat, candidates, the best of n."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 
 import sample
+import toyworld
 from minirlhf import UserError, rollout
+from minirlhf.cli import printable
 from minirlhf.data import Prompt, read_demonstrations
-from minirlhf.files import read_jsonl
+from minirlhf.files import read_jsonl, write_json
 
 
 def settings_of(stages, **changes) -> sample.Settings:
@@ -66,7 +69,7 @@ def test_a_chat_answers_remembers_and_forgets(stages, monkeypatch, capsys):
     assert len(prompts) == len(requests)
     shown = capsys.readouterr().out
     assert "forgotten" in shown
-    assert f"Assistant: {prompts[1].turns[1][1]}\n" in shown
+    assert f"Assistant: {printable(prompts[1].turns[1][1])}\n" in shown
     assert all(prompt.turns[-1][1] == request for prompt, request in zip(prompts, requests))
 
 
@@ -79,10 +82,76 @@ def test_a_system_text_comes_first_and_is_never_forgotten(stages, monkeypatch, c
 
 
 def test_the_best_of_several_in_a_chat(stages, monkeypatch, capsys):
-    lines = iter(["Hi", ""])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    sample.main(settings_of(stages, chat=True, best_of=2, reward=str(stages / "rm")))
+    chat_with(stages, monkeypatch, ["Hi"], best_of=2, reward=str(stages / "rm"))
     assert "Assistant: " in capsys.readouterr().out
+
+
+def test_a_long_message_is_said_and_the_conversation_goes_on(stages, monkeypatch, capsys):
+    requests = ["I am Ada.", "word " * 500, "Who am I?"]
+    prompts = chat_with(stages, monkeypatch, requests)
+    assert [prompt.last_request() for prompt in prompts] == requests[::2]
+    assert prompts[1].turns[0] == ("user", requests[0])
+    assert "too long" in capsys.readouterr().out
+
+
+def test_commands_of_a_chat(stages, monkeypatch, capsys):
+    lines = ["/retry", "Hi", "/retry", "/help", "/nothing", "", "/new", "/tmp is what?"]
+    prompts = chat_with(stages, monkeypatch, lines)
+    asked = [prompt.turns for prompt in prompts]
+    assert asked == [(("user", "Hi"),)] * 2 + [(("user", "/tmp is what?"),)]
+    shown = capsys.readouterr().out
+    assert "no message yet" in shown and "Ctrl-D" in shown and "no /nothing" in shown
+
+
+def test_ctrl_c_stops_an_answer_or_a_line_and_the_conversation_goes_on(stages, monkeypatch, capsys):
+    prompts = []
+
+    def stream(self, prompt):
+        prompts.append(prompt)
+        yield "It is"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample.Sampler, "stream", stream)
+    lines = iter(["Hi", KeyboardInterrupt, "And?", EOFError])
+
+    def ask(_):
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", ask)
+    sample.main(settings_of(stages, chat=True))
+    assert prompts[1].turns == (("user", "Hi"), ("assistant", "It is"), ("user", "And?"))
+    shown = capsys.readouterr().out
+    assert "It is (stopped)" in shown and "Ctrl-D leaves" in shown
+
+
+def test_an_answer_cannot_steer_the_terminal(stages, monkeypatch, capsys):
+    text = "a\x1b]0;title\x07b\rc\nd"
+    monkeypatch.setattr(
+        sample.Sampler, "stream", lambda *_: (text[:i] for i in range(len(text) + 1))
+    )
+    sampler = sample.Sampler(settings_of(stages, chat=True))
+    assert sample.say(sampler, Prompt.of("Hi")) == text
+    assert capsys.readouterr().out == "Assistant: a\\x1b]0;title\\x07b\\rc\nd\n"
+
+
+def test_a_policy_is_sampled_at_the_temperature_of_its_training(stages, tmp_path, capsys):
+    shutil.copytree(stages / "sft", tmp_path / "ppo")
+    for content, expected in (({"temperature": 0.7}, 0.7), ({}, 1), ({"temperature": "x"}, 1)):
+        write_json(tmp_path / "ppo" / "run.json", {"settings": content})
+        sampler = sample.Sampler(settings_of(tmp_path, init=str(tmp_path / "ppo"), chat=True))
+        assert sampler.temperature == expected
+    assert sample.Sampler(settings_of(stages, chat=True, temperature=0.0)).temperature == 0
+    assert sample.known_requests(settings_of(tmp_path, init=str(tmp_path / "ppo"))) == []
+
+
+def test_the_greeting_shows_requests_of_the_world(stages, monkeypatch, capsys):
+    chat_with(stages, monkeypatch, [])
+    shown = capsys.readouterr().out.splitlines()
+    requests = [line.strip() for line in shown if line.startswith("  ")]
+    assert len(requests) == 3 and all(toyworld.kind(request) != "other" for request in requests)
 
 
 def test_a_character_is_printed_when_its_last_byte_is_there(stages, monkeypatch, capsys):
