@@ -28,7 +28,7 @@ from minirlhf.optim import linear_decay
 from minirlhf.rollout import Rollout, in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
-from minirlhf.truncate import shorten
+from minirlhf.truncate import encode
 
 
 @dataclass
@@ -121,27 +121,25 @@ class Item:
 
 def read(settings: Settings, policy: GPT) -> list[Item]:
     """The data as token ids. What does not fit the model is skipped and counted, or cut."""
-    tokenizer = policy.tokenizer
-
-    def encode(prompt: Prompt, responses: list[str], **labels) -> Item:
-        turns = prompt.turns
-        if settings.truncate:
-            turns, responses = shorten(tokenizer, turns, responses, policy.config.n_positions)
-        response_ids = [tokenizer.encode_response(turns, text) for text in responses]
-        return Item(prompt, tokenizer.encode_prompt(turns), response_ids, **labels)
-
-    reader = read_labelled if settings.loss == "kto" else read_rankings
     which = {"seed": settings.seed, "template": settings.template}
-    records = mixed(reader, settings.data, settings.data_weights, **which)
-    items = []
+    records = []  # prompt, responses, and what is known of them
     if settings.loss == "kto":
-        for prompt, response, good in records:
-            items.append(encode(prompt, [response], good=good))
+        for prompt, response, good in mixed(
+            read_labelled, settings.data, settings.data_weights, **which
+        ):
+            records.append((prompt, [response], {"good": good}))
     else:
-        for ranking in records:
+        for ranking in mixed(read_rankings, settings.data, settings.data_weights, **which):
             responses, ranks = distinct(ranking.responses, ranking.ranks)
-            items.append(encode(ranking.prompt, responses, ranks=ranks))
-    return fit(items, policy.config.n_positions, "records", length=Item.longest)
+            records.append((ranking.prompt, responses, {"ranks": ranks}))
+
+    context = policy.config.n_positions
+    texts = [(prompt.turns, responses) for prompt, responses, _ in records]
+    encoded = encode(policy.tokenizer, texts, context, "records", settings.truncate)
+    items = []
+    for (prompt, _, labels), (prompt_ids, responses) in zip(records, encoded):
+        items.append(Item(prompt, prompt_ids, responses, **labels))
+    return fit(items, context, "records", length=Item.longest)
 
 
 def read_online(settings: Settings, policy: GPT) -> list[Prompt]:

@@ -101,12 +101,12 @@ def fit(
         shortest = min(length(row) for row in rows)
         raise UserError(
             f"none of the {what} has at most {limit} tokens ({limit_is}): the shortest has "
-            f"{shortest}; cut them with --truncate, or choose a model with a longer context"
+            f"{shortest}; --truncate cuts what it can, or choose a model with a longer context"
         )
     skipped = len(rows) - len(fitting)
     if skipped:
         print(
             f"data: {skipped} of {len(rows)} {what} skipped: longer than {limit} tokens "
-            f"({limit_is}); --truncate cuts them instead"
+            f"({limit_is}); --truncate cuts what it can"
         )
     return fitting

@@ -11,7 +11,7 @@ from minirlhf.batches import fit, micro_batches
 from minirlhf.data import Ranking
 from minirlhf.model import ScalarGPT
 from minirlhf.tokenizer import Tokenizer
-from minirlhf.truncate import shorten
+from minirlhf.truncate import encode
 
 
 @dataclass
@@ -42,21 +42,20 @@ def to_groups(
 ) -> list[Group]:
     """Encode rankings. One with a response that does not fit is skipped whole, and counted.
 
-    cut: it is shortened instead.
     soft: take an AI's preferences as chances; otherwise the ranks alone, as chances 0 and 1.
+    cut: shorten what does not fit.
     """
+    texts = [(ranking.prompt.turns, ranking.responses) for ranking in rankings]
+    encoded = encode(tokenizer, texts, context, "rankings", cut)
     groups = []
-    for ranking in rankings:
-        turns, texts = ranking.prompt.turns, ranking.responses
-        if cut:
-            turns, texts = shorten(tokenizer, turns, texts, context)
-        responses = [tokenizer.encode_response(turns, text) for text in texts]
+    for ranking, (prompt, responses) in zip(rankings, encoded):
+        for ids in responses:
+            ids[-1] = tokenizer.eos_id  # where scores are read, also of a response that was cut
         chances = ranking.preferences
         if not (soft and chances):
             chances = [[float(rank < other) for other in ranking.ranks] for rank in ranking.ranks]
-        ids = tokenizer.encode_prompt(turns)
         key = ranking.prompt.text()
-        groups.append(Group(ids, responses, ranking.ranks, chances, key, ranking.where))
+        groups.append(Group(prompt, responses, ranking.ranks, chances, key, ranking.where))
     return fit(groups, context, "rankings", length=Group.longest)
 
 

@@ -302,11 +302,13 @@ def prompts_that_fit(
     context = model.config.n_positions
     room = context - max_tokens
     if cut:
-        shorter = []
-        for prompt in prompts:
+        whole = prompts
+        prompts = []
+        for prompt in whole:
             turns = truncate.shorten_prompt(model.tokenizer, prompt.turns, room)
-            shorter.append(replace(prompt, turns=turns))
-        prompts = shorter
+            prompts.append(replace(prompt, turns=turns))
+        count = sum(before.turns != after.turns for before, after in zip(whole, prompts))
+        truncate.say_cut(count, len(prompts), "prompts", room)
     limit_is = f"the context of {context} less --max_tokens {max_tokens}"
     return fit(prompts, room, "prompts", length, limit_is=limit_is)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from minirlhf.batches import fit, micro_batches, pad
 from minirlhf.chat import Turns
 from minirlhf.model import GPT
-from minirlhf.truncate import shorten
+from minirlhf.truncate import say_cut, shorten_beside
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are supervised
 
@@ -22,18 +22,23 @@ def to_rows(
     context = model.config.n_positions
     texts = []
     dialogues = []
+    count = 0
     for turns in demonstrations:
         ids, mask = model.tokenizer.render(turns)
-        if cut and len(ids) > context and turns[0] != ("text", ""):
-            *prompt, (role, answer) = turns
-            prompt, (answer,) = shorten(model.tokenizer, tuple(prompt), [answer], context)
-            ids, mask = model.tokenizer.render((*prompt, (role, answer)))
-        if turns[0] != ("text", ""):
-            dialogues.append((ids, mask))
+        if turns[0] == ("text", ""):
+            for start in range(0, len(ids) - 1, context):
+                end = start + context
+                texts.append((ids[start:end], mask[start:end]))
             continue
-        for start in range(0, len(ids) - 1, context):
-            end = start + context
-            texts.append((ids[start:end], mask[start:end]))
+        if cut and len(ids) > context:
+            *prompt, (role, answer) = turns
+            prompt = shorten_beside(model.tokenizer, tuple(prompt), [answer], context)
+            ids, mask = model.tokenizer.render((*prompt, (role, answer)))
+            if any(mask[:context]):  # else the system turn leaves no room
+                ids, mask = ids[:context], mask[:context]
+                count += 1
+        dialogues.append((ids, mask))
+    say_cut(count, len(demonstrations), "demonstrations", context)
     dialogues = fit(dialogues, context, "demonstrations", length=row_length, needed=needed)
     return texts + dialogues
 

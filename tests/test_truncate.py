@@ -1,10 +1,14 @@
 """--truncate cuts what is too long: prompts at their beginning, responses at their end."""
 
-import pytest
+import json
 
+import pytest
+from conftest import tiny
+
+import train_dpo
 from minirlhf import preferences, rollout, supervised
 from minirlhf.data import Prompt, Ranking
-from minirlhf.truncate import shorten, shorten_prompt
+from minirlhf.truncate import encode, shorten_prompt
 
 LONG = " ".join(f"word{i}" for i in range(60))
 
@@ -26,39 +30,48 @@ def test_old_turns_go_first_and_the_system_turn_stays(tokenizer):
     assert shorten_prompt(tokenizer, turns, room) == (turns[0], turns[5])
 
 
-@pytest.mark.parametrize("turns", [(("user", LONG),), (("text", LONG),)])
-def test_a_long_request_keeps_its_end(tokenizer, turns):
-    (((role, text),)) = shorten_prompt(tokenizer, turns, 40)
-    assert role == turns[0][0] and LONG.endswith(text) and text.endswith("word59")
-    assert 30 < len(tokenizer.encode_prompt(((role, text),))) <= 40
+@pytest.mark.parametrize("text", [LONG, "é" * 60])
+@pytest.mark.parametrize("role", ["user", "text"])
+def test_a_long_request_keeps_its_end(tokenizer, role, text):
+    (((kept_role, kept),)) = shorten_prompt(tokenizer, ((role, text),), 40)
+    assert kept_role == role and text.endswith(kept) and kept
+    assert 30 < len(tokenizer.encode_prompt(((role, kept),))) <= 40
 
 
-def test_a_prompt_gives_way_until_it_has_half_of_the_context(tokenizer):
-    prompt = (("user", LONG),)
-    shorter, (response, short) = shorten(tokenizer, prompt, [LONG, "no"], 64)
-    assert short == "no" and LONG.startswith(response.removeprefix(" ")[:20])
-    assert 24 < len(tokenizer.encode_prompt(shorter)) <= 32
-    for text in (response, short):
-        ids = tokenizer.encode_prompt(shorter) + tokenizer.encode_response(shorter, text)
-        assert len(ids) <= 64
-    kept, texts = shorten(tokenizer, (("user", "hi"),), ["yes", "no"], 64)
-    assert (kept, texts) == ((("user", "hi"),), ["yes", "no"])
+def test_a_prompt_gives_way_until_it_has_half_of_the_context(tokenizer, capsys):
+    texts = [((("user", LONG),), [LONG, "no"]), ((("user", "hi"),), ["yes", "no"])]
+    (prompt, (response, short)), fitting = encode(tokenizer, texts, 64, "pairs", cut=True)
+    assert 24 < len(prompt) <= 32 and len(prompt) + len(response) == 64
+    assert short == tokenizer.encode_response((("user", LONG),), "no")
+    whole = tokenizer.encode_response((("user", LONG),), LONG)
+    assert response == whole[: len(response)]  # without EOS: nobody stopped there
+    assert fitting == encode(tokenizer, texts[1:], 64, "pairs", cut=False)[0]
+    assert "1 of 2 pairs cut to 64 tokens" in capsys.readouterr().out
 
 
-def test_every_stage_keeps_what_it_would_leave_out(policy, capsys):
+def test_every_stage_keeps_what_it_would_leave_out(policy, capsys, tmp_path):
     tokenizer, context = policy.tokenizer, policy.config.n_positions
-    demonstrations = [(("user", "hi"), ("assistant", "yes")), (("user", LONG), ("assistant", LONG))]
-    assert len(supervised.to_rows(policy, demonstrations)) == 1
-    rows = supervised.to_rows(policy, demonstrations, cut=True)
-    assert [len(ids) <= context for ids, _ in rows] == [True, True]
-    assert any(rows[1][1]) and rows[1][0][-1] == tokenizer.eos_id
+    short, long = (("user", "hi"), ("assistant", "yes")), (("user", LONG), ("assistant", LONG))
+    no_room = (("system", LONG), *short)
+    assert len(supervised.to_rows(policy, [short, long])) == 1
+    _, row = supervised.to_rows(policy, [short, long, no_room], cut=True)
+    ids, mask = row
+    assert len(ids) == context and mask[-1] and tokenizer.eos_id not in ids
+    said = capsys.readouterr().out
+    assert "1 of 3 demonstrations cut" in said and "1 of 3 demonstrations skipped" in said
 
     rankings = []
-    for _, request in demonstrations[0][:1] + demonstrations[1][:1]:
+    for request in ("hi", LONG):
         rankings.append(Ranking(Prompt.of(request), ["yes", LONG], [1, 2], "here"))
-    assert preferences.to_groups(tokenizer, rankings[1:] + rankings[1:], 10**6)
     groups = preferences.to_groups(tokenizer, rankings, context, cut=True)
-    assert [group.longest() <= context for group in groups] == [True, True]
+    assert [group.longest() for group in groups] == [context, context]
+    assert all(ids[-1] == tokenizer.eos_id for group in groups for ids in group.responses)
+
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": LONG, "chosen": "yes", "rejected": LONG}) + "\n")
+    settings = train_dpo.Settings(data=str(data), truncate=True)
+    (item,) = train_dpo.read(settings, policy)
+    assert item.longest() == context and item.responses[0][-1] == tokenizer.eos_id
 
     prompts = [Prompt.of("hi"), Prompt.of(LONG)]
     assert len(rollout.prompts_that_fit(policy, prompts, 16)) == 1
@@ -66,3 +79,10 @@ def test_every_stage_keeps_what_it_would_leave_out(policy, capsys):
     assert f"the context of {context} less --max_tokens 16" in said and "--truncate" in said
     cut = rollout.prompts_that_fit(policy, prompts, 16, cut=True)
     assert len(cut) == 2 and cut[1].source == LONG and cut[1].turns[-1][1] in LONG
+    assert "1 of 2 prompts cut to 48 tokens" in capsys.readouterr().out
+
+
+def test_a_row_of_a_raw_prompt_is_cut_too(tokenizer):
+    model = tiny(tokenizer, n_positions=32)
+    ((ids, mask),) = supervised.to_rows(model, [(("text", LONG), ("assistant", "yes"))], cut=True)
+    assert len(ids) <= 32 and ids[-1] == tokenizer.eos_id and mask[-1] and not mask[0]
