@@ -11,24 +11,22 @@ to mean 0 and std 1 on samples of the policy that is to be improved.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from minirlhf import UserError, losses, rollout
+from minirlhf import UserError, agreement, losses, rollout
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, mixed, read_rankings
-from minirlhf.files import atomically
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.optim import cosine_decay
 from minirlhf.preferences import Group, group_scores, micro_batches_of, to_groups, validate
 from minirlhf.rewards import TrainedReward
 from minirlhf.run import Run
+from minirlhf.truncate import shorten_prompt
 
-BEST = "best.safetensors"  # in the run's folder: weights that --keep_best keeps
 SMALLEST_STD = 1e-6  # scores that differ by less are equal but for rounding
 
 
@@ -50,7 +48,7 @@ class Settings:
     weight_decay: float = 0.01  # on matrices
     validation: float = 0.1  # share of prompts held out
     eval_every: int = 0  # steps between validations; 0: only at the end
-    keep_best: bool = False  # keep the weights of the validation with the lowest loss
+    keep_best: bool = False  # end with the weights whose validation loss was the lowest
     truncate: bool = False  # cut rankings that are too long, instead of leaving them out
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
 
@@ -88,6 +86,9 @@ def prompts_to_sample(settings: Settings, model: ScalarGPT, prompts: list[Prompt
     readable = model.config.n_positions - 2  # one token of a response, and EOS
     lengths = {}
     for prompt in prompts:
+        if settings.truncate:
+            turns = shorten_prompt(sampled.tokenizer, prompt.turns, min(room, readable))
+            prompt = replace(prompt, turns=turns)
         if len(model.tokenizer.encode_prompt(prompt.turns)) <= readable:
             lengths[prompt] = len(sampled.tokenizer.encode_prompt(prompt.turns))
     fitting = [prompt for prompt, length in lengths.items() if length <= room]
@@ -96,7 +97,7 @@ def prompts_to_sample(settings: Settings, model: ScalarGPT, prompts: list[Prompt
         raise UserError(
             f"--max_tokens {settings.max_tokens} leaves prompts {room} of the context's "
             f"{sampled.config.n_positions} tokens, and the shortest has {shortest}: use a smaller "
-            "--max_tokens, shorter prompts, or --normalize_samples 0"
+            "--max_tokens, --truncate, or --normalize_samples 0"
         )
     return fitting[: settings.normalize_samples]
 
@@ -143,8 +144,10 @@ def show(model: ScalarGPT, groups: list[Group]) -> None:
 def main(settings: Settings) -> None:
     # 1. rankings, and the model: SFT's trunk with a head of zeros
     at_least(1, settings, "batch_size", "token_budget")
-    if settings.keep_best and not settings.eval_every:
-        raise UserError("--keep_best needs --eval_every: how often to look whether it is the best")
+    if settings.keep_best and not (settings.eval_every and settings.validation):
+        raise UserError(
+            "--keep_best needs --eval_every N and a --validation above 0, to see which is the best"
+        )
     rankings = mixed(
         read_rankings,
         settings.data,
@@ -170,7 +173,10 @@ def main(settings: Settings) -> None:
     run.place(model, trained=True)
     steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
     optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
-    run.track(optimizer, model=model)
+    tracked = {"model": model}
+    if settings.keep_best:  # a second model, which a checkpoint holds too
+        tracked["best"] = ScalarGPT.from_pretrained(settings.init)
+    run.track(optimizer, **tracked)
     print(f"{len(train)} rankings, {len(validation)} held out, {steps} steps on {run.device}")
     if newest and "newest_before" not in run.extra:
         before = validate(model, newest, settings.token_budget)
@@ -204,13 +210,19 @@ def main(settings: Settings) -> None:
         }
         last = step + 1 == steps
         if validation and settings.eval_every and (last or (step + 1) % settings.eval_every == 0):
-            metrics |= checked(model, validation, run, settings)
+            result = validate(model, validation, settings.token_budget)
+            for name in ("validation_loss", "validation_accuracy"):
+                metrics[name] = result[name]
+            best_loss = run.extra.get("best_loss", math.inf)
+            if settings.keep_best and result["validation_loss"] < best_loss:
+                run.extra["best_loss"] = result["validation_loss"]
+                tracked["best"].load_state_dict(model.state_dict())
         shown = ("loss", "accuracy", "tokens_per_second", "validation_loss", "validation_accuracy")
         run.log(step, shown, **metrics)
 
     # 4. how good is it on prompts that it has not seen
     if "best_loss" in run.extra:
-        model.load_state_dict(load_file(run.folder / BEST))
+        model.load_state_dict(tracked["best"].state_dict())
     result = report_accuracy(model, validation, newest, run, settings)
 
     # 5. the scale of its scores
@@ -220,17 +232,6 @@ def main(settings: Settings) -> None:
     run.finish(model, **result)
 
 
-def checked(model: ScalarGPT, validation: list[Group], run: Run, settings: Settings) -> dict:
-    """Validation numbers during training; with --keep_best also keeps the weights if it is best."""
-    result = validate(model, validation, settings.token_budget)
-    loss = result["validation_loss"]
-    if settings.keep_best and loss < run.extra.get("best_loss", math.inf):
-        run.extra["best_loss"] = loss
-        with atomically(run.folder / BEST) as temporary:
-            save_file(model.state_dict(), temporary)
-    return {"validation_loss": loss, "validation_accuracy": result["validation_accuracy"]}
-
-
 def report_accuracy(model, validation, newest, run, settings) -> dict:
     """Prints and returns the accuracy on held-out rankings, and on those of the newest policy."""
     if not validation:
@@ -238,11 +239,10 @@ def report_accuracy(model, validation, newest, run, settings) -> dict:
         return {}
     result = validate(model, validation, settings.token_budget)
     accuracy, interval = result["validation_accuracy"], result["validation_interval"]
-    pairs = result["validation_pairs"]
-    longer_wins = result["validation_longer_wins"]
+    longer_wins = result["beside_length"]["longer_wins"]
     print(
-        f"validation accuracy {accuracy:.3f} ± {interval:.3f} on {pairs} comparisons; "
-        f"choosing the longer response {longer_wins:.3f}"
+        f"validation accuracy {accuracy:.3f} ± {interval:.3f} on {result['validation_pairs']} "
+        f"comparisons; choosing the longer response {longer_wins['mean']:.3f}"
     )
     if newest:
         result["newest_before"] = run.extra["newest_before"]
@@ -253,10 +253,8 @@ def report_accuracy(model, validation, newest, run, settings) -> dict:
             "on the newest rankings alone: {newest_before:.3f} before training, "
             "{newest_after:.3f} now".format(**result)
         )
-    if not accuracy - interval > 0.5:
-        print("warning: 0.5 lies inside the interval: no better than a coin, as far as one can see")
-    elif accuracy - interval <= longer_wins:
-        print("warning: not clearly better than choosing the longer response")
+    if said := agreement.warning(result["beside_length"]):
+        print(f"warning: {said}")
     return result
 
 

@@ -13,78 +13,84 @@ from minirlhf.data import Ranking
 from minirlhf.rewards import RewardFn, TrainedReward
 
 SCORED_AT_ONCE = 256  # rankings
+WORDS = {
+    "accuracy": "accuracy",
+    "longer_wins": "choosing the longer response",
+    "where_longer": "where the better is longer",
+    "where_shorter": "where the better is shorter",
+}
 
 
 def measure(reward: RewardFn, rankings: list[Ranking]) -> dict:
-    """Accuracy on the rankings' comparisons, and what length alone would have.
+    """Accuracy on the rankings' comparisons and what length alone would have (stats.beside_length,
+    in characters), accuracy by the records' field "subset", a reward model's calibration."""
+    compared = [ranking for ranking in rankings for _ in untied(ranking)]  # of N comparisons
+    number_of: dict = {}
+    numbers = [number_of.setdefault(ranking.prompt, len(number_of)) for ranking in compared]
+    prompt = torch.tensor(numbers, dtype=torch.long)  # (N,)
+    margin, length = margins(reward, rankings)  # (N,)
+    result = stats.beside_length(prompt, margin, length)
 
-    Each number is a dict with mean, interval and pairs, as of stats.accuracy.
-    """
-    prompt, margin, length = compared(reward, rankings)
-    result = {"accuracy": stats.accuracy(prompt, margin)}
-    result["longer_wins"] = stats.accuracy(prompt, length)
-    for name, rows in (("chosen_longer", length > 0), ("chosen_shorter", length < 0)):
-        if rows.any():
-            result[name] = stats.accuracy(prompt[rows], margin[rows])
-    subsets = [ranking.prompt.columns.get("subset") for ranking in rankings]
+    subsets = [str(ranking.prompt.columns.get("subset", "")) for ranking in compared]
     result["subsets"] = {}
-    for name in sorted({str(subset) for subset in subsets if subset is not None}):
-        of_subset = torch.tensor([str(subset) == name for subset in subsets])[prompt]  # (N,)
-        result["subsets"][name] = stats.accuracy(prompt[of_subset], margin[of_subset])
+    for name in sorted(set(subsets) - {""}):
+        rows = torch.tensor([subset == name for subset in subsets])  # (N,)
+        result["subsets"][name] = stats.accuracy(prompt[rows], margin[rows])
     if isinstance(reward, TrainedReward):
-        log_odds = margin * reward.model.config.score_std
+        log_odds = margin * reward.model.config.score_std  # as they were learned
         result["calibration"] = stats.calibration(prompt, log_odds)
     return result
 
 
-def compared(reward: RewardFn, rankings: list[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
-    """All N untied comparisons: the ranking's number, and how much more the better response has of
-    the reward and of characters (N,)."""
-    scores = []  # of each ranking
+def untied(ranking: Ranking) -> list[tuple[int, int]]:
+    """Pairs of responses, by their numbers: the better and the worse."""
+    pairs = []
+    for i, j in combinations(range(len(ranking.ranks)), 2):
+        if ranking.ranks[i] < ranking.ranks[j]:
+            pairs.append((i, j))
+        elif ranking.ranks[j] < ranking.ranks[i]:
+            pairs.append((j, i))
+    return pairs
+
+
+def margins(reward: RewardFn, rankings: list[Ranking]) -> tuple[Tensor, Tensor]:
+    """How much more the better response of each comparison has: of the reward, of characters."""
+    rewards = []
+    lengths = []
     for first in range(0, len(rankings), SCORED_AT_ONCE):
         part = rankings[first : first + SCORED_AT_ONCE]
         prompts = [ranking.prompt for ranking in part for _ in ranking.responses]
-        responses = [response for ranking in part for response in ranking.responses]
-        flat = reward(prompts, responses)
+        scores = iter(reward(prompts, [text for ranking in part for text in ranking.responses]))
         for ranking in part:
-            size = len(ranking.responses)
-            scores.append(flat[:size])
-            flat = flat[size:]
-    numbers, margins, lengths = [], [], []
-    for number, ranking in enumerate(rankings):
-        for i, j in combinations(range(len(ranking.ranks)), 2):
-            if ranking.ranks[i] == ranking.ranks[j]:
-                continue
-            better, worse = (i, j) if ranking.ranks[i] < ranking.ranks[j] else (j, i)
-            numbers.append(number)
-            margins.append(scores[number][better] - scores[number][worse])
-            lengths.append(len(ranking.responses[better]) - len(ranking.responses[worse]))
-    columns = (torch.tensor(x, dtype=torch.float64) for x in (margins, lengths))
-    return torch.tensor(numbers), *columns
+            own = [next(scores) for _ in ranking.responses]
+            for better, worse in untied(ranking):
+                rewards.append(own[better] - own[worse])
+                lengths.append(len(ranking.responses[better]) - len(ranking.responses[worse]))
+    return torch.tensor(rewards).double(), torch.tensor(lengths).double()
+
+
+def warning(beside_length: dict) -> str:
+    """Whether accuracy is no better than something that reads nothing; "" if it is better."""
+    accuracy, lead = beside_length["accuracy"], beside_length["lead"]
+    if not accuracy["mean"] - accuracy["interval"] > 0.5:
+        return "0.5 lies inside the interval: no better than a coin, as far as one can see"
+    if not lead["mean"] - lead["interval"] > 0:
+        ahead = f"{lead['mean']:+.3f} ± {lead['interval']:.3f}"
+        return f"not clearly better than choosing the longer response ({ahead})"
+    return ""
 
 
 def sentences(result: dict) -> list[str]:
     """The numbers of `measure` for the console."""
-
-    def share(cell: dict) -> str:
-        return f"{cell['mean']:.3f} ± {cell['interval']:.3f} of {cell['pairs']} comparisons"
-
-    lines = [f"accuracy                     {share(result['accuracy'])}"]
-    lines.append(f"choosing the longer response {share(result['longer_wins'])}")
-    for name, words in (
-        ("chosen_longer", "where the better is longer "),
-        ("chosen_shorter", "where the better is shorter"),
-    ):
-        if name in result:
-            lines.append(f"{words}  {share(result[name])}")
-    for name, cell in result["subsets"].items():
-        lines.append(f"{name:28} {share(cell)}")
+    lines = []
+    cells = {words: result[name] for name, words in WORDS.items()} | result["subsets"]
+    for words, cell in cells.items():
+        if cell["pairs"]:
+            share = f"{cell['mean']:.3f} ± {cell['interval']:.3f}"
+            lines.append(f"{words:28} {share} of {cell['pairs']} comparisons")
     for row in result.get("calibration", ()):
-        lines.append(
-            f"sure to {row['predicted']:.2f}: right in {row['accuracy']:.2f} "
-            f"± {row['interval']:.2f}"
-        )
-    accuracy, baseline = result["accuracy"], result["longer_wins"]
-    if accuracy["mean"] - accuracy["interval"] <= baseline["mean"]:
-        lines.append("warning: not clearly better than choosing the longer response")
+        real = f"{row['accuracy']:.2f} ± {row['interval']:.2f}"
+        lines.append(f"sure to {row['predicted']:.2f}: right in {real}")
+    if said := warning(result):
+        lines.append(f"warning: {said}")
     return lines

@@ -83,10 +83,14 @@ def group_scores(model: ScalarGPT, groups: list[Group]) -> tuple[Tensor, Tensor,
 
 @torch.no_grad()
 def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
-    """Accuracy on comparisons with its 95 % interval (prompts are independent), calibration."""
+    """Accuracy on comparisons with its 95 % interval (prompts are independent), calibration.
+
+    "beside_length" is that of stats.py, in tokens.
+    """
+    number_of = {}  # of each prompt
     prompts = []
     margins = []
-    lengths = []  # of the better response less the worse one's, in tokens
+    lengths = []
     for part in micro_batches_of(groups, token_budget):
         scores, ranks, mask, _ = group_scores(model, [groups[i] for i in part])
         better = losses.untied_pairs(ranks, mask)  # (B, K, K)
@@ -94,17 +98,17 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
         margins += margin[better].tolist()
         for i, j, k in better.nonzero().tolist():
             group = groups[part[i]]
-            prompts.append(part[i])
+            prompts.append(number_of.setdefault(group.key, len(number_of)))
             lengths.append(len(group.responses[j]) - len(group.responses[k]))
     prompt = torch.tensor(prompts, dtype=torch.long)  # (N,)
     margin = torch.tensor(margins, dtype=torch.float64)  # (N,)
-    accuracy = stats.accuracy(prompt, margin)
-    longer_wins = stats.accuracy(prompt, torch.tensor(lengths, dtype=torch.float64))
+    length = torch.tensor(lengths, dtype=torch.float64)  # (N,)
+    beside_length = stats.beside_length(prompt, margin, length)
     return {
-        "validation_accuracy": accuracy["mean"],
-        "validation_interval": accuracy["interval"],
+        "validation_accuracy": beside_length["accuracy"]["mean"],
+        "validation_interval": beside_length["accuracy"]["interval"],
         "validation_pairs": len(margins),
-        "validation_longer_wins": longer_wins["mean"],
         "validation_loss": float(softplus(-margin).mean()),
+        "beside_length": beside_length,
         "calibration": stats.calibration(prompt, margin),
     }

@@ -80,6 +80,26 @@ def accuracy(prompt: Tensor, margin: Tensor) -> dict:
     return share | {"pairs": len(margin)}
 
 
+def beside_length(prompt: Tensor, margin: Tensor, length: Tensor) -> dict:
+    """The accuracy of pairs beside what length alone would have.
+
+    prompt, margin: (N,) as of `accuracy`
+    length: (N,) how much longer the better response is
+
+    Returns dicts as of `accuracy`: "accuracy"; "longer_wins", that of choosing the longer response;
+    "lead", the first less the second; "where_longer" and "where_shorter", the accuracy where the
+    better response is longer, and where it is shorter.
+    """
+    ahead = right(margin) - right(length)  # (N,)
+    return {
+        "accuracy": accuracy(prompt, margin),
+        "longer_wins": accuracy(prompt, length),
+        "lead": estimate(prompt, [ahead], [torch.ones_like(ahead)]),
+        "where_longer": accuracy(prompt[length > 0], margin[length > 0]),
+        "where_shorter": accuracy(prompt[length < 0], margin[length < 0]),
+    }
+
+
 def calibration(prompt: Tensor, margin: Tensor, count: int = 6) -> list[dict]:
     """Claimed and real accuracy of pairs, in `count` equal parts by the size of their margin.
 

@@ -30,7 +30,7 @@ def test_accuracy_beside_length():
     result = agreement.measure(count_a, rankings_of(*rows, subsets=["x", "x", "y", "y"]))
     assert result["accuracy"]["mean"] == 2.5 / 4 and result["accuracy"]["pairs"] == 4
     assert result["longer_wins"]["mean"] == 0.5
-    assert result["chosen_longer"]["mean"] == 0.75 and result["chosen_shorter"]["mean"] == 0.5
+    assert result["where_longer"]["mean"] == 0.75 and result["where_shorter"]["mean"] == 0.5
     assert {name: cell["mean"] for name, cell in result["subsets"].items()} == {"x": 1, "y": 0.25}
     assert "warning" in agreement.sentences(result)[-1]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,6 +130,9 @@ def test_no_room_for_a_response_is_said_before_training(parent, tmp_path, max_to
     assert not (tmp_path / "rm").exists()
     settings.max_tokens = 96 - shortest
     train_rm.main(settings)
+    if max_tokens == 90:
+        changes = {"max_tokens": 80, "truncate": True, "out": str(tmp_path / "cut")}
+        train_rm.main(replace(settings, **changes))
 
 
 def test_without_normalisation_no_room_is_needed(parent, tmp_path):
@@ -205,7 +209,7 @@ def test_accuracy_stands_beside_length(parent, tmp_path, capsys):
     train_rm.main(settings_of(parent, tmp_path, many(20), **changes))
     said = capsys.readouterr().out
     assert "choosing the longer response" in said
-    assert read_json(tmp_path / "rm" / "run.json")["validation_longer_wins"] == 1.0
+    assert read_json(tmp_path / "rm" / "run.json")["beside_length"]["longer_wins"]["mean"] == 1
     assert "warning: not clearly better than choosing the longer" in said or "coin" in said
     with pytest.raises(UserError, match="--eval_every"):
         train_rm.main(settings_of(parent, tmp_path, many(4), keep_best=True))
