@@ -13,7 +13,7 @@ Who wins is decided by gold (a hidden judge), by a reward, or by a judge that co
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, agreement, losses, rewards, rollout, world
+from minirlhf import UserError, agreement, checkpoint, hub, losses, rewards, rollout, world
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
@@ -59,8 +59,9 @@ class Settings:
 
     # sampling
     samples: int = 4  # responses per prompt; with --reward also the best of n, up to this
+    truncate: bool = False  # cut prompts that are too long, instead of leaving them out
     max_tokens: int = 64  # longest response
-    temperature: float = 0.7  # of sampling
+    temperature: float = -1.0  # of sampling; -1: that of the policies' training
     unfinished_score: float = -1.0  # of the reward "as trained", as in train_ppo.py
 
     # run
@@ -83,11 +84,24 @@ class Answers:
 # ---- who is asked what, and who judges
 
 
+def common_temperature(folders: list[str]) -> float:
+    """At which the policies were trained. The baseline, the first, counts where no other says."""
+    temperatures = [checkpoint.read_temperature(hub.model_folder(folder)) for folder in folders]
+    trained = set(temperatures[1:]) - {None}
+    if len(trained) > 1:
+        raise UserError(
+            f"the policies were trained at different temperatures ({sorted(trained)}): choose one "
+            "to compare them at, with --temperature"
+        )
+    return [*trained, temperatures[0] or rollout.TEMPERATURE][0]
+
+
 def load_prompts(settings: Settings, count: int, reference: GPT) -> list[Prompt]:
-    """Prompts that leave room for --max_tokens."""
+    """Prompts that leave room for --max_tokens; fewer than `count` where there are no more."""
     which = {"split": settings.split, "count": count, "seed": settings.seed}
     prompts = read_prompts(settings.data, template=settings.template, **which)
-    return rollout.prompts_that_fit(reference, prompts[: 4 * count], settings.max_tokens)[:count]
+    fitting = rollout.prompts_that_fit(reference, prompts, settings.max_tokens, settings.truncate)
+    return fitting[:count]
 
 
 def load_beliefs(settings: Settings, module: ModuleType | None, reference: GPT) -> list[Prompt]:
@@ -347,7 +361,9 @@ def main(settings: Settings) -> dict:
     if not folders:
         raise UserError("--policies names no model folder")
     baseline = settings.baseline or folders[0]
-    folders = dict.fromkeys([baseline, *folders])
+    folders = list(dict.fromkeys([baseline, *folders]))
+    if settings.temperature < 0:
+        settings = replace(settings, temperature=common_temperature(folders))
     reference = open_model(GPT, settings.reference or baseline, **place)
     prompts = load_prompts(settings, settings.count, reference)
     module = find_world(settings, prompts)
@@ -384,6 +400,7 @@ def main(settings: Settings) -> dict:
         "judge": wins_by,
         "prompts": len(prompts),
         "samples": settings.samples,
+        "temperature": settings.temperature,
         "reward": settings.reward,
         "results": results,
         "examples": side_by_side(prompts[: settings.examples], answers),

@@ -452,6 +452,7 @@ def main(settings: Settings) -> None:
             row |= look(run, policy, reference, validation, questions, step)
         run.log(step, SHOWN, **row, seconds=time.monotonic() - started)
 
+    policy.temperature = settings.temperature  # its folder says at which it is to be sampled
     final = {name: x for name, x in run.row.items() if name.startswith(("validation", "kl"))}
     run.finish(lora.merge(policy), peak_gib=run.peak_memory(), **final)
 

@@ -424,6 +424,7 @@ def main(settings: Settings) -> None:
                 kl_coef, float(kl.sum(1).mean()), settings.kl_target, len(batch)
             )
 
+    policy.temperature = settings.temperature  # its folder says at which it is to be sampled
     result = {"peak_gib": run.peak_memory()}
     if held_out_text:
         result["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)

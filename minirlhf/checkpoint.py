@@ -293,3 +293,23 @@ def write_folder(
     """Write config.json and then model.safetensors, with which the folder is complete."""
     files.write_json(folder / "config.json", content)
     write_tensors(folder / "model.safetensors", to_hf(weights, config), format="pt")
+
+
+# ---- how a model is sampled
+
+
+def read_temperature(folder: Path) -> float | None:
+    """What generation_config.json says; None where it says nothing."""
+    value = files.read_json(folder / "generation_config.json").get("temperature")
+    is_number = type(value) in (int, float) and 0 < value < 1e6
+    return float(value) if is_number else None
+
+
+def write_generation(folder: Path, config: dict[str, Any], temperature: float | None) -> None:
+    """generation_config.json, by which transformers and vLLM sample. None: as they like."""
+    path = folder / "generation_config.json"
+    if temperature is None:
+        path.unlink(missing_ok=True)
+        return
+    tokens = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+    files.write_json(path, tokens | {"do_sample": True, "temperature": temperature})

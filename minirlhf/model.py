@@ -257,6 +257,7 @@ class Trunk(nn.Module):
         self.tokenizer = tokenizer
         self.autocast_dtype: torch.dtype | None = None  # the same for sampling and training
         self.checkpointing = False  # recompute blocks in the backward pass, to save memory
+        self.temperature: float | None = None  # that a policy was trained and is sampled at
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.model_type == "gpt2":
             self.wpe = nn.Embedding(config.n_positions, config.n_embd)
@@ -373,6 +374,7 @@ class Trunk(nn.Module):
         with torch.device("meta"):  # shapes only: nothing is allocated before all is checked
             model = cls(config, tokenizer)
         model.load_hf(tensors, folder)
+        model.temperature = checkpoint.read_temperature(folder)
         return model
 
     def load_hf(self, tensors: dict[str, Tensor], where: Path) -> None:
@@ -387,6 +389,7 @@ class Trunk(nn.Module):
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder, padding=self.is_scalar)
         config = architectures.write(self.config, self.is_scalar, self.tokenizer)
+        checkpoint.write_generation(folder, config, None if self.is_scalar else self.temperature)
         checkpoint.write_folder(folder, config, self.state_dict(), self.config)
 
 

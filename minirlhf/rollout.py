@@ -23,6 +23,7 @@ CACHED_AT_ONCE = 32768  # rows * positions of the cache; more prompts are sample
 TOKENS_AT_ONCE = 8192  # tokens of a micro-batch that needs no gradients
 STEPS_UNTIL_COUNT = {"cuda": 8}  # counting the live rows waits for the GPU. Other devices: 1
 LIVE_SHARE_TO_SHRINK = {"cuda": 0.75}  # fewer rows need a new CUDA graph. Other devices: 1
+TEMPERATURE = 0.7  # of a model whose folder names none: what the training scripts sample at
 
 
 @dataclass

@@ -126,6 +126,36 @@ def test_texts_are_assessed_by_kind_where_a_world_knows_kinds():
 # ---- the script
 
 
+def test_policies_are_compared_at_the_temperature_of_their_training(folder, tmp_path):
+    for name, temperature in (("warm", 1.25), ("cold", 0.5)):
+        policy = GPT.from_pretrained(folder / "sft")
+        policy.temperature = temperature
+        policy.save_pretrained(tmp_path / name)
+    sft, warm, cold = str(folder / "sft"), str(tmp_path / "warm"), str(tmp_path / "cold")
+    assert evaluate.common_temperature([sft, str(folder / "ppo")]) == rollout.TEMPERATURE
+    assert evaluate.common_temperature([sft, warm]) == 1.25
+    assert evaluate.common_temperature([cold, sft]) == 0.5
+    assert evaluate.common_temperature([cold, warm, sft]) == 1.25  # cold is the baseline
+    settings = settings_of(folder, tmp_path, policies=f"{sft},{warm},{cold}")
+    settings.judge = f"{folder / 'mine.py'}:first"
+    with pytest.raises(UserError, match="--temperature"):
+        evaluate.main(settings)
+    assert evaluate.main(replace(settings, temperature=1.0))["temperature"] == 1
+    assert evaluate.main(replace(settings, policies=f"{sft},{warm}"))["temperature"] == 1.25
+
+
+def test_as_many_prompts_as_asked_for_where_there_are_so_many(folder, tmp_path, capsys):
+    rows = [{"prompt": "Why? " * 100}] * 20 + [{"prompt": "fox " * i} for i in range(1, 6)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = settings_of(folder, tmp_path, data=str(tmp_path / "p.jsonl"), count=3)
+    settings.judge = f"{folder / 'mine.py'}:first"
+    assert evaluate.main(settings)["prompts"] == 3
+    assert "--max_tokens 8" in capsys.readouterr().out
+    settings.truncate = True
+    examples = evaluate.main(settings)["examples"]
+    assert examples[0]["prompt"] == rows[0]["prompt"]
+
+
 def test_an_evaluation_by_a_judge_that_compares(folder, tmp_path, capsys):
     mine = folder / "mine.py"
     policies = f"{folder / 'sft'},{folder / 'ppo'},{folder / 'foreign'}"
