@@ -11,12 +11,14 @@ or `completions`), and whatever other fields of the records it names:
     def right(prompts, responses, answer):
         return [float(a in r) for a, r in zip(answer, responses)]
 
-None is no score for a response: train_ppo.py leaves it out of its group.
+What it does to its arguments changes nothing: they are copies. None is no score for a response,
+which train_ppo.py and train_dpo.py --online then do not learn from.
 """
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 
@@ -71,10 +73,14 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
     """What a user's function is called with: positional arguments and named ones.
 
     A field that a record lacks is None. A parameter that no record has keeps its default.
+    All are copies, which a function may change.
     """
     names = {name for prompt in prompts for name in prompt.columns}
-    columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
-    sources = [prompt.source for prompt in prompts]
+    columns = {}
+    for name in names:
+        columns[name] = [deepcopy(prompt.columns.get(name)) for prompt in prompts]
+    sources = [deepcopy(prompt.source) for prompt in prompts]
+    responses = list(responses)
     values = columns | {"prompts": sources, "responses": responses, "completions": responses}
 
     parameters = inspect.signature(function).parameters
@@ -103,17 +109,15 @@ def check_scores(scores, responses: list[str], name: str, optional: bool = False
         values = []
     if len(values) != len(responses):
         raise UserError(
-            f"reward function {name} gave {scores!r:.200} for {len(responses)} responses: "
+            f"reward function {name} gave {shown(scores)} for {len(responses)} responses: "
             "return a list with one number for each"
         )
     numbers = []
     for value, response in zip(values, responses):
-        number = as_number(value)
-        if optional and value is None:
-            number = math.nan
+        number = math.nan if optional and value is None else as_number(value)
         if number is None:
             raise UserError(
-                f"reward function {name} gave {value!r:.80} for the response {response[:80]!r}: "
+                f"reward function {name} gave {shown(value)} for the response {response[:80]!r}: "
                 "return one finite number for each, below 1e38"
             )
         numbers.append(number)
@@ -131,16 +135,24 @@ def as_number(value) -> float | None:
     return number if abs(number) < LARGEST_SCORE else None
 
 
+def shown(value) -> str:
+    try:
+        return repr(value)[:200]
+    except Exception:  # Python writes no number of more than 4300 digits
+        return f"a {type(value).__name__} that cannot be written"
+
+
 def user_reward(function: Callable, name: str, optional: bool = False) -> RewardFn:
     """A user's function as a RewardFn; what it raises or returns wrongly is a UserError."""
 
     def call(prompts, responses):
         positional, named = arguments(function, prompts, responses)
-        return function(*positional, **named)
+        scores = function(*positional, **named)
+        return list(scores) if isinstance(scores, Iterator) else scores  # yield runs here
 
     def reward_fn(prompts: list[Prompt], responses: list[str]) -> list[float]:
         try:
-            scores = call(prompts, list(responses))
+            scores = call(prompts, responses)
         except UserError:
             raise
         except (Exception, SystemExit) as error:

@@ -182,11 +182,16 @@ def test_a_response_beyond_the_context_is_read_as_far_as_it_fits(tokenizer):
         "dict.fromkeys(range(len(r)))",
         "r.clear() or []",
         "sys.exit(3)",
+        "[10**5000] * len(r)",
+        "10**5000",
+        "(int(x) for x in r)",
+        "numpy.zeros((len(r), 2))",
+        "[float('nan')] * len(r)",
     ],
 )
 def test_what_is_no_number_for_each_response_is_one_sentence(tmp_path, code):
     file = tmp_path / "odd_rewards.py"
-    file.write_text(f"import sys, torch\n\ndef f(p, r):\n    return {code}\n")
+    file.write_text(f"import sys, numpy, torch\n\ndef f(p, r):\n    return {code}\n")
     prompts = [Prompt.of("hi")] * 3
     with pytest.raises(UserError, match=r"odd_rewards\.py:f"):
         rewards.load(f"{file}:f")(prompts, ["a", "b", "c"])
@@ -196,8 +201,44 @@ def test_numbers_of_numpy_and_torch_are_numbers(tmp_path):
     file = tmp_path / "good_rewards.py"
     file.write_text(
         "import numpy, torch\n\ndef f(p, r):\n"
-        "    return [numpy.float32(1), torch.tensor(2.0), True]\n"
+        "    yield from [numpy.float32(1), torch.tensor(2.0), True]\n"
     )
     assert rewards.load(f"{file}:f")([Prompt.of("hi")] * 3, ["a", "b", "c"]) == [1, 2, 1]
     with pytest.raises(UserError, match="--reward_weights"):
         rewards.load(f"{file}:f", weights="nan")
+
+
+def test_what_a_function_does_to_its_arguments_changes_nothing(tmp_path):
+    file = tmp_path / "rude_rewards.py"
+    file.write_text(
+        "def f(prompts, responses, tags):\n"
+        "    prompts[0].pop()\n"
+        "    tags[0].append('seen')\n"
+        "    scores = [float(len(p)) for p in prompts]\n"
+        "    prompts.reverse()\n"
+        "    responses.sort()\n"
+        "    return scores\n"
+    )
+    messages = [{"role": "user", "content": "Who?"}]
+    prompt = Prompt.of(messages, tags=[])
+    responses = ["b", "a"]
+    assert rewards.load(f"{file}:f")([prompt, prompt], responses) == [0, 1]
+    assert prompt.source == messages and len(messages) == 1 and prompt.columns == {"tags": []}
+    assert responses == ["b", "a"]
+
+
+def test_a_file_may_use_neighbours_dataclasses_and_a_pool(tmp_path):
+    (tmp_path / "neighbour_of_pool.py").write_text("BONUS = 2.0\n")
+    (tmp_path / "pool_rewards.py").write_text(
+        "from __future__ import annotations\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from dataclasses import dataclass\n"
+        "from neighbour_of_pool import BONUS\n\n"
+        "@dataclass\nclass Answer:\n    text: str\n\n"
+        "def value(answer: Answer) -> float:\n    return len(answer.text) + BONUS\n\n"
+        "def f(prompts, responses):\n"
+        "    with ProcessPoolExecutor(1) as pool:\n"
+        "        return list(pool.map(value, map(Answer, responses)))\n"
+    )
+    reward_fn = rewards.load(f"{tmp_path / 'pool_rewards.py'}:f")
+    assert reward_fn(prompts_of("x", "y"), ["a", "bb"]) == [3, 4]
