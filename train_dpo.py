@@ -313,7 +313,8 @@ def sample_and_rank(
         samples_per_prompt=size,
     )
     scores = torch.tensor(reward_fn(batch.prompts, batch.responses))
-    scores = torch.where(batch.finished.cpu(), scores, settings.unfinished_score)
+    keeps_score = batch.finished.cpu() | scores.isnan()  # None of a reward stays none
+    scores = torch.where(keeps_score, scores, settings.unfinished_score)
     rows = []
     for ids, length in zip(batch.tokens.tolist(), batch.lengths.tolist()):
         rows.append(ids[:length])
@@ -321,8 +322,9 @@ def sample_and_rank(
     items = []
     for i in range(0, len(rows), size):
         prompt_length = int(batch.prompt_lengths[i])
-        responses = [row[prompt_length:] for row in rows[i : i + size]]
-        group = scores[i : i + size]
+        has_score = ~scores[i : i + size].isnan()  # (K,)
+        group = scores[i : i + size][has_score]
+        responses = [rows[i + k][prompt_length:] for k in has_score.nonzero()[:, 0].tolist()]
         ranks = 1 + (group[:, None] < group).sum(1)  # (K,): how many others are better
         responses, ranks = distinct(responses, ranks.tolist())
         if len(set(ranks)) > 1:
@@ -422,7 +424,7 @@ def main(settings: Settings) -> None:
     lora.add(policy, settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
     reference = load_reference(run, policy)
     if settings.online:
-        reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
+        reward_fn = rewards.load(settings.reward, run.device, settings.dtype, optional=True)
     else:
         add_logprobs(reference, train + validation, settings)
     steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
@@ -438,7 +440,8 @@ def main(settings: Settings) -> None:
         batch = [train[i] for i in indices]
         if settings.online:
             generator = run.generator("sample", step)
-            batch, row["score"] = sample_and_rank(settings, policy, batch, reward_fn, generator)
+            batch, scores = sample_and_rank(settings, policy, batch, reward_fn, generator)
+            row["score"] = scores.nanmean()
             add_logprobs(reference, batch, settings)
 
         # 3. its loss, one step of the optimiser

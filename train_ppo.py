@@ -148,14 +148,15 @@ class Episodes:
 def gae_advantages(
     token_rewards: Tensor, values: Tensor, mask: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """PPO: each token is compared with what the value model expected (Schulman 2015)."""
-    if token_rewards.isnan().any():
-        raise UserError(
-            "--reward gave None for a response, which only methods that compare responses can "
-            "leave out: use --advantage rloo, grpo or reinforce, or return a number"
-        )
-    advantages, returns = losses.gae(token_rewards, values, mask, GAMMA, settings.lam)
-    return losses.whiten(advantages, mask), returns
+    """PPO: each token is compared with what the value model expected (Schulman 2015).
+
+    A response without a score (NaN) has advantage 0, and its values stay as they are.
+    """
+    has_score = ~token_rewards.isnan().any(1, keepdim=True)  # (B, 1)
+    known_rewards = token_rewards.nan_to_num(0.0)
+    advantages, returns = losses.gae(known_rewards, values, mask, GAMMA, settings.lam)
+    returns = torch.where(has_score, returns, values)
+    return losses.whiten(advantages, mask & has_score), returns
 
 
 def rloo_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
@@ -346,7 +347,7 @@ def main(settings: Settings) -> None:
     )
     watched = {}
     for name in filter(None, settings.watch.split(",")):
-        watched[f"watch_{name}"] = rewards.load(name, **where)
+        watched[f"watch_{name}"] = rewards.load(name, **where, optional=True)
     optimizer = run.adamw(list(models.trained().values()), settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
     run.track(optimizer, **models.trained())
@@ -365,8 +366,9 @@ def main(settings: Settings) -> None:
 
         # 2. whole texts are scored; a response that never finished gets the fixed penalty
         raw_scores, each = score_all(reward_fn, batch)  # (B,); several rewards' own means
-        scores = torch.where(batch.finished, raw_scores, settings.unfinished_score)  # (B,)
-        watch = {name: score(watched_fn, batch) for name, watched_fn in watched.items()}
+        keeps_score = batch.finished | raw_scores.isnan()  # None of a reward stays none
+        scores = torch.where(keeps_score, raw_scores, settings.unfinished_score)  # (B,)
+        watch = {name: score(watched_fn, batch).nanmean() for name, watched_fn in watched.items()}
         if held_out_text and step % settings.log_every == 0:
             watch["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
 
@@ -529,7 +531,7 @@ def score_all(reward_fn: rewards.RewardFn, batch: Rollout) -> tuple[Tensor, dict
     scores = reward_fn.each(batch.prompts, batch.responses)  # (M, B)
     means = {}
     for name, own in zip(reward_fn.names, scores):
-        means[f"score_{name}"] = own.nanmean()
+        means[f"reward_{name}"] = own.nanmean()
     return reward_fn.combine(scores).to(batch.tokens.device), means
 
 
@@ -560,7 +562,7 @@ def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt:
     within_prompt_std = nan_std(scores.view(-1, samples_per_prompt))  # (P,)
     numbers = {
         "score": known,
-        "score_std": known.std(correction=0),
+        "score_std": known.std(correction=0) if len(known) else math.nan,
         "kl": kl.sum(1),
         "kl_k3": k3.sum(1),
         "entropy": -losses.masked_mean(episodes.old_logprobs, mask),

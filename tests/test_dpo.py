@@ -210,6 +210,9 @@ def test_samples_are_compared_as_they_were_sampled(tmp_path):
             for other_rank, other in zip(item.ranks, item.responses):
                 if finished(response) and not finished(other):
                     assert rank < other_rank  # the unfinished score is below any length
+    nan = math.nan
+    some, _ = sample_and_rank(lambda prompts, texts: [1.0, nan, 2.0, nan] * (len(texts) // 4))
+    assert all(len(item.responses) <= 2 for item in some)  # None of a reward is no score
     equal_scores, _ = sample_and_rank(lambda prompts, texts: [0.0] * len(texts))
     for item in equal_scores:  # only finishing tells them apart
         assert any(finished(response) for response in item.responses)

@@ -31,6 +31,8 @@ def same(prompts, responses):
     return [3.0] * len(responses)
 def sometimes(prompts, completions):
     return [None if i % 3 == 0 else float(i) for i in range(len(completions))]
+def never(prompts, responses):
+    return [None] * len(responses)
 def beyond(prompts, responses):
     return [1e30 * i for i in range(len(responses))]
 """
@@ -94,15 +96,29 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 # --- rewards
 
 
-def test_a_response_without_a_score_is_left_out(world, tmp_path):
-    reward = f"{world / 'mine.py'}:sometimes"
-    for advantage in ("rloo", "grpo", "reinforce"):
-        settings = settings_of(world, tmp_path / advantage, advantage=advantage, reward=reward)
-        train_ppo.main(replace(settings, unfinished_score=0.0, max_tokens=30))
-        rows = metrics(tmp_path / advantage)
-        assert all(math.isfinite(row["score"]) and row["grad_norm"] > 0 for row in rows)
-    with pytest.raises(UserError, match="rloo"):
-        train_ppo.main(settings_of(world, tmp_path / "gae", reward=reward, unfinished_score=9.0))
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo", "reinforce"])
+def test_a_response_without_a_score_is_left_out(world, tmp_path, advantage):
+    reward, none = (f"{world / 'mine.py'}:{name}" for name in ("sometimes", "never"))
+    settings = settings_of(world, tmp_path / "some", advantage=advantage, reward=reward)
+    train_ppo.main(replace(settings, unfinished_score=0.0, max_tokens=30, watch=none))
+    rows = metrics(tmp_path / "some")
+    assert all(math.isfinite(row["score"]) and row["grad_norm"] > 0 for row in rows)
+    assert rows[0][f"watch_{none}"] is None
+    settings = replace(settings, reward=none, kl_coef=0.0, out=str(tmp_path / "none"))
+    train_ppo.main(settings)
+    assert all(row["raw_score"] is None for row in metrics(tmp_path / "none"))
+
+
+def test_without_a_score_there_is_no_advantage_and_no_new_value(world):
+    rewards = torch.tensor([[0.0, 1.0], [0.0, math.nan], [0.5, 0.0]])
+    values = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    mask = torch.ones(3, 2).bool()
+    settings = train_ppo.Settings()
+    advantages, returns = train_ppo.gae_advantages(rewards, values, mask, settings)
+    rest = [0, 2]
+    others = train_ppo.gae_advantages(rewards[rest], values[rest], mask[rest], settings)
+    assert torch.allclose(advantages[rest], others[0]) and torch.equal(returns[rest], others[1])
+    assert not advantages[1].any() and torch.equal(returns[1], values[1])
 
 
 def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_path):
@@ -110,8 +126,8 @@ def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_pat
     settings = settings_of(world, tmp_path / "a", advantage="rloo", reward=f"{one},{other}")
     train_ppo.main(replace(settings, reward_weights="2,0.5", unfinished_score=-7.0))
     for row in metrics(tmp_path / "a"):
-        assert row["score_same"] == 3
-        assert row["raw_score"] == pytest.approx(2 * row["score_brevity"] + 1.5)
+        assert row["reward_same"] == 3
+        assert row["raw_score"] == pytest.approx(2 * row["reward_brevity"] + 1.5)
         expected = row["raw_score"] if row["finished"] == 1 else -7
         assert expected <= row["score"] <= max(row["raw_score"], expected)
         assert row["no_spread"] < 1
