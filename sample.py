@@ -35,7 +35,7 @@ class Settings:
     chat: bool = False  # a conversation in the terminal
     system: str = ""  # system text before the request or the conversation
     max_tokens: int = 64  # longest response
-    temperature: float = -1.0  # 0: always the likeliest token; -1: as the model was trained, or 1
+    temperature: float = -1.0  # 0: always the likeliest token; -1: as in its training, else 0.7
 
     # many prompts
     data: str = ""  # prompts: files, comma-separated, or a world's module
@@ -94,7 +94,7 @@ class Sampler:
         )
         self.temperature = settings.temperature
         if settings.temperature < 0:
-            self.temperature = trained_temperature(settings.init)
+            self.temperature = self.model.temperature or rollout.TEMPERATURE
         seed = seed_of(settings.seed, "sample.py")
         self.generator = torch.Generator(self.model.device).manual_seed(seed)
         self.reward_fn = None
@@ -145,13 +145,6 @@ class Sampler:
         ):
             ids.append(i)
             yield tokenizer.decode_response(prompt.turns, ids)
-
-
-def trained_temperature(folder: str) -> float:
-    """The temperature at which a policy was sampled and trained, by its run.json; else 1."""
-    value = describe_result(folder).get("settings", {}).get("temperature")
-    is_usable = isinstance(value, int | float) and 0.01 <= value <= 100
-    return float(value) if is_usable else 1.0
 
 
 def system_turns(settings: Settings) -> Turns:

@@ -126,6 +126,23 @@ def test_texts_are_assessed_by_kind_where_a_world_knows_kinds():
 # ---- the script
 
 
+def test_a_policys_folder_says_at_which_temperature_it_was_trained(tokenizer, tmp_path):
+    model = tiny(tokenizer)
+    path = tmp_path / "generation_config.json"
+    model.save_pretrained(tmp_path)
+    assert not path.exists() and GPT.from_pretrained(tmp_path).temperature is None
+    model.temperature = 0.5
+    model.save_pretrained(tmp_path)
+    said = json.loads(path.read_text())
+    assert said["temperature"] == 0.5 and said["eos_token_id"] == tokenizer.eos_id
+    assert GPT.from_pretrained(tmp_path).temperature == 0.5
+    ScalarGPT.from_pretrained(tmp_path).save_pretrained(tmp_path)  # it replaces the policy
+    assert not path.exists()
+    for value in ("null", '"hot"', "-1", "1e999", "[]"):
+        path.write_text(f'{{"temperature": {value}}}')
+        assert ScalarGPT.from_pretrained(tmp_path).temperature is None
+
+
 def test_policies_are_compared_at_the_temperature_of_their_training(folder, tmp_path):
     for name, temperature in (("warm", 1.25), ("cold", 0.5)):
         policy = GPT.from_pretrained(folder / "sft")

@@ -139,8 +139,8 @@ def test_an_answer_cannot_steer_the_terminal(stages, monkeypatch, capsys):
 
 def test_a_policy_is_sampled_at_the_temperature_of_its_training(stages, tmp_path, capsys):
     shutil.copytree(stages / "sft", tmp_path / "ppo")
-    for content, expected in (({"temperature": 0.7}, 0.7), ({}, 1), ({"temperature": "x"}, 1)):
-        write_json(tmp_path / "ppo" / "run.json", {"settings": content})
+    for content, expected in (({"temperature": 1.25}, 1.25), ({}, rollout.TEMPERATURE)):
+        write_json(tmp_path / "ppo" / "generation_config.json", content)
         sampler = sample.Sampler(settings_of(tmp_path, init=str(tmp_path / "ppo"), chat=True))
         assert sampler.temperature == expected
     assert sample.Sampler(settings_of(stages, chat=True, temperature=0.0)).temperature == 0
