@@ -144,6 +144,7 @@ def test_a_policy_is_sampled_at_the_temperature_of_its_training(stages, tmp_path
         sampler = sample.Sampler(settings_of(tmp_path, init=str(tmp_path / "ppo"), chat=True))
         assert sampler.temperature == expected
     assert sample.Sampler(settings_of(stages, chat=True, temperature=0.0)).temperature == 0
+    (tmp_path / "ppo" / "run.json").unlink()
     assert sample.known_requests(settings_of(tmp_path, init=str(tmp_path / "ppo"))) == []
 
 
