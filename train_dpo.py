@@ -460,5 +460,10 @@ def main(settings: Settings) -> None:
     run.finish(lora.merge(policy), peak_gib=run.peak_memory(), **final)
 
 
+def then(settings: Settings) -> list[str]:
+    """The command that comes next."""
+    return ["python", "sample.py", "--init", settings.out, "--chat"]
+
+
 if __name__ == "__main__":
-    start(main, Settings)
+    start(main, Settings, then)

@@ -617,5 +617,14 @@ def ask_again(
     run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 
 
+def then(settings: Settings) -> list[str]:
+    """The command that comes next."""
+    policies = f"{settings.init},{settings.out}"
+    words = ["python", "evaluate.py", "--policies", policies, "--reward", settings.reward]
+    if settings.data != Settings.data:
+        words += ["--data", "HELD_OUT_PROMPTS"]
+    return words
+
+
 if __name__ == "__main__":
-    start(main, Settings)
+    start(main, Settings, then)

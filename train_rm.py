@@ -258,5 +258,11 @@ def report_accuracy(model, validation, newest, run, settings) -> dict:
     return result
 
 
+def then(settings: Settings) -> list[str]:
+    """The command that comes next."""
+    policy = settings.normalize_on or settings.init
+    return ["python", "train_ppo.py", "--init", policy, "--reward", settings.out]
+
+
 if __name__ == "__main__":
-    start(main, Settings)
+    start(main, Settings, then)

@@ -182,5 +182,10 @@ def main(settings: Settings) -> None:
     run.finish(lora.merge(model), validation_loss=run.row.get("validation_loss"))
 
 
+def then(settings: Settings) -> list[str]:
+    """The command that comes next."""
+    return ["python", "sample.py", "--init", settings.out, "--chat"]
+
+
 if __name__ == "__main__":
-    start(main, Settings)
+    start(main, Settings, then)

@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from minirlhf import stats
+from minirlhf import UserError, stats
 from minirlhf.data import Ranking
 from minirlhf.rewards import RewardFn, TrainedReward
 
@@ -24,6 +24,7 @@ WORDS = {
 def measure(reward: RewardFn, rankings: list[Ranking]) -> dict:
     """Accuracy on the rankings' comparisons and what length alone would have (stats.beside_length,
     in characters), accuracy by the records' field "subset", a reward model's calibration."""
+    rankings = readable(reward, rankings)
     compared = [ranking for ranking in rankings for _ in untied(ranking)]  # of N comparisons
     number_of: dict = {}
     numbers = [number_of.setdefault(ranking.prompt, len(number_of)) for ranking in compared]
@@ -40,6 +41,20 @@ def measure(reward: RewardFn, rankings: list[Ranking]) -> dict:
         log_odds = margin * reward.model.config.score_std  # as they were learned
         result["calibration"] = stats.calibration(prompt, log_odds)
     return result
+
+
+def readable(reward: RewardFn, rankings: list[Ranking]) -> list[Ranking]:
+    """Those whose prompt leaves a response room in a reward model's context; others are counted."""
+    kept = rankings
+    for model in getattr(reward, "functions", [reward]):  # of an ensemble
+        if isinstance(model, TrainedReward):
+            kept = [ranking for ranking in kept if model.has_room(ranking.prompt)]
+    skipped = f"{len(rankings) - len(kept)} of {len(rankings)} rankings"
+    if not kept:
+        raise UserError(f"{skipped} have prompts that are too long for the reward model's context")
+    if len(kept) < len(rankings):
+        print(f"data: {skipped} skipped: prompts too long for the reward model's context")
+    return kept
 
 
 def untied(ranking: Ranking) -> list[tuple[int, int]]:

@@ -146,9 +146,12 @@ def _explain(error: Exception, settings: Any) -> str:
     return message
 
 
-def start(main: Callable, settings_class: type) -> None:
+def start(
+    main: Callable, settings_class: type, then: Callable[[Any], list[str]] | None = None
+) -> None:
     """Run main(settings) as a script.
 
+    then: settings -> the words of a command that goes on from there; it is printed at the end.
     A UserError, a full disk or too little memory: one sentence, exit code 2. Ctrl-C: exit code 130.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -160,6 +163,8 @@ def start(main: Callable, settings_class: type) -> None:
     try:
         settings = parse(settings_class)
         main(settings)
+        if then and not settings.show_batch:
+            print(f"next: {shlex.join(then(settings))}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # piped into head, which has seen enough

@@ -44,6 +44,10 @@ class TrainedReward:
         self.model = model
         self.tokenizer = model.tokenizer
 
+    def has_room(self, prompt: Prompt) -> bool:
+        """Whether one token of a response, and EOS, fit behind the prompt."""
+        return len(self.tokenizer.encode_prompt(prompt.turns)) <= self.model.config.n_positions - 2
+
     def encode(self, prompt: Prompt, response: str) -> Pair:
         """What is scored: the prompt's ids, and the response's with EOS."""
         limit = self.model.config.n_positions
@@ -51,7 +55,7 @@ class TrainedReward:
         response_ids = self.tokenizer.encode_response(prompt.turns, response)
         if len(ids) + len(response_ids) <= limit:
             return ids, response_ids
-        if len(ids) > limit - 2:
+        if not self.has_room(prompt):
             raise UserError(
                 f"a prompt of {len(ids)} tokens leaves a response no room in the reward model's "
                 f"context of {limit}: use shorter prompts, or a model with a longer context"

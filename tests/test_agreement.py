@@ -10,6 +10,7 @@ from minirlhf import UserError, agreement
 from minirlhf.data import Prompt, Ranking
 from minirlhf.files import read_json
 from minirlhf.model import ScalarGPT
+from minirlhf.rewards import TrainedReward
 
 
 def rankings_of(*rows, subsets=None) -> list[Ranking]:
@@ -63,3 +64,30 @@ def test_as_a_command(tokenizer, tmp_path, capsys):
         evaluate.main(
             evaluate.Settings(policies=str(tmp_path / "no"), reward=reward, data=str(prompts))
         )
+
+
+def test_a_prompt_that_a_reward_model_cannot_read_is_skipped_and_counted(tokenizer, capsys):
+    reward = TrainedReward(tiny(tokenizer, ScalarGPT, spread=2.0))
+    long = Ranking(Prompt.of("Why? " * 60), ["a", "b"], [1, 2], "here")
+    rankings = [long, *rankings_of(("a", "b"), ("a", "b" * 200))]
+    assert agreement.measure(reward, rankings)["accuracy"]["pairs"] == 2
+    assert "1 of 3 rankings skipped" in capsys.readouterr().out
+    with pytest.raises(UserError, match="1 of 1"):
+        agreement.measure(reward, [long])
+
+
+def test_rankings_of_one_prompt_are_not_independent():
+    rankings = rankings_of(("aa", "b"), ("b", "aa"), ("a", "b"))
+    repeated = agreement.measure(count_a, rankings * 9)
+    assert repeated["accuracy"]["interval"] == pytest.approx(
+        agreement.measure(count_a, rankings)["accuracy"]["interval"]
+    )
+
+
+def test_a_reward_is_compared_with_length_pair_by_pair():
+    """It is right where length is, and once more: by half of all, clearly."""
+    rows = [("a" * i, "b") for i in range(2, 30)] + [("a", "b" * i) for i in range(2, 30)]
+    result = agreement.measure(count_a, rankings_of(*rows))
+    assert result["lead"]["mean"] == 0.5 and not agreement.warning(result)
+    result = agreement.measure(lambda prompts, texts: list(map(len, texts)), rankings_of(*rows))
+    assert result["lead"]["mean"] == 0 and "coin" in agreement.warning(result)

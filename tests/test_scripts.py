@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import train_rm
 from minirlhf import cli
 
 ROOT = Path(__file__).parents[1]
@@ -98,3 +99,20 @@ def test_help_shows_the_groups_in_order():
     assert done.returncode == 0
     places = [done.stdout.index(f"\n{group}:") for group in ("everyday", "method", "memory", "run")]
     assert places == sorted(places)
+
+
+def test_a_finished_run_says_which_command_comes_next(stages, tmp_path):
+    sft, rm, ppo = stages / "sft", stages / "rm", tmp_path / "ppo"
+    rl = {"steps": 1, "prompts_per_step": 4, "minibatches": 1, "max_tokens": 8}
+    flags = ["--init", sft, "--reward", rm, "--out", ppo]
+    for name, value in rl.items():
+        flags += [f"--{name}", value]
+    done = run_script("train_ppo.py", *flags)
+    command = f"python evaluate.py --policies {sft},{ppo} --reward {rm}"
+    assert done.stdout.endswith(f"next: {command}\n"), done.stderr
+    again = run_script("train_ppo.py", *flags, "--resume")
+    assert "finished already" in again.stdout and again.stdout.endswith(f"next: {command}\n")
+    shown = run_script("train_ppo.py", *flags[:4], "--out", tmp_path / "x", "--show_batch")
+    assert shown.returncode == 0 and "next:" not in shown.stdout
+    settings = train_rm.Settings(init="out/sft", normalize_on="a folder", out="out/rm")
+    assert train_rm.then(settings)[3:] == ["a folder", "--reward", "out/rm"]
