@@ -97,6 +97,15 @@ WARMUP = 5  # iterations until the learning rate's peak
 LORA_ALPHA = 16.0
 HELD_OUT_SEED = 1000  # of the fixed requests: the default of evaluate.py
 PTX_BATCH = 16  # rows of text in an update
+SHOWN = (  # on the console; raw_score is the score before the penalty for unfinished responses
+    "raw_score",
+    "score",
+    "kl",
+    "length",
+    "entropy",
+    "clip_fraction",
+    "explained_variance",
+)
 
 
 @dataclass
@@ -404,7 +413,7 @@ def main(settings: Settings) -> None:
         # 6. look at it
         run.log(
             step,
-            ("score", "kl", "length", "entropy", "clip_fraction", "explained_variance", *watch),
+            (*SHOWN, *watch),
             **describe(episodes, scores, kl, settings.samples_per_prompt),
             raw_score=raw_scores.nanmean(),
             **each,
