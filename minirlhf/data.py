@@ -20,31 +20,23 @@ Files are opened in readers.py; records with other fields are turned into these 
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from minirlhf import UserError, formats, hub, readers, world
 from minirlhf.chat import ASSISTANT_HEADER, PLAIN, USER_HEADER, Turns, is_raw
+from minirlhf.formats import Record
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 SHORTEST_REPEATED = 12  # characters: a shorter prompt is not taken for repeated by its responses
-ROLES = {"user": "user", "human": "user", "assistant": "assistant"}
-ROLES |= {"system": "system", "developer": "system"}
-TOOLS = {"tool", "function", "function_call", "observation"}
-# What records of rankings hold besides; nobody needs to be told that training does not read it.
-NOTES = {
-    "id",
-    "time",
-    "annotator",
-    "seconds",
-    "harmful",
-    "all_bad",
-    "skipped",
-    "repeat",
-    "replaces",
-}
+DIFFER = "prompt and responses differ before the last assistant turn"
+LEARNT = ("weight", "loss_mask", "loss", "train")  # where a message says whether SFT learns it
+MESSAGE_FIELDS = {"role", "content", "from", "value", *LEARNT}
+# what records of rankings hold besides, and whoever wants it reads
+NOTES = {"id", "time", "annotator", "seconds", "harmful", "all_bad", "skipped", "repeat"}
+NOTES |= {"replaces", "subset"}
 NAMES = {
     "user": "Human",
     "assistant": "Assistant",
@@ -52,10 +44,21 @@ NAMES = {
     "text": "Text",
     "context": "Assistant",
 }
+NEEDS = {
+    "demonstrations": "prompt and completion, or messages, or text",
+    "prompts": "prompt, or messages",
+    "rankings": "prompt, chosen and rejected, or prompt, responses and ranks",
+    "labelled": "prompt, completion and label",
+}
+OURS = set(re.findall(r"\w+", " ".join(NEEDS.values())))
 
 
 class Skip(UserError):
     """Raised to skip a well-formed record without use; `read` counts it under this message."""
+
+
+class Missing(UserError):
+    """A record lacks a field, whose name this is; `read` says which fields it has and needs."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Ranking:
 
 
 def parse(source: Any, template: str = "chat") -> Turns:
+    if isinstance(source, dict):
+        source = [source]
     if isinstance(source, list):
         return parse_messages(source)
     if not isinstance(source, str):
@@ -110,15 +115,21 @@ def parse(source: Any, template: str = "chat") -> Turns:
         return (("text", source),)
     if template != "chat":
         raise UserError(f"--template {template}: choose from chat, raw")
-    if USER_HEADER in source or ASSISTANT_HEADER in source:
+    if has_markers(source):
         return parse_dialogue(source)
     if not source.strip():
         raise Skip("an empty text")
     return (("user", source),)
 
 
+def has_markers(text: str) -> bool:
+    return USER_HEADER in text or ASSISTANT_HEADER in text
+
+
 def parse_dialogue(text: str) -> Turns:
     """hh-rlhf's form -> turns. A text before the first marker is a system text."""
+    if text.startswith(USER_HEADER.strip()):  # a file that strips its texts
+        text = "\n\n" + text
     before, *pieces = re.split(f"({USER_HEADER}|{ASSISTANT_HEADER})", text)
     turns = [("system", before)] if before else []
     for header, content in zip(pieces[::2], pieces[1::2]):
@@ -132,28 +143,44 @@ def parse_messages(source: list) -> Turns:
     for number, message in enumerate(source, 1):
         if not isinstance(message, dict):
             raise UserError(f"message {number} must be an object with 'role' and 'content'")
-        name = message.get("role")
-        if name in TOOLS or message.get("tool_calls") or message.get("function_call"):
+        role = formats.role_of(message)
+        if role == "tool":
             raise Skip("tool calls, which no chat format here has")
-        role = ROLES.get(name) if isinstance(name, str) else None
-        if role is None:
-            raise UserError(f"message {number} has role {name!r:.40}; use system, user, assistant")
-        text = message_text(message.get("content"), number)
+        if role not in ("system", "user", "assistant"):
+            raise UserError(f"message {number} has role {role!r:.40}; use system, user, assistant")
+        text = message_text(message, number)
         if role == "system" and turns:
-            if len(turns) > 1 or turns[0][0] != "system":
+            if [earlier for earlier, _ in turns] != ["system"]:
                 raise Skip("a system message behind the first turn")
             turns = [("system", turns[0][1] + "\n\n" + text)]
-        elif role == "assistant" and 0 in (message.get("weight"), message.get("loss_mask")):
+        elif role == "assistant" and not is_learnt(message, number):
             turns.append(("context", text))
         else:
             turns.append((role, text))
     if not turns:
-        raise UserError("an empty list of messages")
+        raise Skip("an empty list of messages")
     return tuple(turns)
 
 
-def message_text(content: Any, number: int) -> str:
-    """A message's text; OpenAI's format also has lists of parts."""
+def is_learnt(message: dict, number: int) -> bool:
+    for name in LEARNT:
+        value = message.get(name)
+        if value is None:
+            continue
+        if value not in (0, 1):
+            raise UserError(
+                f"message {number}: {name!r} is {value!r:.40}; write 1 to learn it, or 0"
+            )
+        if not value:
+            return False
+    return True
+
+
+def message_text(message: dict, number: int) -> str:
+    """A message's text, which OpenAI's format also divides into parts."""
+    content = message.get("content")
+    if content is None:
+        content = message.get("value")  # ShareGPT
     if content is None:
         raise Skip("a message without content")
     if isinstance(content, str):
@@ -193,42 +220,40 @@ def kind_of(value: Any) -> str:
 # ---------------------------------------------------------------------- records
 
 
-def records(data: str, kind: str, *, split="train", count=0, seed=0) -> Iterator[tuple[str, dict]]:
-    """("file.jsonl, line 17", record) for each record of `--data`, without null fields.
+def records(
+    data: str, kind: str, *, split="train", count=0, seed=0
+) -> Iterator[tuple[str, Record]]:
+    """("file.jsonl, line 17", record) for each record of `--data`, in our fields.
 
-    kind is "demonstrations", "rankings" or "prompts"; with split, count and seed it matters to
-    worlds, which write their records when asked.
+    kind is one of NEEDS, or what else a world has a function for; with split, count and seed it
+    matters to worlds, which write their records when asked.
     """
-    for name in data.split(","):
-        name = name.strip()
-        module = None
+    for name in readers.names(data):
         if name in hub.DATA:
-            source = (
-                item for file in hub.data_files(name, split) for item in readers.read(str(file))
-            )
+            files = hub.data_files(name, split)
+            source = (item for file in files for item in readers.read(str(file)))
         elif module := world.find(name):
             source = world_records(module, kind, split, count or WORLD_RECORDS, seed)
-        elif kind == "rankings":
-            source = last_answers(readers.read(name))
         else:
             source = readers.read(name)
+        if kind in ("rankings", "labelled"):
+            source = last_answers(source)
         for place, record in source:
             if not isinstance(record, dict):
                 raise UserError(
                     f'{place}: a record must be an object such as {{"prompt": ...}}, '
                     f"not {kind_of(record)}"
                 )
-            record = {key: value for key, value in record.items() if value is not None}
+            if name == "tldr" and (record.get("split") == "train") != (split == "train"):
+                continue  # its files mix their splits
+            if name == "imdb" and kind == "prompts":
+                record = {"prompt": " ".join(str(record.get("text")).split()[:8])}
             try:
                 record = formats.adapt(record)
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
             if kind != "demonstrations":
                 forget_weights(record)
-            if name == "tldr" and (record.get("split") == "train") != (split == "train"):
-                continue  # its files mix their splits
-            if name == "imdb" and kind == "prompts":
-                record = {"prompt": " ".join(str(record.get("text")).split()[:8])}
             yield place, record
 
 
@@ -237,8 +262,8 @@ def forget_weights(record: dict) -> None:
     for value in record.values():
         for message in value if isinstance(value, list) else []:
             if isinstance(message, dict):
-                message.pop("weight", None)
-                message.pop("loss_mask", None)
+                for name in LEARNT:
+                    message.pop(name, None)
 
 
 def last_answers(source: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -259,6 +284,7 @@ def question_of(record: dict) -> str:
 
 
 def world_records(module, kind: str, split: str, count: int, seed: int):
+    kind = "rankings" if kind == "labelled" else kind
     write = getattr(module, kind, None)
     if write is None:
         raise UserError(f"--data {module.__name__}: the module has no function {kind}")
@@ -276,10 +302,18 @@ def world_records(module, kind: str, split: str, count: int, seed: int):
         yield f"{module.__name__}, record {number}", record
 
 
-def read(data: str, kind: str, convert: Callable, places: list | None = None, **which) -> list:
+def read(
+    data: str,
+    kind: str,
+    convert: Callable,
+    places: list | None = None,
+    columns: Collection[str] | None = (),
+    **which,
+) -> list:
     """convert(record, place) of each record. Skips are counted and printed with their reasons.
 
     places: a list to which the place of each record that was kept is added.
+    columns: further fields that are used; None: all
     """
     kept = []
     skipped: dict[str, list[str]] = {}
@@ -287,50 +321,86 @@ def read(data: str, kind: str, convert: Callable, places: list | None = None, **
     for place, record in records(data, kind, **which):
         try:
             kept.append(convert(record, place))
-            unused |= dict.fromkeys(name for name in record if name not in record.used | NOTES)
         except Skip as reason:
             skipped.setdefault(str(reason), []).append(place)
+            continue
+        except Missing as name:
+            raise UserError(f"{place}: {missing(name, record, kind)}") from None
         except UserError as error:
-            if str(error).startswith(place):
-                raise
             raise UserError(f"{place}: {error}") from None
-        else:
-            if places is not None:
-                places.append(place)
+        unused |= dict.fromkeys(unused_fields(record, kind))
+        if places is not None:
+            places.append(place)
     if not kept and not skipped:
-        raise UserError(f"--data {data}: no record; give a file with one JSON object on each line")
+        raise UserError(f"--data {data}: no record in it; write one JSON object on each line")
     reasons = [f"{len(where)}: {reason} (first: {where[0]})" for reason, where in skipped.items()]
     if not kept:
         raise UserError(f"--data {data}: no record is usable; skipped {'; '.join(reasons)}")
     if skipped:
         total = sum(len(where) for where in skipped.values())
         print(f"data: {total} of {total + len(kept)} records skipped; {'; '.join(reasons)}")
-    if unused and kind != "prompts":  # with prompts they go to rewards that ask for them
-        print(f"data: fields not used: {', '.join(unused)}")
+    if columns is not None:
+        say_unused([name for name in unused if name not in columns], kind)
     return kept
+
+
+def missing(name: Missing, record: Record, kind: str) -> str:
+    has = listing(name for name, value in record.fields.items() if value is not None)
+    needs = NEEDS.get(kind, name)
+    return f"field '{name}' is missing; there are {has or 'none'}; name the fields {needs}"
+
+
+def unused_fields(record: Record, kind: str) -> list[str]:
+    """Fields of the file that nothing read, and those of messages as "message.name"."""
+    known = set(record.used)
+    if kind == "prompts":
+        known |= OURS
+    if kind in ("rankings", "labelled"):
+        known |= NOTES
+    names = [name for name in record if name in record.fields and name not in known]
+    for name in record.used & record.keys():
+        value = record[name]
+        for message in value if isinstance(value, list) else []:
+            if isinstance(message, dict):
+                rest = [key for key in message if key not in MESSAGE_FIELDS and message[key]]
+                names += [f"message.{key}" for key in rest]
+    return names
+
+
+def say_unused(names: list[str], kind: str) -> None:
+    if not names:
+        return
+    hint = "; a reward function gets those that it names" if kind == "prompts" else ""
+    print(f"data: fields not used: {listing(names)}{hint}")
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names from a file, which could hold a line break, or steer a terminal."""
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names)
+
+
+# ---------------------------------------------------------------------- what scripts read
 
 
 def read_demonstrations(data: str, *, template: str = "chat", **which) -> list[Turns]:
     """Conversations to learn from. Every assistant turn is supervised."""
 
-    def convert(record: dict, place: str) -> Turns:
-        if "label" in record and not is_good(record):
-            raise Skip("label is false")
+    def convert(record: Record, place: str) -> Turns:
         if "text" in record and not record.keys() & {"prompt", "messages", "chosen"}:
             return (("text", ""), ("assistant", text_field(record, "text")))
-        if "messages" in record and "completion" not in record:
-            return until_last_answer(parse_field(record, "messages"))
-        if "chosen" in record and "completion" not in record:
-            prompt, chosen, _ = pair(record, template)
-            return (*prompt.turns, ("assistant", chosen))
-        prompt = prompt_of(record, template)
-        name = "completion"
-        if name not in record and "response" in record:
-            name = "response"
-        answer = completion(record, name, prompt)
-        if not any(text.strip() for role, text in answer if role == "assistant"):
-            raise Skip(f"empty {name!r}")
-        return (*prompt.turns, *answer)
+        if "completion" in record and "label" in record and not is_good(record):
+            raise Skip("label is false")
+        if "completion" in record or not record.keys() & {"messages", "chosen"}:
+            prompt = prompt_of(record, template)
+            turns = dialogue(require(record, "completion"), "completion", prompt.turns)
+        elif "messages" in record:
+            turns = until_last_answer(parse_field(list_field(record, "messages"), "messages"))
+        else:
+            prompt, responses = pair(record, template)
+            turns = (*prompt.turns, ("assistant", responses[0]))
+        if not any(role == "assistant" and text.strip() for role, text in turns):
+            raise Skip("an empty answer")
+        return turns
 
     return read(data, "demonstrations", convert, **which)
 
@@ -338,12 +408,13 @@ def read_demonstrations(data: str, *, template: str = "chat", **which) -> list[T
 def read_prompts(data: str, *, template: str = "chat", **which) -> list[Prompt]:
     """Prompts in the order of the files, each once; with `places`, as often as they occur."""
 
-    def convert(record: dict, place: str) -> Prompt:
+    def convert(record: Record, place: str) -> Prompt:
         if "prompt" not in record and "chosen" in record:
             return pair_prompt(record)
         if "prompt" not in record and "messages" in record:
-            turns = until_last_request(parse_field(record, "messages"))
-            return Prompt(turns, messages(turns), other_fields(record, "messages"))
+            turns = parse_field(list_field(record, "messages"), "messages")
+            turns = until_last_request(turns)
+            return Prompt(turns, messages(turns), columns_of(record))
         return prompt_of(record, template)
 
     prompts = read(data, "prompts", convert, **which)
@@ -353,10 +424,43 @@ def read_prompts(data: str, *, template: str = "chat", **which) -> list[Prompt]:
 def read_rankings(data: str, *, template: str = "chat", **which) -> list[Ranking]:
     """Rankings and pairs. A ranking may hold an empty response (a policy can say nothing)."""
 
-    def convert(record: dict, place: str) -> Ranking:
+    def convert(record: Record, place: str) -> Ranking:
         return ranking(record, place, template)
 
     return read(data, "rankings", convert, **which)
+
+
+def read_labelled(data: str, **which) -> list[tuple[Prompt, str, bool]]:
+    """(prompt, response, is it good); rankings and pairs give good and bad responses too."""
+    items = labelled(data, **which)
+    good = sum(is_good for _, _, is_good in items)
+    if not 0 < good < len(items):
+        raise UserError(
+            f"--data {data}: {good} good and {len(items) - good} bad responses; KTO needs both"
+        )
+    return items
+
+
+def labelled(
+    data: str, *, template: str = "chat", places: list | None = None, **which
+) -> list[tuple[Prompt, str, bool]]:
+    """The same, also where all are good. places: as of `read`, one for each response."""
+
+    def convert(record: Record, place: str) -> list[tuple]:
+        if record.keys() & {"chosen", "responses"}:
+            ranked = ranking(record, place, template)
+            labels = good_and_bad(ranked.responses, ranked.ranks)
+            return [(place, ranked.prompt, response, good) for response, good in labels]
+        require(record, "label")
+        good = is_good(record)
+        completion = {"completion": require(record, "completion")}
+        prompt, (response,) = answered(prompt_of(record, template), completion)
+        return [(place, prompt, response, good)]
+
+    items = [item for items in read(data, "labelled", convert, **which) for item in items]
+    if places is not None:
+        places += [place for place, *_ in items]
+    return [tuple(item) for _, *item in items]
 
 
 def holds_rankings(data: str) -> bool:
@@ -374,7 +478,7 @@ def mixed(read: Callable, data: str, weights: str, seed: int, **which) -> list:
     """
     if not weights:
         return read(data, seed=seed, **which)
-    names = data.split(",")
+    names = readers.names(data)
     try:
         shares = [float(weight) for weight in weights.split(",")]
     except ValueError:
@@ -397,41 +501,15 @@ def mixed(read: Callable, data: str, weights: str, seed: int, **which) -> list:
     return mixture
 
 
-def read_labelled(
-    data: str, *, template: str = "chat", places: list | None = None, seed: int = 0
-) -> list[tuple[Prompt, str, bool]]:
-    """(prompt, response, is it good); rankings and pairs give good and bad responses too."""
-
-    def convert(record: dict, place: str) -> list[tuple[Prompt, str, bool]]:
-        if "label" not in record:
-            if not record.keys() & {"chosen", "responses"}:
-                require(record, "label")
-            ranked = ranking(record, place, template)
-            labels = good_and_bad(ranked.responses, ranked.ranks)
-            return [(ranked.prompt, response, good) for response, good in labels]
-        good = is_good(record)
-        prompt = prompt_of(record, template)
-        name = "response" if "response" in record else "completion"
-        return [(prompt, last_text(completion(record, name, prompt), name), good)]
-
-    labelled = [item for items in read(data, "rankings", convert, places) for item in items]
-    good = sum(label for _, _, label in labelled)
-    if not 0 < good < len(labelled):
-        raise UserError(
-            f"--data {data}: {good} good and {len(labelled) - good} bad responses; KTO needs both"
-        )
-    return labelled
-
-
 # ---------------------------------------------------------------------- fields
 
 
 def require(record: dict, name: str) -> Any:
-    if name not in record:
-        raise UserError(
-            f"field {name!r} is missing, there are {list(record)}; add it or rename one"
-        )
-    return record[name]
+    if name in record:
+        return record[name]
+    if name in getattr(record, "fields", ()):  # as null, or as a table's empty cell
+        raise Skip(f"{name!r} is missing")
+    raise Missing(name)
 
 
 def is_good(record: dict) -> bool:
@@ -460,54 +538,30 @@ def list_field(record: dict, name: str) -> list:
     return value
 
 
-def parse_field(record: dict, name: str, template: str = "chat") -> Turns:
+def parse_field(value: Any, name: str, template: str = "chat") -> Turns:
     try:
-        return parse(require(record, name), template)
+        return parse(value, template)
     except Skip as reason:
         raise Skip(f"{name!r}: {reason}") from None
     except UserError as error:
         raise UserError(f"field {name!r}: {error}") from None
 
 
-def other_fields(record: dict, *names: str) -> dict:
-    return {name: value for name, value in record.items() if name not in names}
+def columns_of(record: dict) -> dict:
+    """The file's own fields but for the prompt."""
+    fields = getattr(record, "fields", record)
+    return {name: value for name, value in fields.items() if name != "prompt"}
 
 
 def prompt_of(record: dict, template: str) -> Prompt:
+    source = require(record, "prompt")
     try:
-        prompt = Prompt.of(require(record, "prompt"), template)
+        turns = Prompt.of(source, template).turns
     except Skip as reason:
         raise Skip(f"'prompt': {reason}") from None
     except UserError as error:
-        if "'prompt' is missing" in str(error) or str(error).startswith("--template"):
-            raise
         raise UserError(f"field 'prompt': {error}") from None
-    return Prompt(prompt.turns, prompt.source, other_fields(record, "prompt"))
-
-
-def completion(record: dict, name: str, prompt: Prompt) -> Turns:
-    """What follows the prompt: a response as text, or messages that end with the assistant's."""
-    value = require(record, name)
-    if isinstance(value, str):
-        if not is_raw(prompt.turns):
-            value = value.removeprefix(" ")  # some files keep the space behind "Assistant:"
-        return (("assistant", value),)
-    turns = parse_field(record, name)
-    if turns[: len(prompt.turns)] == prompt.turns:  # the messages repeat the prompt
-        turns = turns[len(prompt.turns) :]
-    if not turns or turns[-1][0] != "assistant":
-        raise UserError(f"field {name!r} must end with a message of the assistant's")
-    return turns
-
-
-def last_text(turns: Turns, name: str) -> str:
-    if len(turns) != 1:
-        raise UserError(f"field {name!r} must be a text, or one message of the assistant's")
-    return turns[0][1]
-
-
-def is_hh_text(source: str | list) -> bool:
-    return isinstance(source, str) and (USER_HEADER in source or ASSISTANT_HEADER in source)
+    return Prompt(turns, source, columns_of(record))
 
 
 def until_last_answer(turns: Turns) -> Turns:
@@ -526,63 +580,87 @@ def until_last_request(turns: Turns) -> Turns:
     raise Skip("no user turn in 'messages'")
 
 
-# ---------------------------------------------------------------------- pairs and rankings
+# ---------------------------------------------------------------------- prompts and responses
 
 
-def pair(record: dict, template: str) -> tuple[Prompt, str, str]:
-    """Prompt, chosen and rejected text. What both sides share belongs to the prompt."""
-    if "prompt" in record:
-        prompt = prompt_of(record, template)
-        sides = without_prompt([require(record, "chosen"), require(record, "rejected")], prompt)
-        chosen = (*prompt.turns, *completion({"chosen": sides[0]}, "chosen", prompt))
-        rejected = (*prompt.turns, *completion({"rejected": sides[1]}, "rejected", prompt))
-    else:
-        prompt = pair_prompt(record)
-        chosen = dialogue(record, "chosen")
-        rejected = dialogue(record, "rejected")
-    *shared, (_, chosen_text) = chosen
-    *shared_by_rejected, (_, rejected_text) = rejected
-    if shared != shared_by_rejected:
-        raise Skip("'chosen' and 'rejected' differ before the last assistant turn")
-    if len(shared) > len(prompt.turns):
-        prompt = Prompt(tuple(shared), messages(shared), prompt.columns)
-    return prompt, chosen_text, rejected_text
+def dialogue(value: Any, name: str, prompt: Turns) -> Turns:
+    """The prompt and what `value` adds: a text, or messages that go on from it or repeat it."""
+    if is_response(value, prompt):
+        if not (prompt and is_raw(prompt)):
+            value = value.removeprefix(" ")  # some files keep the space behind "Assistant:"
+        return (*prompt, ("assistant", value))
+    turns = parse_field(value, name)
+    if turns[-1][0] not in ("assistant", "context"):
+        raise Skip(f"{name!r} ends with the user's turn")
+    if turns[0][0] in ("assistant", "context"):
+        return (*prompt, *turns)
+    system, asked = split_system(prompt)
+    other_system, turns = split_system(turns)
+    if not begins_with(turns, asked) or (system and other_system and system != other_system):
+        raise Skip(DIFFER)
+    return (*(system or other_system), *asked, *turns[len(asked) :])
 
 
-def without_prompt(sides: list, prompt: Prompt) -> list:
-    """Sides that repeat the prompt's text lose it."""
-    if not all(isinstance(side, str) for side in sides):
-        return sides
-    if is_hh_text(sides[0]) and is_hh_text(sides[1]):
-        parsed = [parse_dialogue(side) for side in sides]
-        if all(turns[:-1] == prompt.turns for turns in parsed):
-            return [turns[-1][1] for turns in parsed]
+def is_response(value: Any, prompt: Turns) -> bool:
+    """Whether this is a response's text, which may quote markers, and no dialogue."""
+    if not isinstance(value, str) or not has_markers(value):
+        return isinstance(value, str)
+    if prompt and is_raw(prompt):
+        return True
+    _, turns = split_system(parse_dialogue(value))
+    return not value.startswith(USER_HEADER) and not begins_with(turns, split_system(prompt)[1])
+
+
+def begins_with(turns: Turns, asked: Turns) -> bool:
+    """Blanks around a text do not count."""
+
+    def stripped(some: Turns) -> list[tuple[str, str]]:
+        return [(message["role"], message["content"].strip()) for message in messages(some)]
+
+    return stripped(turns[: len(asked)]) == stripped(asked)
+
+
+def split_system(turns: Turns) -> tuple[Turns, Turns]:
+    count = int(turns[:1] != () and turns[0][0] == "system")
+    return turns[:count], turns[count:]
+
+
+def answered(prompt: Prompt, values: dict[str, Any]) -> tuple[Prompt, list[str]]:
+    """The prompt with all that the responses share, and the text that each of them adds.
+
+    values: field -> response
+    """
+    dialogues = [dialogue(value, name, prompt.turns) for name, value in values.items()]
+    shared = dialogues[0][:-1]
+    if any(turns[:-1] != shared for turns in dialogues):
+        raise Skip(DIFFER)
+    if shared != prompt.turns:
+        prompt = Prompt(shared, messages(shared), prompt.columns)
+    return prompt, [turns[-1][1] for turns in dialogues]
+
+
+def pair(record: dict, template: str) -> tuple[Prompt, list[str]]:
+    """The prompt, [chosen, rejected]."""
+    prompt = prompt_of(record, template) if "prompt" in record else pair_prompt(record)
+    sides = {name: require(record, name) for name in ("chosen", "rejected")}
     source = prompt.source
-    long_text = isinstance(source, str) and len(source) >= SHORTEST_REPEATED
-    if long_text and all(side.startswith(source) for side in sides):
-        return [side[len(source) :].removeprefix(" ") for side in sides]
-    return sides
+    is_text = prompt.turns[-1][1] == source and len(source) >= SHORTEST_REPEATED
+    if is_text and all(isinstance(x, str) and x.startswith(source) for x in sides.values()):
+        sides = {name: text.removeprefix(source) for name, text in sides.items()}
+    return answered(prompt, sides)
 
 
 def pair_prompt(record: dict) -> Prompt:
-    """What chosen shares with rejected: all turns but the last."""
-    turns = dialogue(record, "chosen")[:-1]
-    source = record["chosen"]
+    """The prompt of whole dialogues: all turns of the chosen one but the last."""
+    source = require(record, "chosen")
+    turns = dialogue(source, "chosen", ())[:-1]
+    if not turns:
+        require(record, "prompt")
     if isinstance(source, str):
         source = source[: source.rindex(ASSISTANT_HEADER) + len(ASSISTANT_HEADER)]
     else:
         source = messages(turns)
-    return Prompt(turns, source, other_fields(record, "chosen", "rejected"))
-
-
-def dialogue(record: dict, name: str) -> Turns:
-    """A whole dialogue, which ends with the assistant's turn."""
-    turns = parse_field(record, name)
-    if len(turns) == 1:
-        raise UserError(f"field {name!r} has no turn before the assistant's; add a field 'prompt'")
-    if turns[-1][0] != "assistant":
-        raise Skip(f"{name!r} ends with the user's turn")
-    return turns
+    return Prompt(turns, source, columns_of(record))
 
 
 def ranking(record: dict, place: str, template: str) -> Ranking:
@@ -593,20 +671,18 @@ def ranking(record: dict, place: str, template: str) -> Ranking:
         )
     annotator = str(record.get("annotator", ""))
     if "responses" not in record and "ranks" not in record:
-        prompt, chosen, rejected = pair(record, template)
-        if chosen == rejected:
+        prompt, responses = pair(record, template)
+        if responses[0] == responses[1]:
             raise Skip("'chosen' equals 'rejected'")
-        if not chosen.strip() or not rejected.strip():
+        if not all(response.strip() for response in responses):
             raise Skip("empty 'chosen' or 'rejected'")
-        return Ranking(prompt, [chosen, rejected], [1, 2], place, annotator)
+        return Ranking(prompt, responses, [1, 2], place, annotator)
 
     prompt = prompt_of(record, template)
-    responses = []
-    for number, response in enumerate(list_field(record, "responses")):
-        name = f"responses[{number}]"
-        if not isinstance(response, str):  # label.py's are texts, which stay as they are
-            response = last_text(completion({name: response}, name, prompt), name)
-        responses.append(response)
+    responses = list_field(record, "responses")
+    if not all(is_response(response, prompt.turns) for response in responses):
+        names = [f"responses[{number}]" for number in range(len(responses))]
+        prompt, responses = answered(prompt, dict(zip(names, responses)))
     ranks = list_field(record, "ranks")
     if len(responses) < 2 or len(responses) != len(ranks):
         raise UserError(

@@ -5,14 +5,18 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from minirlhf import UserError, checkpoint, hub
+from minirlhf.chat import Turns
+from minirlhf.cli import printable
 from minirlhf.data import (
     Ranking,
+    labelled,
     read_demonstrations,
-    read_labelled,
     read_prompts,
     read_rankings,
     records,
@@ -22,6 +26,19 @@ from minirlhf.model import Config
 from minirlhf.tokenizer import Tokenizer
 
 WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+SHOWN = 800  # characters of a text
+
+
+@dataclass
+class Row:
+    """A record: a prompt with its responses, of which there may be none."""
+
+    prompt: Turns
+    responses: list[str]
+    place: str  # "file.jsonl, line 17"
+
+    def key(self) -> tuple:
+        return self.prompt, *self.responses
 
 
 def check(data: str, model: str = "") -> str:
@@ -29,58 +46,79 @@ def check(data: str, model: str = "") -> str:
 
     Lengths are tokens of `model` (a folder), or without one words, numbers and punctuation marks.
     """
-    kind, rows, places, rankings = read_any(data)
-    encode = WORD_OR_MARK.findall
-    unit = "words and marks"
-    if model:
-        folder = hub.model_folder(model)
-        encode = Tokenizer.from_pretrained(folder).encode
-        unit = "tokens"
-    sizes = [[len(encode(text)) for text in row] for row in rows]
-    lengths = [row[0] + max(row[1:]) for row in sizes]
+    kind, rows, rankings = read_any(data)
+    count, unit, context = counter(model)
+    sizes = [count(row) for row in rows]  # of the prompt, then of each response
+    lengths = [prompt + max(responses, default=0) for prompt, *responses in sizes]
 
-    unique_prompts = len({row[0] for row in rows})
-    duplicates = len(rows) - len({tuple(row) for row in rows})
+    unique_prompts = len({row.prompt for row in rows})
+    duplicates = len(rows) - len({row.key() for row in rows})
     lines = [
         f"{data}: {len(rows)} {kind} of {unique_prompts} prompts, {duplicates} duplicates",
         f"{unit} of prompt and longest response:",
         *histogram(lengths),
     ]
     longest = sorted(range(len(rows)), key=lambda i: -lengths[i])[:3]
-    lines.append("longest: " + "; ".join(f"{lengths[i]} ({places[i]})" for i in longest))
-    if model and Path(folder, "config.json").exists():
-        context = checkpoint.read_config(folder, Config, {})[0].n_positions
+    lines.append("longest: " + "; ".join(f"{lengths[i]} ({rows[i].place})" for i in longest))
+    if context:
         too_long = sum(length > context for length in lengths)
         lines.append(f"longer than the model's context of {context} tokens: {too_long}")
     if rankings:
         lines.append(ties(rankings))
-        lines.append(length_bias(rankings, [row[1:] for row in sizes]))
-    lines += overlaps(rows, places)
+        lines.append(length_bias(rankings, [responses for _, *responses in sizes]))
+    lines += overlaps(rows)
     for i in sorted({0, len(rows) // 2, len(rows) - 1}):
-        lines += [f"\n--- {places[i]}", printable(rows[i][0])]
-        lines += [f">>> {printable(text)}" for text in rows[i][1:]]
-    return "\n".join(lines)
+        lines += [f"\n--- {rows[i].place}", shown(transcript(rows[i].prompt))]
+        lines += [f">>> {shown(text)}" for text in rows[i].responses]
+    return printable("\n".join(lines))
 
 
-def read_any(data: str) -> tuple[str, list[list[str]], list[str], list[Ranking]]:
-    """Kind, [prompt, response, ...] of each record, its place, and the rankings if it has any."""
+def read_any(data: str) -> tuple[str, list[Row], list[Ranking]]:
+    """What kind the first record is of, all records read as that, and the rankings if they are."""
     _, first = next(records(data, "demonstrations"), ("", {}))
     places: list[str] = []
+    rankings = []
     if first.keys() & {"chosen", "responses"}:
+        kind = "rankings"
         rankings = read_rankings(data, places=places)
-        rows = [[transcript(r.prompt.turns), *r.responses] for r in rankings]
-        return "rankings", rows, places, rankings
-    if "label" in first and first.keys() & {"completion", "response"}:
-        labelled = read_labelled(data, places=places)
-        good = sum(label for _, _, label in labelled)
-        kind = f"labelled responses ({good} good, {len(labelled) - good} bad)"
-        return kind, [[transcript(p.turns), text] for p, text, _ in labelled], places, []
-    if first.keys() & {"completion", "messages", "text"}:
+        read = [(ranking.prompt.turns, ranking.responses) for ranking in rankings]
+    elif {"label", "completion"} <= first.keys():
+        items = labelled(data, places=places)
+        good = sum(is_good for _, _, is_good in items)
+        kind = f"labelled responses ({good} good, {len(items) - good} bad)"
+        read = [(prompt.turns, [response]) for prompt, response, _ in items]
+    elif first.keys() & {"completion", "messages", "text"}:
+        kind = "demonstrations"
         conversations = read_demonstrations(data, places=places)
-        rows = [[transcript(turns[:-1]), turns[-1][1]] for turns in conversations]
-        return "demonstrations", rows, places, []
-    prompts = read_prompts(data, places=places)
-    return "prompts", [[transcript(prompt.turns), ""] for prompt in prompts], places, []
+        read = [(turns[:-1], [turns[-1][1]]) for turns in conversations]
+    else:
+        kind = "prompts"
+        read = [(prompt.turns, []) for prompt in read_prompts(data, places=places)]
+    rows = [Row(*row, place) for row, place in zip(read, places, strict=True)]
+    return kind, rows, rankings
+
+
+def counter(model: str) -> tuple[Callable[[Row], list[int]], str, int]:
+    """A function that counts a row's prompt and responses, in which unit, and the context."""
+    if not model:
+
+        def count(row: Row) -> list[int]:
+            texts = [transcript(row.prompt), *row.responses]
+            return [len(WORD_OR_MARK.findall(text)) for text in texts]
+
+        return count, "words and marks", 0
+
+    folder = hub.model_folder(model)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    context = 0
+    if Path(folder, "config.json").exists():
+        context = checkpoint.read_config(folder, Config, {})[0].n_positions
+
+    def count_tokens(row: Row) -> list[int]:
+        responses = [len(tokenizer.encode_response(row.prompt, text)) for text in row.responses]
+        return [len(tokenizer.encode_prompt(row.prompt)), *responses]
+
+    return count_tokens, "tokens", context
 
 
 def histogram(lengths: list[int]) -> list[str]:
@@ -102,16 +140,20 @@ def ties(rankings: list[Ranking]) -> str:
     return f"rankings: {numbers}; {tied} of {total} comparisons are ties"
 
 
-def overlaps(rows: list[list[str]], places: list[str]) -> list[str]:
-    """Prompts that two files share: what is trained on must not be in the file to test with."""
-    prompts: dict[str, set[str]] = {}
-    for row, place in zip(rows, places):
-        file = place.rpartition(",")[0] or place  # without ", line 17"
-        prompts.setdefault(file, set()).add(row[0])
+def overlaps(rows: list[Row]) -> list[str]:
+    """What two files share: what is trained on must not be in the file to test with."""
+    files: dict[str, set] = {}
+    for row in rows:
+        is_text = row.prompt == (("text", ""),)
+        key = row.key() if is_text else row.prompt
+        file = re.split(r", (?:line|record) \d", row.place)[0]
+        files.setdefault(file, set()).add(key)
     lines = []
-    for (name, of_file), (other, of_other) in combinations(prompts.items(), 2):
-        shared = len(of_file & of_other)
-        lines.append(f"{shared} of {len(of_file)} prompts of {name} are also in {other}")
+    for (name, prompts), (other, other_prompts) in combinations(files.items(), 2):
+        if shared := len(prompts & other_prompts):
+            lines.append(f"{shared} of {len(prompts)} prompts of {name} are also in {other}")
+    if len(files) > 1 and not lines:
+        lines = ["no prompt is in two files"]
     return lines
 
 
@@ -131,20 +173,24 @@ def length_bias(rankings: list[Ranking], sizes: list[list[int]]) -> str:
     )
 
 
-def printable(text: str) -> str:
-    """Without control characters, which could steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+def shown(text: str) -> str:
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m minirlhf.data", description="What files hold.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders, patterns, -")
     parser.add_argument("--model", default="", help="count this model's tokens")
-    chosen = parser.parse_args(arguments)
+    settings = parser.parse_args(arguments)
     try:
-        print(check(",".join(chosen.files), chosen.model), flush=True)
+        print(check(",".join(settings.files), settings.model), flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # piped into head, which has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        one_line = printable(str(error)).replace("\n", "\\n")
+        print(f"error: {one_line}", file=sys.stderr)
         sys.exit(2)

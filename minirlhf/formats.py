@@ -1,105 +1,160 @@
-"""Other people's records in our fields. Add a function to FORMATS to read one more kind.
+"""Other people's records in our fields. To read one more kind, add a function to FORMATS.
 
-A function gets a record without null fields, and returns it in the fields that minirlhf/data.py
-knows, or None where the record is not of its kind. Fields that it does not look at stay.
+A function gets a record without null fields. Where it knows the record's kind, it takes fields out
+and puts those in that minirlhf/data.py knows. Fields that it leaves are named as not used.
 """
 
+import json
 from typing import Any
 
 from minirlhf import UserError
 from minirlhf.chat import USER_HEADER
 
-SPEAKERS = {"human": "user", "prompter": "user", "question": "user"}
-SPEAKERS |= dict.fromkeys(["gpt", "chatgpt", "bot", "model", "answer", "bing", "bard"], "assistant")
+RENAMED = {
+    "response": "completion",
+    "system_prompt": "system",
+    "kto_tag": "label",
+    "conversations": "messages",
+    "conversation": "messages",
+}
+REQUESTS = ("instruction", "question", "query", "input")
+ANSWERS = ("output", "answer")
+LISTS = ("messages", "responses", "ranks", "scores", "history")
+RESPONSES = {"completion", "chosen", "responses"}
+
+# names of roles, in small letters -> ours
+ROLES = dict.fromkeys(("user", "human", "prompter"), "user")
+ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai"), "assistant")
+ROLES |= dict.fromkeys(("system", "developer"), "system")
+TOOLS = {"tool", "function", "observation", "ipython", "function_call", "tool_call"}
+TOOLS |= {"function_response", "tool_response"}
+
+
+def role_of(message: dict) -> str:
+    """ "user", "assistant", "system", "tool", or a name that is none of ours."""
+    name = message.get("role") or message.get("from")  # ShareGPT says from
+    if not isinstance(name, str):
+        return repr(name)
+    if name.lower() in TOOLS or message.get("tool_calls") or message.get("function_call"):
+        return "tool"
+    return ROLES.get(name.lower(), name)
 
 
 class Record(dict):
-    """A record that knows which of its fields were asked for."""
+    """A record in our fields. It knows which of them were read, and the fields of the file."""
 
-    def __init__(self, fields: dict, used: set | frozenset = frozenset()):
-        super().__init__(fields)
-        self.used = set(used)
+    def __init__(self, record: dict, fields: dict):
+        super().__init__(record)
+        self.fields = fields
+        self.used: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
         self.used.add(name)
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        if name not in self:
-            return default
-        return self[name]
+        self.used.add(name)
+        return super().get(name, default)
 
 
-def sharegpt(record: Record) -> dict | None:
-    """{"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...]}"""
-    for name in ("conversations", "conversation"):
-        turns = record.get(name)
-        if isinstance(turns, list):
-            break
-    else:
-        return None
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise UserError(f"field {name!r}: turn {number} must be an object")
-        speaker = turn.get("from", turn.get("role"))
-        content = turn.get("value", turn.get("content"))
-        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-        messages.append(rest | {"role": SPEAKERS.get(speaker, speaker), "content": content})
-    return {"messages": messages}
+def adapt(fields: dict) -> Record:
+    record = {name: value for name, value in fields.items() if value is not None}
+    for read in FORMATS:
+        read(record)
+    return Record(record, fields)
 
 
-def instruction(record: Record) -> dict | None:
-    """Alpaca's {"instruction", "input", "output"} (Taori 2023) and Dolly's "context", "response".
+def other_names(record: dict) -> None:
+    for name, ours in RENAMED.items():
+        if name in record and ours not in record:
+            record[ours] = record.pop(name)
 
-    Perhaps with "history", earlier exchanges; or with "chosen" and "rejected" instead of an output.
+
+def lists_as_text(record: dict) -> None:
+    """Tables hold lists as JSON."""
+    for name in LISTS:
+        if isinstance(record.get(name), str) and record[name].startswith("["):
+            try:
+                record[name] = json.loads(record[name])
+            except (ValueError, RecursionError):
+                raise UserError(
+                    f"field {name!r} is no list in JSON; write it with json.dumps"
+                ) from None
+
+
+def request(record: dict) -> None:
+    """Alpaca's {"instruction", "input", "output"} (Taori 2023), Dolly's with "context" and
+    "response", {"question", "answer"}; with "chosen" and "rejected" in place of an answer.
+
+    "history" holds earlier exchanges.
     """
-    if not isinstance(record.get("instruction"), str):
-        return None
-    prompt = record["instruction"]
-    for name in ("input", "context"):
-        if record.get(name):
-            prompt = f"{prompt}\n\n{record[name]}"
+    name = next((name for name in REQUESTS if isinstance(record.get(name), str)), "")
+    if not name or "prompt" in record or "messages" in record:
+        return
+    texts = [record.pop(name)]
+    for more in ("input", "context"):
+        if more in record:
+            texts.append(text_of(record, more))
+    record["prompt"] = "\n\n".join(text for text in texts if text)
+    if history := record.pop("history", None):
+        asked = {"role": "user", "content": record["prompt"]}
+        record["prompt"] = [*messages_of(history), asked]
+    for name in ANSWERS:
+        if isinstance(record.get(name), str) and not record.keys() & RESPONSES:
+            record["completion"] = record.pop(name)
+
+
+def text_of(record: dict, name: str) -> str:
+    if not isinstance(record[name], str):
+        raise UserError(f"field {name!r} holds {record[name]!r:.60}; write a text")
+    return record.pop(name)
+
+
+def messages_of(history: Any) -> list[dict]:
     messages = []
-    for exchange in record.get("history") or []:
+    for exchange in history if isinstance(history, list) else [history]:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise UserError(
                 f"field 'history' holds {exchange!r:.60}; write [request, answer] pairs"
             )
         messages.append({"role": "user", "content": exchange[0]})
         messages.append({"role": "assistant", "content": exchange[1]})
-    if messages:
-        prompt = [*messages, {"role": "user", "content": prompt}]
-    if isinstance(record.get("output"), str):
-        return {"prompt": prompt, "completion": record["output"]}
-    return {"prompt": prompt}
+    return messages
 
 
-def question(record: Record) -> dict | None:
-    """{"question", "answer"}; a reward function also gets the answer."""
-    if not isinstance(record.get("question"), str) or "prompt" in record:
-        return None
-    adapted = {"prompt": record["question"]}
-    if isinstance(record.get("answer"), str) and not record.keys() & {"completion", "response"}:
-        adapted |= {"completion": record["answer"], "answer": record["answer"]}
-    return adapted
+def messages_and_answer(record: dict) -> None:
+    """Messages up to a request, with a response or a pair beside; or a whole labelled dialogue."""
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return
+    is_answered = role_of(messages[-1]) == "assistant"
+    if messages == record.get("chosen"):  # UltraFeedback (Tunstall 2023): the same once more
+        del record["messages"]
+    elif "prompt" in record:
+        return
+    elif record.keys() & RESPONSES and not is_answered:
+        record["prompt"] = record.pop("messages")
+    elif "label" in record and is_answered:
+        record["prompt"] = messages[:-1]
+        record["completion"] = messages[-1:]
+        del record["messages"]
 
 
-def scored(record: Record) -> dict | None:
+def scored(record: dict) -> None:
     """{"responses", "scores"}, where more is better -> ranks."""
-    scores = record.get("scores")
-    if "responses" not in record or "ranks" in record or not isinstance(scores, list):
-        return None
+    responses, scores = record.get("responses"), record.get("scores")
+    if "ranks" in record or not isinstance(responses, list) or not isinstance(scores, list):
+        return
+    if len(scores) != len(responses):
+        raise UserError(f"{len(responses)} 'responses' with {len(scores)} 'scores'; give one each")
     for score in scores:
         if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
-            raise UserError(f"field 'scores' holds {score!r:.40}; use numbers")
-    ranks = []
-    for score in scores:
-        ranks.append(1 + sum(other > score for other in scores))
-    return {"ranks": ranks}
+            raise UserError(f"field 'scores' holds {score!r:.40}; write numbers")
+    record["ranks"] = [1 + sum(other > score for other in scores) for score in scores]
+    del record["scores"]
 
 
-def tldr_comparison(record: Record) -> dict | None:
+def tldr_comparison(record: dict) -> None:
     """OpenAI's comparisons of summaries of Reddit posts (Stiennon 2020); use --template raw."""
     try:
         info = record["info"]
@@ -107,45 +162,49 @@ def tldr_comparison(record: Record) -> dict | None:
         summaries = [summary["text"] for summary in record["summaries"]]
         choice = record["choice"]
     except (KeyError, TypeError):
-        return None
+        return
     if len(summaries) != 2 or choice not in (0, 1):
-        return None
+        return
     sides = [text if text.startswith(" ") else " " + text for text in summaries]
     title = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {info.get('title')}"
-    return {
-        "prompt": f"{title}\n\nPOST: {post}\n\nTL;DR:",
-        "chosen": sides[choice],
-        "rejected": sides[1 - choice],
-    }
+    for name in ("info", "summaries", "choice"):
+        del record[name]
+    record["prompt"] = f"{title}\n\nPOST: {post}\n\nTL;DR:"
+    record["chosen"] = sides[choice]
+    record["rejected"] = sides[1 - choice]
 
 
-def system_beside(record: Record) -> dict | None:
-    """A "system" text beside a prompt or messages."""
-    system = record.get("system")
-    if not isinstance(system, str):
-        return None
+def system_beside(record: dict) -> None:
+    """A "system" text becomes the first turn of all that begins a dialogue."""
+    if not isinstance(record.get("system"), str):
+        return
+    begins = [name for name in ("prompt", "messages") if name in record] or ["chosen", "rejected"]
+    if not any(name in record for name in begins):
+        return
+    system = record.pop("system")
+    for name in begins:
+        if system and name in record:
+            record[name] = behind_system(system, record[name])
+
+
+def behind_system(system: str, dialogue: Any) -> Any:
     first = {"role": "system", "content": system}
-    for name in ("messages", "prompt"):
-        turns = record.get(name)
-        if isinstance(turns, str) and USER_HEADER in turns:
-            return {name: system + turns}
-        if isinstance(turns, str):
-            turns = [{"role": "user", "content": turns}]
-        if isinstance(turns, list):
-            return {name: [first, *turns] if system else turns}
-    return None
+    if isinstance(dialogue, str) and USER_HEADER in dialogue:
+        return system + dialogue
+    if isinstance(dialogue, str):
+        return [first, {"role": "user", "content": dialogue}]
+    if not isinstance(dialogue, list):
+        return dialogue  # whoever reads it says what is wrong
+    has_it = dialogue and isinstance(dialogue[0], dict) and system in dialogue[0].values()
+    return dialogue if has_it else [first, *dialogue]
 
 
-FORMATS = (sharegpt, instruction, question, scored, tldr_comparison, system_beside)
-
-
-def adapt(fields: dict) -> Record:
-    """A record in our fields, by every function of the table that knows it."""
-    record = Record(fields)
-    for read in FORMATS:
-        seen = Record(record)
-        adapted = read(seen)
-        if adapted is not None:
-            rest = {name: value for name, value in record.items() if name not in seen.used}
-            record = Record(rest | adapted, record.used | seen.used)
-    return record
+FORMATS = (
+    other_names,
+    lists_as_text,
+    request,
+    messages_and_answer,
+    scored,
+    tldr_comparison,
+    system_beside,
+)

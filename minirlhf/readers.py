@@ -2,6 +2,7 @@
 
 JSON lines, JSON lists, tables (.csv, .tsv), plain text (.txt) and .parquet, also packed as .gz,
 .bz2 or .xz. A name is a file, a folder, a pattern such as "data/*.jsonl", or - for standard input.
+JSON and tables are known by their first line, whatever their name.
 """
 
 import bz2
@@ -12,9 +13,11 @@ import gzip
 import io
 import json
 import lzma
+import os
+import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,9 +31,21 @@ LONGEST_FILE = 2**30  # bytes of a file that is read whole
 # A packed file that unpacks to more bytes than this, and to more times its own size, is no data.
 BOMB_BYTES, BOMB_RATIO = 2**28, 200
 WRAPPERS = ("data", "train", "records", "rows", "examples")  # fields that hold a list of records
-LISTS = ("messages", "conversations", "responses", "ranks", "scores", "history")  # in a table
 HEADERS = {"prompt", "completion", "chosen", "rejected", "response", "label", "text", "instruction"}
 HEADERS |= {"output", "input", "question", "answer", "responses", "ranks", "messages"}
+HEADERS |= {"conversations", "scores"}
+DELIMITERS = ",\t;"
+COLUMN = re.compile(r"[\w.-]*")  # a column's name
+SPEAKER = {"role", "from"}  # one of these is in every message
+NOT_DATA = ("README", "LICENSE", "DATASET_INFO")  # files of a folder
+OTHER_ENDINGS = (".zst", ".arrow", ".zip")  # of data that is refused, never passed over
+
+
+def names(data: str) -> list[str]:
+    """What --data names. A path that exists is one name, even with a comma in it."""
+    if os.path.exists(data):
+        return [data]
+    return [name.strip() for name in data.split(",")]
 
 
 def read(name: str) -> Iterator[tuple[Place, Any]]:
@@ -48,18 +63,25 @@ def files(name: str) -> list[str]:
         return found
     if not path.is_dir():
         return [name]
-    inside = sorted(path.iterdir())
-    if any(file.suffix == ".arrow" or file.name == "dataset_dict.json" for file in inside):
-        raise UserError(
-            f"--data {name}: a folder of datasets' save_to_disk; convert it: "
-            + convert_line(f"load_from_disk({name!r})", path.name)
-        )
-    if Path(path, "config.json").exists():
+    inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    kinds = {file.name for file in inside} | {file.suffix for file in inside}
+    if "dataset_dict.json" in kinds:
+        load = f"load_from_disk({name!r})['train']"
+        raise UserError(f"--data {name}: {saved(load, path.name)}")
+    if ".arrow" in kinds:
+        raise UserError(f"--data {name}: {saved(f'load_from_disk({name!r})', path.name)}")
+    if "config.json" in kinds:
         raise UserError(f"--data {name}: a model's folder, not data")
-    found = [str(file) for file in inside if ending_of(file.name) in READERS]
+    endings = (*READERS, *OTHER_ENDINGS)
+    found = [str(file) for file in inside if ending_of(file.name) in endings]
+    found = [file for file in found if not Path(file).stem.upper().startswith(NOT_DATA)]
     if not found:
         raise UserError(f"--data {name}: no file in it ends with one of {', '.join(READERS)}")
     return found
+
+
+def saved(load: str, name: str) -> str:
+    return f"a folder of datasets' save_to_disk; convert it: {convert_line(load, name)}"
 
 
 def convert_line(load: str, name: str) -> str:
@@ -69,7 +91,7 @@ def convert_line(load: str, name: str) -> str:
 
 def ending_of(name: str) -> str:
     """Of the file inside, where it is packed."""
-    path = Path(name)
+    path = Path(name.lower())
     if path.suffix in UNPACK:
         path = path.with_suffix("")
     return path.suffix
@@ -81,10 +103,46 @@ def read_file(name: str) -> Iterator[tuple[Place, Any]]:
     if reader is None:
         raise UserError(f"--data {name}: {remedy(name)}")
     try:
+        if reader is not read_parquet:
+            reader = reader_for(first_line(name), name, reader)
         yield from reader(name)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # missing, or not intact
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--data {name}: {reason}; check the file's name and content") from None
+
+
+def reader_for(first: str, name: str, reader: Callable) -> Callable:
+    """The reader for a file with this first line; `reader`, if that does not decide it."""
+    may_be_json = reader is not read_json and first.startswith(("{", "["))
+    if may_be_json and (is_json(first) or is_json(read_whole(name))):
+        return read_json
+    for delimiter in DELIMITERS:
+        columns = {cell.strip(' "') for cell in first.split(delimiter)}
+        if len(columns) > 1 and columns & HEADERS and all(map(COLUMN.fullmatch, columns)):
+            return read_table
+    return reader
+
+
+def is_json(text: str) -> bool:
+    """Whether it is an object, or a list of objects."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) or is_list_of_objects(value)
+
+
+def is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def first_line(name: str) -> str:
+    """The first line with something in it, without the blanks around it."""
+    with open_binary(name) as file:
+        while line := file.readline(LONGEST_LINE):
+            if line.strip():
+                return line.decode("utf-8-sig", "replace").strip()
+    return ""
 
 
 def remedy(name: str) -> str:
@@ -92,9 +150,11 @@ def remedy(name: str) -> str:
     path = Path(name)
     if path.suffix == ".zst":
         return f"unpack it first: zstd -d {name}"
+    if path.suffix == ".zip":
+        return f"unpack it first: unzip {name}"
     if path.suffix == ".arrow":
         return "convert it: " + convert_line(f"Dataset.from_file({name!r})", path.stem)
-    if name.count("/") == 1 and not path.suffix and not path.parent.exists():
+    if name.count("/") == 1 and not path.parent.exists():
         return (
             "no such file; if it is a data set of the Hugging Face hub, convert it: "
             + convert_line(f"load_dataset({name!r}, split='train')", path.name)
@@ -109,18 +169,11 @@ def remedy(name: str) -> str:
 
 
 def read_json(name: str) -> Iterator[tuple[Place, Any]]:
-    """A record a line, or one list of records, whichever the file holds."""
-    with open_binary(name) as file:
-        first = next((line for line in lines(file, name) if line.strip()), b"")
-    if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-        return read_list(name)
-    try:
-        json.loads(first.decode("utf-8-sig"))
-    except json.JSONDecodeError:  # perhaps one object over several lines
-        if first.rstrip().endswith((b"{", b",")):
-            return read_list(name)
-    except (ValueError, RecursionError):
-        pass  # read_lines says what is wrong
+    """A record a line, or one value over all lines, whichever the file holds."""
+    first = first_line(name)
+    over_lines = first.endswith(("{", "[", ",")) and not is_json(first)
+    if first.startswith("[") or over_lines:
+        return read_value(name)
     return read_lines(name)
 
 
@@ -139,34 +192,38 @@ def read_lines(name: str) -> Iterator[tuple[Place, Any]]:
     with open_binary(name) as file:
         for number, line in enumerate(lines(file, name), 1):
             place = f"{name}, line {number}"
-            text = decode(line, place)
+            text = decode(line, name, number)
             if not text.strip():
                 continue
             record = parse_json(text, place)
             yield from unwrap(record, place) or [(place, record)]
 
 
-def read_list(name: str) -> Iterator[tuple[Place, Any]]:
+def read_value(name: str) -> Iterator[tuple[Place, Any]]:
     value = parse_json(read_whole(name), name)
     if isinstance(value, list):
-        value = {"data": value}
-    yield from unwrap(value, name) or [(name, value)]
+        return numbered(value, name)
+    return unwrap(value, name) or iter([(name, value)])
 
 
-def unwrap(value: Any, place: Place) -> list[tuple[Place, Any]] | None:
+def numbered(records: list, place: Place) -> Iterator[tuple[Place, Any]]:
+    for number, record in enumerate(records, 1):
+        yield f"{place}, record {number}", record
+
+
+def unwrap(value: Any, place: Place) -> Iterator[tuple[Place, Any]] | None:
     """Records of a list inside an object, such as {"version": 1, "data": [...]}; None: no such."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or value.keys() & HEADERS:
         return None
-    for field in WRAPPERS:
-        if isinstance(value.get(field), list):
-            records = value[field]
-            return [(f"{place}, record {i}", record) for i, record in enumerate(records, 1)]
-    return None
+    found = [field for field in WRAPPERS if is_list_of_objects(value.get(field))]
+    if len(found) > 1:
+        raise UserError(f"{place}: records in {' and '.join(found)}; keep one list in a file")
+    return numbered(value[found[0]], place) if found else None
 
 
 def parse_json(text: str, place: Place) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=without_repeats)
     except json.JSONDecodeError as error:
         near = error.doc[error.pos :][:20]
         raise UserError(
@@ -178,6 +235,15 @@ def parse_json(text: str, place: Place) -> Any:
     if "\\ud" in text.lower():  # perhaps half of a character, written as an escape
         return without_surrogates(value)
     return value
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} stands twice in an object")
+    return record
 
 
 def without_surrogates(value: Any) -> Any:
@@ -198,17 +264,19 @@ def read_table(name: str) -> Iterator[tuple[Place, Any]]:
     """Rows of comma- or tab-separated values under a header, as RFC 4180 has them."""
     text = read_whole(name)
     first = text.partition("\n")[0]
-    delimiter = max(",\t;", key=first.count)
+    delimiter = max(DELIMITERS, key=first.count)
     csv.field_size_limit(LONGEST_LINE)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = []
+    begin = 1  # of the row that is read
     try:
         for row in rows:
-            place = f"{name}, line {rows.line_num}"
+            place = f"{name}, line {begin}"
+            begin = rows.line_num + 1
             if not row:
                 continue
             if not header:
-                header = [cell.strip() for cell in row]
+                header = [cell.strip() or f"column {i}" for i, cell in enumerate(row, 1)]
                 if len(set(header)) < len(header):
                     raise UserError(f"{place}: two columns have one name; rename one")
                 continue
@@ -217,32 +285,27 @@ def read_table(name: str) -> Iterator[tuple[Place, Any]]:
                     f"{place}: {len(row)} cells under {len(header)} column names; put texts with "
                     f"{delimiter!r} or line breaks into double quotes"
                 )
-            yield place, {field: from_cell(field, cell) for field, cell in zip(header, row)}
+            yield place, {field: from_cell(cell) for field, cell in zip(header, row)}
     except csv.Error as error:
-        raise UserError(f"{name}, line {rows.line_num}: {error}; mend the quotes") from None
+        raise UserError(f"{name}, line {begin}: {error}; mend the quotes") from None
 
 
-def from_cell(field: str, cell: str) -> Any:
-    """A list that was written into a table as JSON is a list again."""
-    if field in LISTS or cell.startswith('[{"'):
+def from_cell(cell: str) -> Any:
+    """An empty cell is null; messages that were written as JSON are messages again."""
+    if not cell:
+        return None
+    if cell.startswith("[{"):
         try:
             value = json.loads(cell)
         except (ValueError, RecursionError):
             return cell
-        return value if isinstance(value, list) else cell
+        if all(isinstance(message, dict) and message.keys() & SPEAKER for message in value):
+            return value
     return cell
 
 
 def read_text(name: str) -> Iterator[tuple[Place, Any]]:
-    """One text. Records that are only named .txt are read as what they are."""
-    text = read_whole(name)
-    first = text.lstrip().partition("\n")[0]
-    if first.startswith('{"') and first.rstrip().endswith("}"):
-        return read_json(name)
-    columns = {cell.strip() for cell in first.replace("\t", ",").split(",")}
-    if len(columns) > 1 and columns & HEADERS and all(map(str.isidentifier, columns)):
-        return read_table(name)
-    return iter([(name, {"text": text})])
+    return iter([(name, {"text": read_whole(name)})])
 
 
 def read_parquet(name: str) -> Iterator[tuple[Place, Any]]:
@@ -302,13 +365,13 @@ def check_size(name: str, place: Place, size: int, unpacked: int, most: int) -> 
         raise UserError(f"{place}: unpacks to {BOMB_RATIO} times the file's size; do not trust it")
 
 
-def decode(content: bytes, place: Place) -> str:
+def decode(content: bytes, name: str, line: int = 1) -> str:
+    """line: the number of the content's first line"""
+    is_wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]
+    encoding = "UTF-16" if is_wide else "another encoding"
     try:
-        return content.decode("utf-8-sig")
+        if not is_wide:
+            return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        encoding = "another encoding"
-        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            encoding = "UTF-16"
-        raise UserError(
-            f"{place}: not UTF-8 but {encoding} ({error.reason}); save the file as UTF-8"
-        ) from None
+        line += content.count(b"\n", 0, error.start)
+    raise UserError(f"{name}, line {line}: not UTF-8 but {encoding}; save the file as UTF-8")

@@ -37,9 +37,9 @@ def test_a_check_says_what_a_file_holds(tmp_path, capsys, tokenizer):
     assert "1 of 5 records skipped" in capsys.readouterr().out
 
     tokenizer.save_pretrained(tmp_path / "t")
-    prompt = Prompt.of("word " * 300)
-    length = len(tokenizer.encode(prompt.last_request()))
-    length += len(tokenizer.encode("b\x1b[31m"))  # the longer response
+    turns = Prompt.of("word " * 300).turns
+    length = len(tokenizer.encode_prompt(turns))
+    length += len(tokenizer.encode_response(turns, "b\x1b[31m"))  # the longer response
     assert f"longest: {length} " in check(str(path), str(tmp_path / "t"))
 
     path.write_text('{"prompt": "a"}\n{"prompt": "a"}\n{"prompt": "b c"}')
