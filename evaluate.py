@@ -35,6 +35,7 @@ from minirlhf.stats import mean_of
 from minirlhf.winrate import OTHER, assess, judged, kinds_of, ranked_right, wins
 
 GARBLED_PROMPTS = 200
+EXAMPLES = 24  # prompts whose responses are kept side by side
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Settings:
     gold: str = "toyworld"  # hidden judge: a world, or a reward that no policy was trained on
     judge: str = "auto"  # who wins by: gold, reward, or file.py:function(prompt, [a, b])
     out: str = "out/evaluation.json"  # every number
-    count: int = 400  # how many prompts
+    count: int = 400  # how many prompts; pairs: all
 
     # method
     reference: str = ""  # model that the KL is measured against; empty: the baseline
@@ -55,7 +56,6 @@ class Settings:
     watch: str = ""  # other rewards, comma-separated, that no policy was trained on
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
     split: str = "test"  # of a world's prompts: test (held out) or train
-    examples: int = 24  # prompts whose responses are kept side by side
 
     # sampling
     samples: int = 4  # responses per prompt; with --reward also the best of n, up to this
@@ -403,7 +403,7 @@ def main(settings: Settings) -> dict:
         "temperature": settings.temperature,
         "reward": settings.reward,
         "results": results,
-        "examples": side_by_side(prompts[: settings.examples], answers),
+        "examples": side_by_side(prompts[:EXAMPLES], answers),
     }
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(settings.out, report)

@@ -34,7 +34,7 @@ class Settings:
     out: str = "out/sft"  # the run's folder
     data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all records of all
     steps: int = 1000  # optimiser steps
-    epochs: float = 0.0  # passes over the demonstrations, instead of --steps; 0: --steps
+    epochs: float = 0.0  # passes over the demonstrations, instead of --steps
     batch_size: int = 64  # sequences a step
     lr: float = 5e-3  # peak learning rate; falls to a tenth along a cosine
 
@@ -79,6 +79,8 @@ def check(settings: Settings) -> None:
     """UserError for settings that do not go together."""
     at_least(1, settings, "steps", "batch_size", "token_budget", "eval_every")
     at_least(1, settings, "n_layer", "n_head", "n_embd", "n_positions")
+    if settings.epochs and settings.steps != Settings.steps:
+        raise UserError("--steps and --epochs both say how long to train: give one of the two")
     if settings.lora_rank and (not settings.init or settings.optimizer == "muon"):
         raise UserError("--lora_rank needs --init, a model to adapt, and goes with AdamW only")
     if not settings.init and settings.chat_format not in ("auto", "plain"):

@@ -110,7 +110,7 @@ def main(settings: Settings) -> dict:
         count = 2 * settings.prompts
         data = write_prompts(file, "train", count, settings.seed + 1, sort)
         candidates = f"{out}/candidates_{sort}.jsonl"
-        sampling = {"count": MANY, "samples": 4, "candidates_out": candidates}
+        sampling = {"count": MANY, "samples": 4, "candidates_out": candidates, "temperature": 1.0}
         sample.main(sample.Settings(init=supervised, data=data, **sampling, **common))
         rankings_file = f"{out}/ranked_{sort}.jsonl"
         ai = {"annotator": "ai", "judge": helpful, "constitution": CONSTITUTION}

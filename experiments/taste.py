@@ -137,7 +137,8 @@ def main(settings: Settings) -> None:
     prompts = arms.write_prompts(f"{out}/prompts.jsonl", pool)
     sizes = [int(size) for size in settings.rankings.split(",")]
     candidates = f"{out}/candidates.jsonl"
-    sampling = {"count": max(sizes), "samples": settings.responses, "candidates_out": candidates}
+    sampling = {"count": max(sizes), "samples": settings.responses, "temperature": 1.0}
+    sampling["candidates_out"] = candidates
     sample.main(sample.Settings(data=prompts, **sampling, **common))
     file = f"{out}/rankings.jsonl"
     if not Path(file).exists():

@@ -93,9 +93,7 @@ def fit(
     Raises UserError if no row fits although some are needed.
     """
     if limit < 1:
-        raise UserError(
-            f"the model's context leaves {limit} tokens for {what}: use a smaller --max_tokens"
-        )
+        raise UserError(f"{limit_is} leaves {limit} tokens for {what}: use a smaller --max_tokens")
     fitting = [row for row in rows if length(row) <= limit]
     if rows and not fitting and needed:
         shortest = min(length(row) for row in rows)

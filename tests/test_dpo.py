@@ -232,6 +232,20 @@ def test_log_probs_of_an_item_are_those_of_its_rows_alone(tmp_path):
             assert reference == pytest.approx(float(sum(alone)), abs=1e-3)
 
 
+def test_repeated_records_do_not_narrow_the_interval(tmp_path):
+    policy = GPT.from_pretrained("sft")
+    settings = settings_of(tmp_path)
+    reference = GPT.from_pretrained("sft")
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(0.9)
+        items = train_dpo.read(settings, policy)
+        train_dpo.add_logprobs(reference, items, settings)
+        _, once = train_dpo.batch_loss(policy, reference, items, settings)
+        _, thrice = train_dpo.batch_loss(policy, reference, items * 3, settings)
+    assert once["interval"] == pytest.approx(thrice["interval"]) and once["interval"] > 0
+
+
 def test_ktos_point_of_reference(tmp_path):
     """Against a direct computation; 0 at the start, and never of a response to the same prompt."""
     policy, reference = GPT.from_pretrained("sft"), GPT.from_pretrained("sft")

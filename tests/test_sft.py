@@ -140,3 +140,5 @@ def test_epochs_decide_how_many_steps_there_are(tmp_path):
     options |= {"validation": 0, "batch_size": 4, "out": str(tmp_path / "run")}
     train_sft.main(train_sft.Settings(epochs=1.5, **options))
     assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 8  # 1.5 * 20 / 4
+    with pytest.raises(UserError, match="--epochs"):
+        train_sft.main(train_sft.Settings(epochs=1.5, steps=10, **options))
