@@ -4,19 +4,23 @@ python label.py --candidates out/candidates.jsonl --out mine.jsonl     # you, in
 python label.py --candidates out/candidates.jsonl --annotator toyworld --noise 0.1,0.2,0.6
 python label.py --candidates out/candidates.jsonl --annotator ai --judge MODEL --out ai.jsonl
 python label.py --summary --out mine.jsonl,ai.jsonl --compare toyworld    # do they agree?
+
+With --chat you talk with models instead, and choose between their answers turn by turn:
+
+python label.py --chat --policies out/sft,out/ppo
 """
 
 import functools
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from minirlhf import UserError, world
+from minirlhf import UserError, data, world
 from minirlhf.cli import start
-from minirlhf.feedback import judge, rankings
+from minirlhf.feedback import chat, judge, rankings
 from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.server import Address, serve
 
@@ -25,7 +29,7 @@ from minirlhf.feedback.server import Address, serve
 class Settings:
     # everyday
     candidates: str = "out/candidates.jsonl"  # written by sample.py --candidates_out
-    out: str = "out/rankings.jsonl"  # rankings are appended; what is ranked is not asked again
+    out: str = ""  # gets the rankings; empty: out/rankings.jsonl, with --chat out/chat.jsonl
     annotator: str = "person"  # person, ai, or a world that simulates one (toyworld, my_world.py)
     summary: bool = False  # rank nothing; report on the files in --out (comma-separated)
     compare: str = ""  # with whom else they agree: a world's reward, or files of rankings
@@ -39,6 +43,13 @@ class Settings:
     public_url: str = ""  # the page's address behind a proxy, as in https://rank.example.org/mine
     open: bool = True  # open the browser
     terminal: bool = False  # ask in the terminal instead
+    # a person who talks
+    chat: bool = False  # talk with --policies; each choice between their answers is a ranking
+    policies: str = ""  # model folders or names, comma-separated; of one, samples are compared
+    answers: int = 2  # to each turn
+    max_tokens: int = 128  # longest answer
+    temperature: float = 1.0  # of the answers
+    system: str = ""  # system text before each conversation
     # a simulated annotator
     noise: str = "0.2"  # scale of errors in units of utility; 0.1,0.6: two annotators
     bias: str = ""  # what else it likes: length=0.3,agreement=0.5
@@ -131,6 +142,10 @@ def check(settings: Settings) -> None:
         raise UserError(f"--out {settings.out}: name one file; a comma separates files")
     if Path(settings.out).resolve() == Path(settings.candidates).resolve():
         raise UserError(f"--out {settings.out} is --candidates: choose another file for rankings")
+    if settings.chat and (settings.terminal or settings.annotator != "person"):
+        raise UserError("--chat is for a person at the page: leave out --terminal and --annotator")
+    if settings.policies and not settings.chat:
+        raise UserError("--policies are for --chat; candidates are ranked without a model")
 
 
 def read_guidelines(path: str) -> str:
@@ -156,21 +171,41 @@ def rank(settings: Settings, candidates: list, next_step: str) -> None:
         serve_page(sitting, settings, "rank")
 
 
-def main(settings: Settings, is_alone: bool = False) -> None:
-    """is_alone: no loop goes on by itself, so say what comes next."""
-    if settings.summary:
-        print(rankings.summarize(settings.out, settings.compare))
-        return
-    check(settings)
+def talk(settings: Settings) -> None:
+    """A person talks with models and chooses between their answers."""
+    options = chat.Options(
+        settings.answers,
+        settings.max_tokens,
+        settings.temperature,
+        settings.system,
+        settings.seed,
+    )
+    guidelines = read_guidelines(settings.guidelines)
+    rankings.open_rankings(settings.out)
+    policies = chat.open_policies(settings.policies, options, settings.device, settings.dtype)
+    first = next(iter(policies))
+    next_step = shlex.join(["python", "train_rm.py", "--init", first, "--data", settings.out])
+    name = settings.name or settings.annotator
+    conversation = chat.Talk(policies, settings.out, name, options, guidelines, next_step)
+    serve_page(conversation, settings, "talk")
+    print(*chat.describe(conversation.records.values()), sep="\n")
+    if conversation.records:
+        print(f"next: {next_step}")
+
+
+def summarize(settings: Settings) -> None:
+    print(rankings.summarize(settings.out, settings.compare))
+    records = [record for _, record in data.records(settings.out, "rankings")]
+    for line in chat.describe(records):
+        print(line)
+
+
+def annotate(settings: Settings, next_step: str) -> None:
+    """Whoever it is ranks the candidates."""
     candidates = rankings.read_candidates(settings.candidates, settings.template)
     before = rankings.open_rankings(settings.out, candidates)
     done = {(ranking["id"], ranking.get("annotator")) for ranking in before}
     name = settings.name or settings.annotator
-    next_step = ""
-    if is_alone:
-        next_step = shlex.join(["python", "train_rm.py", "--data", settings.out])
-        if settings.template == "raw":
-            next_step += " --template raw"
     if settings.annotator == "person":
         rank(settings, candidates, next_step)
     elif settings.annotator == "ai":
@@ -191,9 +226,27 @@ def main(settings: Settings, is_alone: bool = False) -> None:
             "repeat the command to go on"
         )
     if settings.annotator == "ai":
-        print(rankings.summarize(settings.out, settings.compare))
+        summarize(settings)
     if next_step:
         print(f"next: {next_step}")
+
+
+def main(settings: Settings, is_alone: bool = False) -> None:
+    """is_alone: no loop goes on by itself, so say what comes next."""
+    if not settings.out:
+        name = "out/chat.jsonl" if settings.chat else "out/rankings.jsonl"
+        settings = replace(settings, out=name)
+    if settings.summary:
+        return summarize(settings)
+    check(settings)
+    if settings.chat:
+        return talk(settings)
+    next_step = ""
+    if is_alone:
+        next_step = shlex.join(["python", "train_rm.py", "--data", settings.out])
+        if settings.template == "raw":
+            next_step += " --template raw"
+    annotate(settings, next_step)
 
 
 if __name__ == "__main__":

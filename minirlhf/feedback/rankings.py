@@ -115,9 +115,10 @@ def read_candidates(path: str, template: str = "chat") -> list[Candidate]:
     return list(candidates.values())
 
 
-def open_rankings(path: str | Path, candidates: list[Candidate]) -> list[dict]:
-    """The rankings in the file so far, which must be of these candidates. Creates the file.
+def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -> list[dict]:
+    """The rankings in the file so far. Creates the file.
 
+    candidates: what the rankings must be of; None: anything.
     No other process writes to it until `close_rankings` or the end of this one.
     """
     path = Path(path)
@@ -127,11 +128,11 @@ def open_rankings(path: str | Path, candidates: list[Candidate]) -> list[dict]:
     lock(f"{path}.lock", str(path))
     path.touch()
     _drop_torn_line(path)
-    texts = {c.id: (c.prompt.source, c.responses) for c in candidates}
+    texts = {c.id: (c.prompt.source, c.responses) for c in candidates or ()}
     rankings = []
     for where, record in records(str(path), "rankings"):
         ranked = record.get("prompt"), record.get("responses")
-        if texts.get(record.get("id")) != ranked:
+        if candidates is not None and texts.get(record.get("id")) != ranked:
             raise UserError(f"{where}: a ranking of other candidates: choose another --out")
         rankings.append(record)
     return rankings

@@ -79,7 +79,7 @@ function turn(role, text, speakers = SPEAKERS) {
 
 /** A visible message, which screen readers hear as well. */
 function say(text, alarm = false) {
-  $("say").textContent = text
+  $("say").textContent = text.slice(0, 1).toUpperCase() + text.slice(1)
   $("say").classList.toggle("alarm", alarm)
 }
 /** A message for screen readers alone. */
