@@ -128,7 +128,7 @@ def make_folder(out: Path, answer: str = "12.", accuracy: float = 0.76, ppo_step
         rows = []
         for i in range(ppo_steps):
             kl = 5 * (number - 1) + 0.12 * i
-            row = {"step": i, "score": 0.02 * i, "kl": kl, "entropy": 1 - 0.003 * i, "length": 25}
+            row = {"step": i, "raw_score": 0.02 * i, "kl": kl, "entropy": 1 - 0.003 * i, "length": 25}
             rows.append(row | {"explained_variance": math.nan if i == 0 else 0.6})
         write_jsonl(folder / "ppo" / "metrics.jsonl", rows)
 

@@ -95,7 +95,7 @@ def ppo_section(data: dict) -> str:
         values = [number(run["at_the_end"].get(row.metric)) for run in runs.values()]
         rows.append([row.what, *values, row.healthy])
     return (
-        panel("Reward-model score", "score", "mean score")
+        panel("Reward-model score", "raw_score", "mean score")
         + panel("KL to SFT", "kl", "nats per response", (0, 10))
         + panel("Response length", "length", "tokens")
         + panel("Entropy", "entropy", "nats per token")
