@@ -8,11 +8,10 @@ A record is a JSON object with TRL's field names:
     good or bad     {"prompt", "response" or "completion", "label": true or false}
     prompt          {"prompt"}, or any of the above
 
-A prompt or a side is a text or a list of messages {"role", "content"}. A text is parsed here, once:
-with hh-rlhf's markers ("\\n\\nHuman:", "\\n\\nAssistant:") it is a dialogue, without them one user
-turn, with --template raw a text that the model continues. Everything behind this file works on
-turns. A record that cannot be used is an error with its place, or a skip that is counted.
-Files are opened in readers.py; records with other fields are turned into these in formats.py.
+A prompt or a side is a text or a list of messages {"role", "content"}. Everything behind this file
+works on turns. A record that cannot be used is an error with its place, or a skip that is counted.
+Files are opened in readers.py; records with other fields are turned into these in formats.py, and
+texts and messages into turns in parsing.py.
 
     python -m minirlhf.data FILE... [--model FOLDER]     what files hold
 """
@@ -28,12 +27,20 @@ from typing import Any
 from minirlhf import UserError, formats, hub, readers, world
 from minirlhf.chat import ASSISTANT_HEADER, PLAIN, USER_HEADER, Turns, is_raw
 from minirlhf.formats import Record
+from minirlhf.parsing import (
+    LEARNT,
+    MESSAGE_FIELDS,
+    Skip,
+    has_markers,
+    kind_of,
+    messages,
+    parse,
+    parse_dialogue,
+)
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 SHORTEST_REPEATED = 12  # characters: a shorter prompt is not taken for repeated by its responses
 DIFFER = "prompt and responses differ before the last assistant turn"
-LEARNT = ("weight", "loss_mask", "loss", "train")  # where a message says whether SFT learns it
-MESSAGE_FIELDS = {"role", "content", "from", "value", *LEARNT}
 # what records of rankings hold besides, and whoever wants it reads
 NOTES = {"id", "time", "annotator", "seconds", "harmful", "all_bad", "skipped", "repeat"}
 NOTES |= {"replaces", "subset"}
@@ -51,10 +58,6 @@ NEEDS = {
     "labelled": "prompt, completion and label",
 }
 OURS = set(re.findall(r"\w+", " ".join(NEEDS.values())))
-
-
-class Skip(UserError):
-    """Raised to skip a well-formed record without use; `read` counts it under this message."""
 
 
 class Missing(UserError):
@@ -89,6 +92,13 @@ class Prompt:
         return PLAIN.prompt_text(self.turns)
 
 
+def transcript(turns: Turns) -> str:
+    """For people and judges. A single turn is its text."""
+    if len(turns) == 1:
+        return turns[0][1]
+    return "\n".join(f"{NAMES[role]}: {text}" for role, text in turns)
+
+
 @dataclass
 class Ranking:
     """Responses to one prompt, ranked: 1 = best, ties share a number."""
@@ -99,122 +109,6 @@ class Ranking:
     where: str  # "file.jsonl, line 17"
     annotator: str = ""
     preferences: list[list[float]] | None = None  # [i][j]: the chance that i is better than j
-
-
-# ---------------------------------------------------------------------- texts and messages -> turns
-
-
-def parse(source: Any, template: str = "chat") -> Turns:
-    if isinstance(source, dict):
-        source = [source]
-    if isinstance(source, list):
-        return parse_messages(source)
-    if not isinstance(source, str):
-        raise UserError(f"must be a text or a list of messages, not {kind_of(source)}")
-    if template == "raw":
-        return (("text", source),)
-    if template != "chat":
-        raise UserError(f"--template {template}: choose from chat, raw")
-    if has_markers(source):
-        return parse_dialogue(source)
-    if not source.strip():
-        raise Skip("an empty text")
-    return (("user", source),)
-
-
-def has_markers(text: str) -> bool:
-    return USER_HEADER in text or ASSISTANT_HEADER in text
-
-
-def parse_dialogue(text: str) -> Turns:
-    """hh-rlhf's form -> turns. A text before the first marker is a system text."""
-    if text.startswith(USER_HEADER.strip()):  # a file that strips its texts
-        text = "\n\n" + text
-    before, *pieces = re.split(f"({USER_HEADER}|{ASSISTANT_HEADER})", text)
-    turns = [("system", before)] if before else []
-    for header, content in zip(pieces[::2], pieces[1::2]):
-        role = "user" if header == USER_HEADER else "assistant"
-        turns.append((role, content.removeprefix(" ")))
-    return tuple(turns)
-
-
-def parse_messages(source: list) -> Turns:
-    turns = []
-    for number, message in enumerate(source, 1):
-        if not isinstance(message, dict):
-            raise UserError(f"message {number} must be an object with 'role' and 'content'")
-        role = formats.role_of(message)
-        if role == "tool":
-            raise Skip("tool calls, which no chat format here has")
-        if role not in ("system", "user", "assistant"):
-            raise UserError(f"message {number} has role {role!r:.40}; use system, user, assistant")
-        text = message_text(message, number)
-        if role == "system" and turns:
-            if [earlier for earlier, _ in turns] != ["system"]:
-                raise Skip("a system message behind the first turn")
-            turns = [("system", turns[0][1] + "\n\n" + text)]
-        elif role == "assistant" and not is_learnt(message, number):
-            turns.append(("context", text))
-        else:
-            turns.append((role, text))
-    if not turns:
-        raise Skip("an empty list of messages")
-    return tuple(turns)
-
-
-def is_learnt(message: dict, number: int) -> bool:
-    for name in LEARNT:
-        value = message.get(name)
-        if value is None:
-            continue
-        if value not in (0, 1):
-            raise UserError(
-                f"message {number}: {name!r} is {value!r:.40}; write 1 to learn it, or 0"
-            )
-        if not value:
-            return False
-    return True
-
-
-def message_text(message: dict, number: int) -> str:
-    """A message's text, which OpenAI's format also divides into parts."""
-    content = message.get("content")
-    if content is None:
-        content = message.get("value")  # ShareGPT
-    if content is None:
-        raise Skip("a message without content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise UserError(f"message {number}: 'content' must be a text, not {kind_of(content)}")
-    text = ""
-    for part in content:
-        if isinstance(part, dict):
-            if part.get("type", "text") != "text":
-                raise Skip(f"a message with a part of type {part['type']!r:.40}")
-            part = part.get("text")
-        if not isinstance(part, str):
-            raise UserError(f"message {number}: a part of 'content' has no text")
-        text += part
-    return text
-
-
-def messages(turns: Turns) -> list[dict]:
-    """Turns as other libraries and chat endpoints take them."""
-    names = {"text": "user", "context": "assistant"}
-    return [{"role": names.get(role, role), "content": text} for role, text in turns]
-
-
-def transcript(turns: Turns) -> str:
-    """For people and judges. A single turn is its text."""
-    if len(turns) == 1:
-        return turns[0][1]
-    return "\n".join(f"{NAMES[role]}: {text}" for role, text in turns)
-
-
-def kind_of(value: Any) -> str:
-    names = {str: "a text", list: "a list", dict: "an object", type(None): "null"}
-    return names.get(type(value), "a number or bool")
 
 
 # ---------------------------------------------------------------------- records
@@ -359,11 +253,17 @@ def unused_fields(record: Record, kind: str) -> list[str]:
         known |= NOTES
     names = [name for name in record if name in record.fields and name not in known]
     for name in record.used & record.keys():
-        value = record[name]
-        for message in value if isinstance(value, list) else []:
-            if isinstance(message, dict):
-                rest = [key for key in message if key not in MESSAGE_FIELDS and message[key]]
-                names += [f"message.{key}" for key in rest]
+        names += message_fields(record[name])
+    return names
+
+
+def message_fields(value: Any) -> list[str]:
+    """Fields of messages that nothing reads."""
+    names = []
+    for message in value if isinstance(value, list) else []:
+        if isinstance(message, dict):
+            rest = [name for name in message if name not in MESSAGE_FIELDS and message[name]]
+            names += [f"message.{name}" for name in rest]
     return names
 
 
@@ -394,7 +294,7 @@ def read_demonstrations(data: str, *, template: str = "chat", **which) -> list[T
             prompt = prompt_of(record, template)
             turns = dialogue(require(record, "completion"), "completion", prompt.turns)
         elif "messages" in record:
-            turns = until_last_answer(parse_field(list_field(record, "messages"), "messages"))
+            turns = until_last_answer(in_field("messages", parse, list_field(record, "messages")))
         else:
             prompt, responses = pair(record, template)
             turns = (*prompt.turns, ("assistant", responses[0]))
@@ -412,7 +312,7 @@ def read_prompts(data: str, *, template: str = "chat", **which) -> list[Prompt]:
         if "prompt" not in record and "chosen" in record:
             return pair_prompt(record)
         if "prompt" not in record and "messages" in record:
-            turns = parse_field(list_field(record, "messages"), "messages")
+            turns = in_field("messages", parse, list_field(record, "messages"))
             turns = until_last_request(turns)
             return Prompt(turns, messages(turns), columns_of(record))
         return prompt_of(record, template)
@@ -446,21 +346,23 @@ def labelled(
 ) -> list[tuple[Prompt, str, bool]]:
     """The same, also where all are good. places: as of `read`, one for each response."""
 
-    def convert(record: Record, place: str) -> list[tuple]:
+    def convert(record: Record, place: str) -> list[tuple[Prompt, str, bool]]:
         if record.keys() & {"chosen", "responses"}:
             ranked = ranking(record, place, template)
             labels = good_and_bad(ranked.responses, ranked.ranks)
-            return [(place, ranked.prompt, response, good) for response, good in labels]
+            return [(ranked.prompt, response, good) for response, good in labels]
         require(record, "label")
         good = is_good(record)
         completion = {"completion": require(record, "completion")}
         prompt, (response,) = answered(prompt_of(record, template), completion)
-        return [(place, prompt, response, good)]
+        return [(prompt, response, good)]
 
-    items = [item for items in read(data, "labelled", convert, **which) for item in items]
+    record_places: list[str] = []
+    groups = read(data, "labelled", convert, record_places, **which)
     if places is not None:
-        places += [place for place, *_ in items]
-    return [tuple(item) for _, *item in items]
+        for group, place in zip(groups, record_places):
+            places += [place] * len(group)
+    return [item for group in groups for item in group]
 
 
 def holds_rankings(data: str) -> bool:
@@ -504,10 +406,10 @@ def mixed(read: Callable, data: str, weights: str, seed: int, **which) -> list:
 # ---------------------------------------------------------------------- fields
 
 
-def require(record: dict, name: str) -> Any:
+def require(record: Record, name: str) -> Any:
     if name in record:
         return record[name]
-    if name in getattr(record, "fields", ()):  # as null, or as a table's empty cell
+    if name in record.fields:  # as null, or as a table's empty cell
         raise Skip(f"{name!r} is missing")
     raise Missing(name)
 
@@ -538,30 +440,25 @@ def list_field(record: dict, name: str) -> list:
     return value
 
 
-def parse_field(value: Any, name: str, template: str = "chat") -> Turns:
+def in_field(name: str, convert: Callable, *arguments) -> Any:
+    """convert(*arguments); what is wrong is said of this field."""
     try:
-        return parse(value, template)
+        return convert(*arguments)
     except Skip as reason:
         raise Skip(f"{name!r}: {reason}") from None
     except UserError as error:
         raise UserError(f"field {name!r}: {error}") from None
 
 
-def columns_of(record: dict) -> dict:
-    """The file's own fields but for the prompt."""
-    fields = getattr(record, "fields", record)
-    return {name: value for name, value in fields.items() if name != "prompt"}
-
-
-def prompt_of(record: dict, template: str) -> Prompt:
+def prompt_of(record: Record, template: str) -> Prompt:
     source = require(record, "prompt")
-    try:
-        turns = Prompt.of(source, template).turns
-    except Skip as reason:
-        raise Skip(f"'prompt': {reason}") from None
-    except UserError as error:
-        raise UserError(f"field 'prompt': {error}") from None
+    turns = in_field("prompt", Prompt.of, source, template).turns
     return Prompt(turns, source, columns_of(record))
+
+
+def columns_of(record: Record) -> dict:
+    """The file's own fields but for the prompt."""
+    return {name: value for name, value in record.fields.items() if name != "prompt"}
 
 
 def until_last_answer(turns: Turns) -> Turns:
@@ -589,7 +486,7 @@ def dialogue(value: Any, name: str, prompt: Turns) -> Turns:
         if not (prompt and is_raw(prompt)):
             value = value.removeprefix(" ")  # some files keep the space behind "Assistant:"
         return (*prompt, ("assistant", value))
-    turns = parse_field(value, name)
+    turns = in_field(name, parse, value)
     if turns[-1][0] not in ("assistant", "context"):
         raise Skip(f"{name!r} ends with the user's turn")
     if turns[0][0] in ("assistant", "context"):
@@ -603,12 +500,15 @@ def dialogue(value: Any, name: str, prompt: Turns) -> Turns:
 
 def is_response(value: Any, prompt: Turns) -> bool:
     """Whether this is a response's text, which may quote markers, and no dialogue."""
-    if not isinstance(value, str) or not has_markers(value):
-        return isinstance(value, str)
-    if prompt and is_raw(prompt):
+    if not isinstance(value, str):
+        return False
+    if not has_markers(value) or (prompt and is_raw(prompt)):
         return True
+    if value.startswith(USER_HEADER):
+        return False
     _, turns = split_system(parse_dialogue(value))
-    return not value.startswith(USER_HEADER) and not begins_with(turns, split_system(prompt)[1])
+    _, asked = split_system(prompt)
+    return not begins_with(turns, asked)
 
 
 def begins_with(turns: Turns, asked: Turns) -> bool:
@@ -621,8 +521,9 @@ def begins_with(turns: Turns, asked: Turns) -> bool:
 
 
 def split_system(turns: Turns) -> tuple[Turns, Turns]:
-    count = int(turns[:1] != () and turns[0][0] == "system")
-    return turns[:count], turns[count:]
+    if turns and turns[0][0] == "system":
+        return turns[:1], turns[1:]
+    return (), turns
 
 
 def answered(prompt: Prompt, values: dict[str, Any]) -> tuple[Prompt, list[str]]:

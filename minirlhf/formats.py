@@ -9,6 +9,7 @@ from typing import Any
 
 from minirlhf import UserError
 from minirlhf.chat import USER_HEADER
+from minirlhf.parsing import role_of
 
 RENAMED = {
     "response": "completion",
@@ -21,23 +22,6 @@ REQUESTS = ("instruction", "question", "query", "input")
 ANSWERS = ("output", "answer")
 LISTS = ("messages", "responses", "ranks", "scores", "history")
 RESPONSES = {"completion", "chosen", "responses"}
-
-# names of roles, in small letters -> ours
-ROLES = dict.fromkeys(("user", "human", "prompter"), "user")
-ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai"), "assistant")
-ROLES |= dict.fromkeys(("system", "developer"), "system")
-TOOLS = {"tool", "function", "observation", "ipython", "function_call", "tool_call"}
-TOOLS |= {"function_response", "tool_response"}
-
-
-def role_of(message: dict) -> str:
-    """ "user", "assistant", "system", "tool", or a name that is none of ours."""
-    name = message.get("role") or message.get("from")  # ShareGPT says from
-    if not isinstance(name, str):
-        return repr(name)
-    if name.lower() in TOOLS or message.get("tool_calls") or message.get("function_call"):
-        return "tool"
-    return ROLES.get(name.lower(), name)
 
 
 class Record(dict):

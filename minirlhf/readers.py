@@ -360,8 +360,9 @@ def read_whole(name: str) -> str:
 def check_size(name: str, place: Place, size: int, unpacked: int, most: int) -> None:
     if size > most:
         raise UserError(f"{place}: more than {most} bytes at once; divide it")
-    packed = Path(name).suffix in UNPACK
-    if packed and unpacked > max(BOMB_BYTES, BOMB_RATIO * Path(name).stat().st_size):
+    if unpacked <= BOMB_BYTES or Path(name).suffix not in UNPACK:
+        return
+    if unpacked > BOMB_RATIO * Path(name).stat().st_size:
         raise UserError(f"{place}: unpacks to {BOMB_RATIO} times the file's size; do not trust it")
 
 
