@@ -40,13 +40,22 @@ def problem(node: ast.AST) -> str:
     return ""
 
 
+def is_guard(node: ast.AST) -> bool:
+    """try, with suppress(...), and a function that looks at os.name."""
+    if isinstance(node, ast.FunctionDef):
+        return "os.name ==" in ast.unparse(node)
+    if isinstance(node, ast.With):
+        return "suppress(" in ast.unparse(node.items[0])
+    return isinstance(node, ast.Try)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_nothing_that_only_posix_has(path):
     if path.name in MEASURE_ON_LINUX:
         pytest.skip("measures memory as Linux tells it")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
-    guarded = {id(inner) for node in tries for inner in ast.walk(node)}
+    guards = [node for node in ast.walk(tree) if is_guard(node)]
+    guarded = {id(inner) for node in guards for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if id(node) not in guarded and problem(node):
             pytest.fail(f"{path.name}, line {node.lineno}: {problem(node)}")
