@@ -99,7 +99,8 @@ def common_temperature(folders: list[str]) -> float:
 def load_prompts(settings: Settings, count: int, reference: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens; fewer than `count` where there are no more."""
     which = {"split": settings.split, "count": count, "seed": settings.seed}
-    prompts = read_prompts(settings.data, template=settings.template, **which)
+    columns = rewards.columns(settings.reward, settings.watch)
+    prompts = read_prompts(settings.data, template=settings.template, columns=columns, **which)
     fitting = rollout.prompts_that_fit(reference, prompts, settings.max_tokens, settings.truncate)
     return fitting[:count]
 

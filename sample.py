@@ -296,6 +296,7 @@ def main(settings: Settings) -> None:
         count=settings.count,
         seed=settings.seed,
         template=settings.template,
+        columns=rewards.columns(settings.reward),
     )
     batch = sampler(prompts[: settings.count])
     file = settings.sft_out or settings.candidates_out

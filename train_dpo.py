@@ -145,7 +145,8 @@ def read(settings: Settings, policy: GPT) -> list[Item]:
 def read_online(settings: Settings, policy: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens."""
     which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
-    prompts = mixed(read_prompts, settings.data, settings.data_weights, **which)
+    columns = rewards.columns(settings.reward)
+    prompts = mixed(read_prompts, settings.data, settings.data_weights, columns=columns, **which)
     return rollout.prompts_that_fit(policy, prompts, settings.max_tokens, settings.truncate)
 
 

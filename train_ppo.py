@@ -502,7 +502,8 @@ def check_tokens(policy: GPT, model: GPT | ScalarGPT, name: str, remedy: str) ->
 def load_prompts(settings: Settings, policy: GPT) -> list[Prompt]:
     """Prompts that leave room for --max_tokens."""
     which = {"template": settings.template, "count": settings.count, "seed": settings.seed}
-    prompts = mixed(read_prompts, settings.data, settings.data_weights, **which)
+    columns = rewards.columns(settings.reward, settings.watch)
+    prompts = mixed(read_prompts, settings.data, settings.data_weights, columns=columns, **which)
     return rollout.prompts_that_fit(policy, prompts, settings.max_tokens, settings.truncate)
 
 

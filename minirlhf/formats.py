@@ -76,7 +76,7 @@ def request(record: dict) -> None:
     if not name or "prompt" in record or "messages" in record:
         return
     texts = [record.pop(name)]
-    for more in ("input", "context"):
+    for more in ("question", "input", "context"):
         if more in record:
             texts.append(text_of(record, more))
     record["prompt"] = "\n\n".join(text for text in texts if text)

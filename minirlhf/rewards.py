@@ -216,17 +216,39 @@ def folders(spec: str) -> list[str]:
     return [name for name in members(spec) if (Path(name) / "config.json").exists()]
 
 
-def load_one(name: str, device: torch.device | str, dtype: str, optional: bool) -> RewardFn:
+def user_function(name: str) -> Callable | None:
+    """The function that a member names, in a file or a world. None: it is a model's folder."""
     if name.rpartition(":")[0].endswith(".py"):
-        return user_reward(load_function(name), name, optional)
+        return load_function(name)
     module = world.find(name)
-    if module is not None:
-        if not hasattr(module, "reward"):
-            raise UserError(
-                f"--reward {name} has no function `reward`: add one, or name another as "
-                f"file.py:function ({functions_in(module)})"
-            )
-        return user_reward(module.reward, name, optional)
+    if module is None:
+        return None
+    if not hasattr(module, "reward"):
+        raise UserError(
+            f"--reward {name} has no function `reward`: add one, or name another as "
+            f"file.py:function ({functions_in(module)})"
+        )
+    return module.reward
+
+
+def columns(*specs: str) -> set[str] | None:
+    """Fields of records that the functions among rewards ask for. None: all (**columns)."""
+    asked = set()
+    for name in [name for spec in specs if spec for name in members(spec)]:
+        function = user_function(name)
+        if function is None:
+            continue
+        parameters = inspect.signature(function).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return None
+        asked |= parameters.keys()
+    return asked
+
+
+def load_one(name: str, device: torch.device | str, dtype: str, optional: bool) -> RewardFn:
+    function = user_function(name)
+    if function is not None:
+        return user_reward(function, name, optional)
     model = open_model(ScalarGPT, name, device, dtype)
     if not model.score.weight.any():
         raise UserError(

@@ -67,6 +67,21 @@ def test_a_function_gets_the_fields_that_it_names(folder):
     assert scores("any_names") == [6, 4, 1]
 
 
+def test_fields_that_a_reward_names_are_used(folder, capsys):
+    path = folder / "columns.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 3?", "answer": "5", "level": 1}) + "\n")
+
+    def printed(*names: str) -> str:
+        columns = rewards.columns(*(f"{folder / 'mine.py'}:{name}" for name in names))
+        read_prompts(str(path), columns=columns)
+        return capsys.readouterr().out
+
+    assert "fields not used: level;" in printed("right")
+    assert "fields not used: answer, level;" in printed("brevity")
+    assert printed("brevity", "everything") == ""  # **columns takes all
+    assert rewards.columns("", str(folder / "rm"), "toyworld") >= {"prompts", "responses"}
+
+
 def test_sums_and_ensembles(folder):
     prompts, responses = prompts_of("x", "y", "z"), ["aaa", "bb bb bb", "e"]
     names = [f"{folder / 'mine.py'}:{name}" for name in ("brevity", "vowels")]
