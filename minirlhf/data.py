@@ -43,7 +43,7 @@ SHORTEST_REPEATED = 12  # characters: a shorter prompt is not taken for repeated
 DIFFER = "prompt and responses differ before the last assistant turn"
 # what records of rankings hold besides, and whoever wants it reads
 NOTES = {"id", "time", "annotator", "seconds", "harmful", "all_bad", "skipped", "repeat"}
-NOTES |= {"replaces", "subset"}
+NOTES |= {"replaces", "subset", "policies", "picked", "talk"}
 NAMES = {
     "user": "Human",
     "assistant": "Assistant",

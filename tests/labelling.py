@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def call(server: Server, method: str, path: str, content=None, **headers) -> tup
     reply = link.getresponse()
     data = reply.read()
     if data.startswith(b"{"):
-        return reply.status, json.loads(data)
+        return reply.status, json.loads(data.splitlines()[-1])
     return reply.status, {"page": data.decode(), "headers": dict(reply.headers)}
 
 
@@ -97,4 +98,37 @@ def post(port: str, token: str, path: str, content: dict | None = None) -> dict:
     method = "GET" if content is None else "POST"
     body = None if content is None else json.dumps(content)
     link.request(method, path, body, {"X-Token": token})
-    return json.loads(link.getresponse().read())
+    return json.loads(link.getresponse().read().splitlines()[-1])
+
+
+# the smallest contrast of any text, with its element; backgrounds are opaque where they are set
+CONTRAST = """(() => {
+  const channels = color => color.match(/[\\d.]+/g).map(Number)
+  const light = color => channels(color).slice(0, 3).map(c => c / 255)
+    .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0)
+  const behind = e => {
+    const color = getComputedStyle(e).backgroundColor
+    return channels(color)[3] === 0 ? behind(e.parentElement) : color
+  }
+  let worst = [99, ""]
+  for (const e of document.querySelectorAll("body *")) {
+    const words = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
+    if (!words || !e.checkVisibility() || e.closest("script, .unseen")) continue
+    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))]
+    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05)
+    if (contrast < worst[0]) worst = [contrast, e.outerHTML.slice(0, 80)]
+  }
+  return worst
+})()"""
+
+
+def assert_contrast(browser) -> None:
+    """At least 4.5 in light and dark."""
+    for scheme in ("light", "dark"):
+        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.call("Emulation.setEmulatedMedia", features=wanted)
+        time.sleep(0.3)  # colours glide
+        contrast, where = browser.js(CONTRAST)
+        assert contrast >= 4.5, (scheme, where)
+    browser.call("Emulation.setEmulatedMedia", features=[])

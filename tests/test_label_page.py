@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 from browser import CHROMIUM, Browser
-from labelling import candidates, serving, talk
+from labelling import assert_contrast, candidates, serving, talk
 
 from minirlhf.data import Prompt
 from minirlhf.feedback import server
@@ -186,8 +186,10 @@ def test_closing_the_page_after_the_last_answer_ends_the_sitting(browser, tmp_pa
 
 def test_conversations_code_and_guidelines(browser, tmp_path):
     turns = [*talk("One?"), {"role": "assistant", "content": "1"}, *talk("Two?")]
+    turns[-3]["content"] = "w" * 500 + "\n```\n" + "x" * 500
     code = "Look:\n```python\nif x:\n    y()\n```\nor ```this```"
-    row = Candidate("c", Prompt.of(turns), [code, "b " * 2000, "שלום", ""])
+    wide = "שלום\n```\n" + "z" * 500 + "\n```"
+    row = Candidate("c", Prompt.of(turns), [code, "b " * 2000, wide, ""])
     rules = {"guidelines": "Be fair.", "next_step": "python train_rm.py --data r.jsonl"}
     with serving(tmp_path, [row], **rules) as (server, _):
         browser.resize(1280, 800)
@@ -197,8 +199,9 @@ def test_conversations_code_and_guidelines(browser, tmp_path):
         in_sight = "(r => r.bottom <= innerHeight && r.top > 0)([...document.querySelectorAll("
         in_sight += "'.turn')].at(-1).getBoundingClientRect())"
         assert browser.js(in_sight)
-        assert browser.js("document.querySelector('pre').textContent") == "if x:\n    y()"
-        assert browser.js("document.querySelector('pre').dataset.language") == "python"
+        assert browser.js("document.querySelector('[data-language=python]').textContent") == (
+            "if x:\n    y()"
+        )
         assert "or ```this```" in browser.js("document.body.innerText")
         assert "(an empty response)" in browser.js("document.body.innerText")
         long = browser.js("shown.cards.findIndex(card => card.length > 2000)")
@@ -211,45 +214,12 @@ def test_conversations_code_and_guidelines(browser, tmp_path):
         browser.resize(390, 844, mobile=True)  # a phone folds what came before
         open_page(browser, server.url)
         assert not browser.js("document.querySelector('#turns details').open")
-        assert browser.js("document.querySelector('summary').offsetHeight > 0")
         assert browser.js(in_sight)
+        assert browser.js("document.documentElement.scrollWidth <= innerWidth")
         browser.resize(1280, 800)
         browser.js("leave()")
         browser.wait(lambda: browser.js("phase") == "left")
         assert "train_rm.py --data r.jsonl" in browser.js("document.body.innerText")
-
-
-# the smallest contrast of any text, with its element; backgrounds are opaque where they are set
-CONTRAST = """(() => {
-  const channels = color => color.match(/[\\d.]+/g).map(Number)
-  const light = color => channels(color).slice(0, 3).map(c => c / 255)
-    .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0)
-  const behind = e => {
-    const color = getComputedStyle(e).backgroundColor
-    return channels(color)[3] === 0 ? behind(e.parentElement) : color
-  }
-  let worst = [99, ""]
-  for (const e of document.querySelectorAll("body *")) {
-    const words = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
-    if (!words || !e.checkVisibility() || e.closest("script, .unseen")) continue
-    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))]
-    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05)
-    if (contrast < worst[0]) worst = [contrast, e.outerHTML.slice(0, 80)]
-  }
-  return worst
-})()"""
-
-
-def assert_contrast(browser: Browser) -> None:
-    """At least 4.5 in light and dark."""
-    for scheme in ("light", "dark"):
-        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.call("Emulation.setEmulatedMedia", features=wanted)
-        settle()
-        contrast, where = browser.js(CONTRAST)
-        assert contrast >= 4.5, (scheme, where)
-    browser.call("Emulation.setEmulatedMedia", features=[])
 
 
 def test_contrast_focus_and_what_a_screen_reader_hears(browser, tmp_path):

@@ -4,9 +4,9 @@ This is how Bai et al. (2022, section 2.2) collected their comparisons. The answ
 from blind policies in random order. The chosen one goes on as the conversation, and the choice is
 a ranking like any other, of the responses to the conversation so far. Its record also has
 
-    "conversation"   the conversation that it belongs to
-    "policies"       which model gave each response
-    "picked"         the index of the response that the conversation goes on with
+    "talk"       the conversation that it belongs to
+    "policies"   which model gave each response
+    "picked"     the index of the response that the conversation goes on with
 
 A choice that was taken back is "skipped" until another one replaces it.
 """
@@ -25,13 +25,14 @@ import torch
 
 from minirlhf import UserError, rollout, stats
 from minirlhf.chat import Turns
-from minirlhf.data import Prompt, messages
+from minirlhf.data import Prompt
 from minirlhf.device import open_model
 from minirlhf.feedback.rankings import Candidate, append_ranking, open_rankings
 from minirlhf.model import GPT
+from minirlhf.parsing import messages
 from minirlhf.run import seed_of
 
-FIELDS = {"conversation", "policies", "picked"}
+FIELDS = {"talk", "policies", "picked"}
 MOST_ANSWERS = 9  # one for each digit key
 SHORTEST_PROMPT = 16  # tokens that must be left for what is said
 
@@ -142,7 +143,7 @@ class Talk:
         """The one to go on with; "" if there is none with this system text."""
         for record in reversed(self.records.values()):
             begin = [message for message in record["prompt"] if message["role"] == "system"]
-            return record["conversation"] if begin == messages(self.system) else ""
+            return record["talk"] if begin == messages(self.system) else ""
         return ""
 
     def _choices(self) -> list[dict]:
@@ -150,7 +151,7 @@ class Talk:
         return [
             record
             for record in self.records.values()
-            if record["conversation"] == self.conversation and not record.get("skipped")
+            if record["talk"] == self.conversation and not record.get("skipped")
         ]
 
     def _count(self) -> int:
@@ -243,7 +244,7 @@ class Talk:
             cut = [True] * len(drawn)
             yield from self._sample(prompt, drawn, responses, cut, seed)
             with self.lock:
-                own = [r for r in self.records.values() if r["conversation"] == self.conversation]
+                own = [r for r in self.records.values() if r["talk"] == self.conversation]
                 key = f"{self.conversation}-{len(own)}"
                 self.offer = Offer(key, prompt, responses, drawn, cut, time.monotonic())
             yield self.state()
@@ -325,7 +326,7 @@ class Talk:
             self.name,
             policies=offer.policies,
             picked=picked,
-            conversation=self.conversation,
+            talk=self.conversation,
             **more,
         )
 

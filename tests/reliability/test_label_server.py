@@ -112,6 +112,38 @@ def test_killed_at_any_moment_what_was_confirmed_is_there_once(tmp_path):
     assert confirmed <= len(records) == len(questions) == 330
 
 
+def test_a_chat_is_killed_at_any_moment_and_goes_on(tmp_path, stages):
+    flags = ["--chat", "--policies", str(stages / "sft"), "--max_tokens", "8"]
+    chosen = {}  # id -> the response, of each choice that was confirmed
+    ports = set()
+    for life in range(4):
+        process, port, token = start_label(tmp_path, *flags)
+        ports.add((port, token))
+        if life < 3:
+            threading.Timer(0.3 + 0.3 * life, process.kill).start()
+        try:
+            state = post(port, token, "/conversation")
+            said = [turn["content"] for turn in state["turns"]]
+            assert set(chosen.values()) <= set(said)
+            while len(chosen) < 40:
+                state = post(port, token, "/say", {"text": f"Number {len(chosen)}?"})
+                picked = len(chosen) % 2
+                post(port, token, "/choose", {"id": state["id"], "picked": picked})
+                chosen[state["id"]] = state["answers"][picked]
+            post(port, token, "/finish", {})
+        except (OSError, http.client.HTTPException, json.JSONDecodeError, IndexError, KeyError):
+            pass
+        process.communicate(timeout=60)
+    assert process.returncode == 0 and len(chosen) == 40 and len(ports) == 1
+    records = read_jsonl(tmp_path / "r.jsonl")
+    assert len(records) == len({record["id"] for record in records}) <= 43
+    for record in records:
+        assert (
+            chosen.get(record["id"], record["responses"][record["picked"]])
+            == (record["responses"][record["picked"]])
+        )
+
+
 def test_ctrl_c_and_finish_for_now(tmp_path):
     write_candidates(tmp_path / "c.jsonl", candidates(3))
     process, port, token = start_label(tmp_path)
