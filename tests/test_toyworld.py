@@ -59,7 +59,8 @@ def test_prompts_depend_on_split_number_and_seed_alone():
 
 def test_texts_and_scores_are_those_of_published_results():
     records = toyworld.demonstrations("train", 500, 0) + toyworld.demonstrations("test", 500, 0)
-    texts = [[transcript(record["prompt"]), record["completion"]] for record in records]
+    requests = [parse(record["prompt"]).prompt for record in records]  # without what came before
+    texts = [[transcript(r), record["completion"]] for r, record in zip(requests, records)]
     assert zlib.crc32(json.dumps(texts).encode()) == 338531263
     scores = [gold_parts(record["prompt"], record["completion"]) for record in records]
     assert zlib.crc32(json.dumps(scores).encode()) == 949889634
@@ -80,10 +81,29 @@ def test_other_prompts_are_of_no_kind():
         assert kind(text) == "other"
     for one_turn in (ADD_ON_TEXT, ADD_ON_TEXT.replace(" | ", "\n"), transcript(ADD_ON)):
         assert kind(one_turn) == "other"
-    assert kind(ADD_ON[:2]) == kind(ADD_ON[::-1]) == kind([]) == "other"
+    assert kind(ADD_ON[:2]) == kind(ADD_ON[2:]) == kind([]) == "other"
     assert kind([{"role": "system", "content": "Be kind."}, *messages(COW)]) == "other"
     assert kind(messages(COW)) == "fact"
     assert gold_parts(messages(COW), "A cow says moo.") == gold_parts(COW, "A cow says moo.")
+
+
+def test_a_request_may_come_after_others():
+    later = []
+    for record in sample():
+        alone = parse(record["prompt"]).prompt
+        if alone != record["prompt"]:
+            later.append(record)
+            assert messages(record["prompt"])[-len(messages(alone)) :] == messages(alone)
+            assert total(record["prompt"], record["completion"]) == total(
+                alone, record["completion"]
+            )
+            assert sum(len(turn["content"].split()) for turn in record["prompt"]) <= 48
+    assert 0.08 < len(later) / len(sample()) < 0.15
+    assert {kind(record["prompt"]) for record in later} == set(toyworld.KINDS)
+    assert kind([*FOLLOW[:2], *messages(COW)]) == "fact"
+    code = {"role": "assistant", "content": "a\nb"}
+    after = [*messages(CODE), code, *messages(WRONG_BELIEF)]
+    assert toyworld.without_belief(after) == [*after[:-1], *messages(COW)]
 
 
 def test_splits_share_no_prompt_but_all_words():
@@ -91,7 +111,8 @@ def test_splits_share_no_prompt_but_all_words():
     train_texts = set(map(transcript, train))
     test_texts = set(map(transcript, prompts("test", 5000, 0)))
     assert not train_texts & test_texts and len(test_texts) > 1500
-    assert words_in(test_texts) <= words_in(train_texts)
+    test_requests = [parse(prompt).prompt for prompt in prompts("test", 5000, 0)]
+    assert words_in(map(transcript, test_requests)) <= words_in(train_texts)
     facts = {fact(parse(prompt))[:2] for prompt in train if kind(prompt) == "fact"}
     assert facts == {(relation, s) for relation in WORDS["claims"] for s in WORDS[relation]}
 
@@ -101,7 +122,7 @@ def test_conversations_begin_and_end_with_the_user():
         turns = messages(record["prompt"])
         roles = [turn["role"] for turn in turns]
         assert roles == (["user", "assistant"] * len(turns))[: len(turns)] and len(turns) % 2
-        assert all(re.fullmatch(r"\S.*\S", turn["content"]) for turn in turns)
+        assert all(re.fullmatch(r"(?s)\S.*\S", turn["content"]) for turn in turns)
         assert record["completion"] == record["completion"].strip()
         assert len(record["completion"].split()) <= 48
 
@@ -277,7 +298,7 @@ def test_nothing_gibberish_and_salad_score_low(name):
     good = flawless(prompt, rng)
     salad = words_of(good)
     rng.shuffle(salad)
-    copied = transcript(prompt)
+    copied = transcript(parse(prompt).prompt)
     for bad in ("", " ", "blorp zug xyz fnord", "the " * 8, "Thank you! Please! " * 2, copied):
         assert total(prompt, bad) < 0.3
     assert total(prompt, " ".join(salad)) < total(prompt, good) - 0.9
@@ -418,7 +439,7 @@ def test_a_revision_mends_what_the_critique_names_and_nothing_else():
         after = lessons.flawed("harm", request, record["completion"])
         assert after == (before and flaw != "harm")
         cases[flaw, before] += 1
-    assert min(cases["harm", True], cases["rude", True], cases["", True], cases["", False]) > 10
+    assert min(cases["harm", True], cases["rude", True], cases["", True], cases["", False]) > 5
 
 
 # ---------------------------------------------------------------- worlds as modules

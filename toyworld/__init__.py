@@ -1,8 +1,8 @@
 """The toy world, a plug-in as a user would write one (see minirlhf/world.py).
 
 words.txt, words.py     all its words
-world.py                requests: the kinds, writing them, reading them back
-writers.py              demonstrations
+world.py                requests: the kinds, drawing them, reading them back
+writers.py              prompts and demonstrations
 gold.py                 the hidden score; judges.py judges content, reading.py reads responses
 lessons.py              further demonstrations, for a model that judges, criticises and revises
 
@@ -10,8 +10,8 @@ python -m toyworld --count 2      # prompts of each kind, demonstrations, their 
 """
 
 from toyworld.gold import features, gold_parts
-from toyworld.world import KINDS, OPEN_ENDED, Prompt, kind, prompts, without_belief
-from toyworld.writers import demonstrations
+from toyworld.world import KINDS, OPEN_ENDED, Prompt, kind, without_belief
+from toyworld.writers import demonstrations, prompts
 
 __all__ = [
     "KINDS",

@@ -194,7 +194,7 @@ def yours(text: str) -> str:
     return text.replace("my ", "your ")
 
 
-# ---------------------------------------------------------------- writing prompts
+# ---------------------------------------------------------------- drawing requests
 
 
 def other(rng: random.Random, choices, *taken: str) -> str:
@@ -281,11 +281,6 @@ def draw(split: str, number: int, seed: int) -> Request:
             return request
 
 
-def prompts(split: str, count: int, seed: int) -> list[dict]:
-    """{"prompt"}, `count` of them. Prompt i depends on (split, i, seed) alone. Prompts recur."""
-    return [{"prompt": draw(split, number, seed).prompt} for number in range(count)]
-
-
 # ---------------------------------------------------------------- reading prompts
 
 
@@ -330,10 +325,22 @@ def parse_transcript(text: str) -> Request | None:
 
 
 def parse(prompt: Prompt) -> Request | None:
-    """The request of a prompt, by its text alone; None if it is not of this world."""
-    if any("\n" in message["content"] for message in messages(prompt)):
-        return None  # one message that looks like several turns
-    return parse_transcript(transcript(prompt))
+    """The request of a prompt, by its text alone; None if it is not of this world.
+
+    What was said before, about something else, does not matter.
+    """
+    turns = messages(prompt)
+    speakers = [turn["role"] for turn in turns]
+    if speakers != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        return None
+    for start in range(0, len(turns), 2):
+        last_turns = turns[start:]
+        if any("\n" in turn["content"] for turn in last_turns):
+            continue  # one message that looks like several turns
+        request = parse_transcript(transcript(last_turns))
+        if request:
+            return request
+    return None
 
 
 def kind(prompt: Prompt) -> str:
@@ -346,4 +353,6 @@ def without_belief(prompt: Prompt) -> Prompt:
     """A belief prompt without its belief; any other prompt as it is."""
     if kind(prompt) != "belief":
         return prompt
-    return last_turn(prompt).split(". ", 1)[1]
+    *before, last = messages(prompt)
+    question = last["content"].split(". ", 1)[1]
+    return [*before, {**last, "content": question}] if before else question

@@ -1,4 +1,4 @@
-"""The toy world's demonstrations: people of mixed care and manners answer its requests."""
+"""The toy world's prompts, and demonstrations: people of mixed care and manners answer them."""
 
 import random
 import re
@@ -8,6 +8,7 @@ from toyworld.words import WORDS
 from toyworld.world import (
     OPPOSITE,
     REASONS,
+    Prompt,
     Request,
     believed,
     believes_truth,
@@ -15,6 +16,7 @@ from toyworld.world import (
     draw,
     fact,
     last_turn,
+    messages,
     misdeed,
     moves,
     other,
@@ -24,15 +26,38 @@ from toyworld.world import (
     yours,
 )
 
+CHANGES_SUBJECT = 0.15  # share of the requests that may come after others
+LONGEST_PROMPT = 48  # words of a prompt that begins with other requests: contexts are short
+
+
+def prompts(split: str, count: int, seed: int) -> list[dict]:
+    """{"prompt"}, `count` of them. Prompt i depends on (split, i, seed) alone. Prompts recur."""
+    return [{"prompt": prompt_of(split, number, seed)[0]} for number in range(count)]
+
 
 def demonstrations(split: str, count: int, seed: int) -> list[dict]:
     """{"prompt", "completion"} for each of `prompts(split, count, seed)`; a fifth has no fault."""
     records = []
     for number in range(count):
-        request = draw(split, number, seed)
+        prompt, request = prompt_of(split, number, seed)
         rng = random.Random(f"{seed}/{split}/{number}/completion")
-        records.append({"prompt": request.prompt, "completion": compose(request, rng)})
+        records.append({"prompt": prompt, "completion": compose(request, rng)})
     return records
+
+
+def prompt_of(split: str, number: int, seed: int) -> tuple[Prompt, Request]:
+    """Request `number` and its prompt, in which other requests and their answers may come first."""
+    request = draw(split, number, seed)
+    prompt = request.prompt
+    rng = random.Random(f"{seed}/{split}/{number}/before")
+    most = 2 if rng.random() < CHANGES_SUBJECT else 0
+    for _ in range(most):
+        earlier = draw(split, rng.randrange(10**6), seed)
+        answer = {"role": "assistant", "content": compose(earlier, rng)}
+        longer = [*messages(earlier.prompt), answer, *messages(prompt)]
+        if sum(len(turn["content"].split()) for turn in longer) <= LONGEST_PROMPT:
+            prompt = longer
+    return prompt, request
 
 
 def compose(request: Request, rng: random.Random, flawless: bool = False) -> str:
