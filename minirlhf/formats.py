@@ -179,8 +179,10 @@ def behind_system(system: str, dialogue: Any) -> Any:
         return [first, {"role": "user", "content": dialogue}]
     if not isinstance(dialogue, list):
         return dialogue  # whoever reads it says what is wrong
-    has_it = dialogue and isinstance(dialogue[0], dict) and system in dialogue[0].values()
-    return dialogue if has_it else [first, *dialogue]
+    begin = dialogue[0] if dialogue and isinstance(dialogue[0], dict) else {}
+    if role_of(begin) == "system" and system in begin.values():
+        return dialogue
+    return [first, *dialogue]
 
 
 FORMATS = (

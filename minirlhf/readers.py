@@ -369,7 +369,7 @@ def check_size(name: str, place: Place, size: int, unpacked: int, most: int) -> 
 def decode(content: bytes, name: str, line: int = 1) -> str:
     """line: the number of the content's first line"""
     is_wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]
-    encoding = "UTF-16" if is_wide else "another encoding"
+    encoding = "UTF-16" if is_wide else "another encoding, perhaps Latin-1"
     try:
         if not is_wide:
             return content.decode("utf-8-sig")

@@ -1,6 +1,7 @@
 """`python -m minirlhf.data FILE`: what a file holds."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import SHARED
 
-from minirlhf import UserError
+from minirlhf import UserError, describe
 from minirlhf.data import Prompt, read_demonstrations, read_rankings
 from minirlhf.describe import check
 
@@ -49,16 +50,69 @@ def test_a_check_says_what_a_file_holds(tmp_path, capsys, tokenizer):
         check(str(path))
 
 
-def test_as_a_command(tmp_path):
+def test_every_kind_is_counted(tmp_path, capsys):
+    def report(*rows: dict) -> str:
+        path = tmp_path / "x.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return check(str(path))
+
+    good = {"prompt": "a", "response": "b", "label": True}
+    assert "2 labelled responses (1 good, 1 bad)" in report(good, good | {"label": 0})
+    assert "1 labelled responses (1 good, 0 bad)" in report(good)  # KTO would refuse it
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert "3 labelled responses (2 good, 1 bad)" in report(good, pair)
+    assert "1 demonstrations" in report({"prompt": "a", "response": "b", "label": None})
+    assert "1 demonstrations" in report(
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    )
+    ranking = {"prompt": "a", "responses": ["b", "c", "d"], "ranks": [1, 2, 2]}
+    assert "1 of 2 responses, 1 of 3 responses; 1 of 4 comparisons are ties" in report(
+        ranking, pair
+    )
+    assert "1 prompts" in report({"prompt": "a", "answer": 7})
+    assert "fields not used: answer" in capsys.readouterr().out
+    long = report({"text": "word " * 1000})
+    assert len(long) < 2000 and "(5000 characters)" in long
+
+
+def test_overlaps(tmp_path):
+    rows = {"a.jsonl": ["x", "y", "y"], "b.json": ["y", "z"], "c.csv": ["w"]}
+    prompts = [{"prompt": text, "completion": "r"} for text in rows["a.jsonl"]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    prompts = [{"prompt": text, "completion": "r"} for text in rows["b.json"]]
+    (tmp_path / "b.json").write_text(json.dumps({"data": prompts}))
+    (tmp_path / "c.csv").write_text("prompt,completion\nw,r\n")
+    a, b, c = (str(tmp_path / name) for name in rows)
+    assert f"1 of 2 prompts of {a} are also in {b}" in check(f"{a},{b},{c}")
+    assert check(str(tmp_path)).count("are also in") == 1
+    assert "no prompt is in two files" in check(f"{a},{c}")
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text(name)
+    texts = ",".join(str(tmp_path / name) for name in ("one.txt", "two.txt"))
+    assert "no prompt is in two files" in check(texts)
+
+
+def test_as_a_command(tmp_path, capsys):
     path = tmp_path / "x.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n')
-    command = [sys.executable, "-m", "minirlhf.data"]
-    done = subprocess.run([*command, path], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "1 demonstrations" in done.stdout
-    done = subprocess.run(
-        [*command, tmp_path / "no.jsonl"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    describe.main([str(path)])
+    assert "1 demonstrations" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        describe.main([str(tmp_path / "no\x1b\n.jsonl")])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert "\x1b" not in error
+
+
+def test_a_reader_that_has_seen_enough(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "minirlhf.data", str(path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 REAL = [
