@@ -122,7 +122,7 @@ def check_scores(scores, responses: list[str], name: str, optional: bool = False
         if number is None:
             raise UserError(
                 f"reward function {name} gave {shown(value)} for the response {response[:80]!r}: "
-                "return one finite number for each, below 1e38"
+                "return one finite number for each, below 1e38; None is for RL alone"
             )
         numbers.append(number)
     return numbers
