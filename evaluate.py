@@ -19,22 +19,20 @@ from types import ModuleType
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from minirlhf import UserError, agreement, checkpoint, hub, losses, rewards, rollout, world
+from minirlhf import UserError, agreement, checkpoint, hub, rewards, rollout, world
+from minirlhf.answers import Answers, grouped, measure, score, win_rates
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
 from minirlhf.files import write_json
 from minirlhf.model import GPT
 from minirlhf.report import probes
-from minirlhf.rewards import RewardFn, TrainedReward
-from minirlhf.rollout import Rollout, in_micro_batches
+from minirlhf.rewards import RewardFn
+from minirlhf.rollout import Rollout
 from minirlhf.run import seed_of
-from minirlhf.stats import mean_of
-from minirlhf.winrate import OTHER, assess, judged, kinds_of, ranked_right, wins
+from minirlhf.winrate import OTHER, assess, kinds_of
 
-GARBLED_PROMPTS = 200
 EXAMPLES = 24  # prompts whose responses are kept side by side
 
 
@@ -68,17 +66,6 @@ class Settings:
     seed: int = 1000  # of prompts and samples
     device: str = "auto"  # auto, cuda, mps, cpu
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
-
-
-@dataclass
-class Answers:
-    """A policy's S responses to each of P prompts."""
-
-    batch: Rollout  # P * S rows
-    texts: list[list[str]]  # P x S
-    scores: dict[str, Tensor]  # (P, S) by "gold", "reward", "watch_NAME": those that there are
-    log_ratio: Tensor  # (P, S) log(policy/reference), nats; NaN where the two have other tokens
-    exact_kl: Tensor  # (P, S) KL(policy, reference), summed over a response's tokens, nats
 
 
 # ---- who is asked what, and who judges
@@ -157,7 +144,7 @@ def who_decides(settings: Settings, scorers: dict[str, RewardFn]) -> tuple[str, 
     return name, None
 
 
-# ---- what a policy answers, and how good it is
+# ---- the responses
 
 
 def sample(
@@ -165,76 +152,6 @@ def sample(
 ) -> Rollout:
     options = {"temperature": settings.temperature, "samples_per_prompt": settings.samples}
     return rollout.sample(policy, prompts, settings.max_tokens, generator, **options)
-
-
-def grouped(texts: list[str], size: int) -> list[list[str]]:
-    return [texts[i : i + size] for i in range(0, len(texts), size)]
-
-
-def score(
-    settings: Settings, batch: Rollout, policy: GPT, reference: GPT, scorers: dict[str, RewardFn]
-) -> Answers:
-    """A batch with its scores and its distance from the reference."""
-    S = settings.samples
-    scores = {}
-    for name, scorer in scorers.items():
-        scores[name] = torch.tensor(scorer(batch.prompts, batch.responses)).view(-1, S)
-    log_ratio = exact_kl = torch.full((len(batch),), math.nan)
-    if policy.tokenizer.vocab == reference.tokenizer.vocab:
-        temperature = settings.temperature
-        logprobs = in_micro_batches(rollout.logprobs, policy, batch, temperature)  # (B, R)
-        ref_logprobs = in_micro_batches(rollout.logprobs, reference, batch, temperature)  # (B, R)
-        log_ratio = (logprobs - ref_logprobs).sum(1).cpu()
-        exact_kl = rollout.exact_kl(policy, reference, batch, temperature).sum(1).cpu()
-    else:
-        print("the policy has other tokens than the reference: no KL between them")
-    texts = grouped(batch.responses, S)
-    return Answers(batch, texts, scores, log_ratio.view(-1, S), exact_kl.view(-1, S))
-
-
-def measure(
-    settings: Settings, prompts: list[Prompt], answers: Answers, module: ModuleType | None
-) -> dict:
-    """A policy's numbers, without those that need another policy."""
-    scores = answers.scores
-    result = assess(prompts, answers.texts, module, scores.get("gold"))
-    finished = answers.batch.finished.cpu().view(answers.log_ratio.shape)  # (P, S)
-    result["finished"] = float(finished.float().mean())
-    if "reward" in scores:
-        as_trained = torch.where(finished, scores["reward"], settings.unfinished_score)
-        result["reward_as_trained"] = mean_of(as_trained)
-    result["kl"] = mean_of(answers.log_ratio)
-    result["exact_kl"] = mean_of(answers.exact_kl)
-    for name, values in scores.items():
-        result[name] = mean_of(values)
-    if "reward" not in scores:
-        return result
-    percents = torch.linspace(0, 1, 101)
-    result["reward_percentiles"] = scores["reward"].float().quantile(percents).tolist()
-    result["best_of_n"] = []
-    for n in range(1, len(answers.texts[0]) + 1):
-        row = {"n": n, "kl_bound": losses.best_of_n_kl_bound(n)}
-        for name, values in scores.items():
-            row[name] = mean_of(losses.best_of_n(scores["reward"], values, n))
-        result["best_of_n"].append(row)
-    if "gold" in scores:
-        result["reward_accuracy"] = ranked_right(scores["reward"], scores["gold"])
-    return result
-
-
-def win_rates(
-    prompts: list[Prompt], answers: list[Answers], wins_by: str, judge: Callable | None
-) -> dict:
-    """Of the last policy, against the first, the baseline, and against the one before it."""
-    baseline, last = answers[0], answers[-1]
-    if judge:
-        won, agreement = judged(judge, prompts, last.texts, baseline.texts)
-        return {"win_rate": mean_of(won), "both_orders_agree": agreement}
-    scores = last.scores[wins_by]
-    result = {"win_rate": mean_of(wins(scores, baseline.scores[wins_by]))}
-    if len(answers) > 1:
-        result["win_rate_previous"] = mean_of(wins(scores, answers[-2].scores[wins_by]))
-    return result
 
 
 def demonstrations(settings: Settings, module: ModuleType | None, gold: RewardFn | None) -> dict:
@@ -253,35 +170,6 @@ def demonstrations(settings: Settings, module: ModuleType | None, gold: RewardFn
     return {"policy": "demonstrations"} | assess(prompts, grouped(texts, 1), module, scores)
 
 
-# ---- what could be wrong
-
-
-def probe(
-    settings: Settings, answers: Answers, before: Answers, scorers: dict[str, RewardFn]
-) -> list[dict]:
-    """What could be wrong with the reward, by a policy's responses. before: the baseline's."""
-    scores, batch = answers.scores, answers.batch
-    reward, gold = scores["reward"], scores.get("gold")
-    words = torch.tensor([[float(len(text.split())) for text in row] for row in answers.texts])
-    rows = [probes.of_correlation(reward, words, gold)]
-    if gold is not None:
-        rows.append(probes.of_counting(reward, words, gold))
-        scorer = scorers["reward"]
-        if isinstance(scorer, TrainedReward):
-            log_odds = reward * scorer.model.config.score_std  # as they were learned
-            rows.append(probes.of_calibration(log_odds, gold))
-        if answers.log_ratio.isfinite().all() and answers.log_ratio.any():
-            rows.append(probes.of_distance(reward, gold, answers.log_ratio))
-    first = slice(0, GARBLED_PROMPTS * settings.samples, settings.samples)
-    who = scorers["reward"], scorers.get("gold")
-    rows.append(probes.of_garbled(batch.prompts[first], batch.responses[first], *who))
-    if answers is not before:
-        for name in [name for name in scores if name != "reward"]:
-            gains = (before.scores["reward"], reward), (before.scores[name], scores[name])
-            rows.append(probes.of_held_out(name.removeprefix("watch_"), *gains))
-    return rows
-
-
 def probe_beliefs(
     settings: Settings,
     policy: GPT,
@@ -295,15 +183,6 @@ def probe_beliefs(
     texts = grouped(batch.responses, settings.samples)
     told, untold = texts[: len(prompts)], texts[len(prompts) :]
     return probes.of_beliefs(module, prompts, told, untold)
-
-
-def probe_frontier(results: list[dict], answers: dict[str, Answers]) -> None:
-    """Has gold fallen on the way to the policy that is furthest away? The row is added there."""
-    known = [result for result in results if math.isfinite(result["kl"]["mean"])]
-    if len(known) > 1:
-        points = [(r["kl"]["mean"], answers[r["policy"]].scores["gold"]) for r in known]
-        furthest = max(known, key=lambda result: result["kl"]["mean"])
-        furthest["probes"].append(probes.of_frontier(points))
 
 
 # ---- the evaluation
@@ -379,17 +258,18 @@ def main(settings: Settings) -> dict:
         policy = open_model(GPT, folder, **place)
         generator = torch.Generator(policy.device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = sample(settings, policy, prompts, generator)
-        answer = answers[folder] = score(settings, batch, policy, reference, scorers)
-        result = {"policy": folder} | measure(settings, prompts, answer, module)
+        answer = score(batch, settings.samples, policy, reference, scorers, settings.temperature)
+        answers[folder] = answer
+        result = {"policy": folder} | measure(prompts, answer, module, settings.unfinished_score)
         result |= win_rates(prompts, list(answers.values()), wins_by, judge)
         if settings.reward:
-            result["probes"] = probe(settings, answer, answers[baseline], scorers)
+            result["probes"] = probes.of_policy(answer, answers[baseline], scorers)
         if beliefs:
             row = probe_beliefs(settings, policy, beliefs, module, generator)
             result["probes"].append(row)
         results.append(result)
     if settings.reward and "gold" in scorers:
-        probe_frontier(results, answers)
+        probes.add_frontier(results, answers)
     for result in results:
         show(result)
 

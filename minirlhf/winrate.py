@@ -5,6 +5,7 @@ Score tensors are (P, S): P prompts with S responses each.
 
 from collections import defaultdict
 from collections.abc import Callable
+from copy import deepcopy
 from types import ModuleType
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from minirlhf import UserError, stats
 from minirlhf.data import Prompt
+from minirlhf.rewards import as_number, shown
 
 OTHER = "other"  # the kind of a prompt that no world knows
 
@@ -35,13 +37,18 @@ def judged(
     """
 
     def chance(prompt: Prompt, pair: list[str]) -> float:
-        answer = judge(prompt.source, pair)
-        if not isinstance(answer, int | float) or not 0 <= answer <= 1:
+        place = f"for {pair[0][:60]!r} against {pair[1][:60]!r}"
+        try:
+            answer = judge(deepcopy(prompt.source), list(pair))
+        except (Exception, SystemExit) as error:
+            raise UserError(f"--judge raised {type(error).__name__}: {error} {place}") from error
+        number = as_number(answer)
+        if number is None or not 0 <= number <= 1:
             raise UserError(
-                f"--judge gave {answer!r} for {pair[0][:60]!r} against {pair[1][:60]!r}: return "
-                "a number from 0 to 1, how likely the first response is the better one"
+                f"--judge gave {shown(answer)} {place}: return a number from 0 to 1, how likely "
+                "the first response is the better one"
             )
-        return float(answer)
+        return number
 
     rows = []
     for prompt, row, baseline_row in zip(prompts, responses, baseline, strict=True):

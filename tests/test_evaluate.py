@@ -12,6 +12,7 @@ from conftest import tiny
 import evaluate
 import toyworld
 from minirlhf import UserError, rewards, rollout
+from minirlhf.answers import score
 from minirlhf.data import Prompt
 from minirlhf.files import read_json
 from minirlhf.model import GPT, ScalarGPT
@@ -33,6 +34,11 @@ def first(prompt, pair):
     return 1
 def sure(prompt, pair):
     return 7
+def broken(prompt, pair):
+    raise KeyError("oops")
+def of_numpy(prompt, pair):
+    import numpy
+    return numpy.float32(0.25)
 """
 
 
@@ -94,8 +100,10 @@ def test_a_judges_liking_for_the_first_place_cancels(folder):
     assert won.tolist() == [[1, 0], [0.5, 0.5]] and agreement == 1
     won, agreement = judged(judge("first"), [p], [["a", "b"]], [["b", "b"]])
     assert won.tolist() == [[0.5, 0.5]] and agreement == 0.5  # equal texts tie unasked
-    with pytest.raises(UserError, match="7"):
-        judged(judge("sure"), [p], [["a"]], [["b"]])
+    assert judged(judge("of_numpy"), [p], [["a"]], [["b"]])[0].tolist() == [[0.5]]
+    for name, words in (("sure", "7"), ("broken", "KeyError")):
+        with pytest.raises(UserError, match=words):
+            judged(judge(name), [p], [["a"]], [["b"]])
 
 
 def test_distinct_ngrams():
@@ -204,9 +212,7 @@ def test_the_exact_kl_is_what_the_sampled_one_estimates(folder, prompts):
     policy, sft = (GPT.from_pretrained(folder / name) for name in ("ppo", "sft"))
     generator = torch.Generator().manual_seed(0)
     batch = rollout.sample(policy, prompts, 6, generator, samples_per_prompt=400)
-    answers = evaluate.score(
-        evaluate.Settings(samples=400, temperature=1.0), batch, policy, sft, {}
-    )
+    answers = score(batch, 400, policy, sft, {}, temperature=1.0)
     sampled, exact = mean_of(answers.log_ratio.T), mean_of(answers.exact_kl.T)
     assert sampled["mean"] == pytest.approx(exact["mean"], abs=2 * sampled["interval"])
     assert exact["interval"] < sampled["interval"]

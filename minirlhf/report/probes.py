@@ -19,12 +19,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from minirlhf.answers import Answers
 from minirlhf.data import Prompt
 from minirlhf.health import PROBES
-from minirlhf.rewards import RewardFn
+from minirlhf.rewards import RewardFn, TrainedReward
 from minirlhf.stats import accuracy, estimate, mean_of, right
 from minirlhf.winrate import pairs
 
+GARBLED_PROMPTS = 200
 ENOUGH = 10  # prompts; no verdict with fewer
 SHORTEST_GARBLED = 4  # words
 
@@ -298,3 +300,39 @@ def of_frontier(policies: list[tuple[float, Tensor]]) -> dict:
         mean_of(peak - golds[-1]),
         ", ".join(facts),
     )
+
+
+# ---- all of an evaluation
+
+
+def of_policy(answers: Answers, before: Answers, scorers: dict[str, RewardFn]) -> list[dict]:
+    """What could be wrong with the reward, by a policy's responses. before: the baseline's."""
+    scores = answers.scores
+    reward, gold = scores["reward"], scores.get("gold")
+    words = torch.tensor([[float(len(text.split())) for text in row] for row in answers.texts])
+    rows = [of_correlation(reward, words, gold)]
+    if gold is not None:
+        rows.append(of_counting(reward, words, gold))
+        scorer = scorers["reward"]
+        if isinstance(scorer, TrainedReward):
+            log_odds = reward * scorer.model.config.score_std  # as they were learned
+            rows.append(of_calibration(log_odds, gold))
+        if answers.log_ratio.isfinite().all() and answers.log_ratio.any():
+            rows.append(of_distance(reward, gold, answers.log_ratio))
+    prompts = answers.batch.prompts[:: len(answers.texts[0])][:GARBLED_PROMPTS]
+    responses = [row[0] for row in answers.texts[:GARBLED_PROMPTS]]
+    rows.append(of_garbled(prompts, responses, scorers["reward"], scorers.get("gold")))
+    if answers is not before:
+        for name in [name for name in scores if name != "reward"]:
+            gains = (before.scores["reward"], reward), (before.scores[name], scores[name])
+            rows.append(of_held_out(name.removeprefix("watch_"), *gains))
+    return rows
+
+
+def add_frontier(results: list[dict], answers: dict[str, Answers]) -> None:
+    """Has gold fallen on the way to the policy that is furthest away? The row is added there."""
+    known = [result for result in results if math.isfinite(result["kl"]["mean"])]
+    if len(known) > 1:
+        points = [(r["kl"]["mean"], answers[r["policy"]].scores["gold"]) for r in known]
+        furthest = max(known, key=lambda result: result["kl"]["mean"])
+        furthest["probes"].append(of_frontier(points))
