@@ -67,7 +67,7 @@ def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(
     lab, tmp_path, monkeypatch
 ):
     prompts = arms.toy_prompts("train", 40, 0, sycophancy.is_wrong)
-    assert len(set(prompts)) == 40
+    assert len(set(map(str, prompts))) == 40
     assert arms.toy_prompts("train", 40, 0, sycophancy.is_wrong) == prompts
     rows = []
     for i, prompt in enumerate(prompts):
