@@ -312,4 +312,5 @@ def write_generation(folder: Path, config: dict[str, Any], temperature: float | 
         path.unlink(missing_ok=True)
         return
     tokens = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
-    files.write_json(path, tokens | {"do_sample": True, "temperature": temperature})
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}  # of all tokens
+    files.write_json(path, tokens | sampling)
