@@ -36,7 +36,7 @@ HEADERS |= {"output", "input", "question", "answer", "responses", "ranks", "mess
 HEADERS |= {"conversations", "scores"}
 DELIMITERS = ",\t;"
 COLUMN = re.compile(r"[\w.-]*")  # a column's name
-SPEAKER = {"role", "from"}  # one of these is in every message
+MESSAGES = re.compile(r"""\[\s*{\s*['"](role|content|from|value)['"]\s*:""")  # how a list begins
 NOT_DATA = ("README", "LICENSE", "DATASET_INFO")  # files of a folder
 OTHER_ENDINGS = (".zst", ".arrow", ".zip")  # of data that is refused, never passed over
 
@@ -102,6 +102,8 @@ def read_file(name: str) -> Iterator[tuple[Place, Any]]:
     reader = read_json if name == "-" else READERS.get(ending_of(name))
     if reader is None:
         raise UserError(f"--data {name}: {remedy(name)}")
+    if os.path.exists(name) and not os.path.isfile(name):  # a pipe can be read once only
+        raise UserError(f"--data {name}: no regular file; give standard input the data, as -")
     try:
         if reader is not read_parquet:
             reader = reader_for(first_line(name), name, reader)
@@ -285,23 +287,23 @@ def read_table(name: str) -> Iterator[tuple[Place, Any]]:
                     f"{place}: {len(row)} cells under {len(header)} column names; put texts with "
                     f"{delimiter!r} or line breaks into double quotes"
                 )
-            yield place, {field: from_cell(cell) for field, cell in zip(header, row)}
+            yield place, {field: from_cell(cell, place) for field, cell in zip(header, row)}
     except csv.Error as error:
         raise UserError(f"{name}, line {begin}: {error}; mend the quotes") from None
 
 
-def from_cell(cell: str) -> Any:
+def from_cell(cell: str, place: Place) -> Any:
     """An empty cell is null; messages that were written as JSON are messages again."""
     if not cell:
         return None
-    if cell.startswith("[{"):
-        try:
-            value = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        if all(isinstance(message, dict) and message.keys() & SPEAKER for message in value):
-            return value
-    return cell
+    if not MESSAGES.match(cell):
+        return cell
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"{place}: messages that are no JSON, {cell!r:.40}; write them with json.dumps"
+        ) from None
 
 
 def read_text(name: str) -> Iterator[tuple[Place, Any]]:

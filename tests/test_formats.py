@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
 
 import pytest
@@ -425,6 +426,7 @@ REFUSED = [  # a file, and words of the error beside its name
     ("x.csv", b"prompt,prompt\na,b\n", ["line 1", "rename"]),
     ("x.csv", b"prompt,completion\n", ["no record"]),
     ("x.csv", b"Who?,Ann.\nWhat?,Rust.\n", ["line 2", "Who?, Ann.", "prompt and completion"]),
+    ("x.csv", b"prompt,completion\n\"[{'role': 'user'}]\",a\n", ["line 2", "json.dumps"]),
     ("x.csv", b"messages\n\"[{'role': 'user'}]\"\n", ["line 2", "messages", "json.dumps"]),
     ("x.csv", "prompt,completion\na,é".encode("latin1"), ["line 2", "UTF-8"]),
     ("x.txt", "one\ntwo é\n".encode("latin1"), ["line 2", "UTF-8"]),
@@ -467,11 +469,13 @@ def test_names_that_are_no_files(tmp_path):
     (tmp_path / "split" / "dataset_dict.json").touch()
     (tmp_path / "model" / "config.json").touch()
     (tmp_path / "other" / "README.txt").touch()
+    os.mkfifo(tmp_path / "pipe.jsonl")
     for name, word in [
         (str(tmp_path / "saved"), "load_from_disk('{}').to_json"),
         (str(tmp_path / "split"), "load_from_disk('{}')['train'].to_json"),
         (str(tmp_path / "model"), "a model's folder"),
         (str(tmp_path / "other"), "no file in it"),
+        (str(tmp_path / "pipe.jsonl"), "standard input"),
         ("some-org/some-data.v1", "load_dataset('{}', split='train').to_json"),
         (str(tmp_path / "*.nothing"), "no file"),
         (str(tmp_path / "none.jsonl"), "No such file"),
