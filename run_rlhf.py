@@ -105,6 +105,7 @@ class Loop:
             "inputs": inputs.fingerprints(settings),
             "seconds": 0.0,
             "finished": False,
+            **report.provenance(),
         }
         earlier = self.state["stages"].get(name, {})
         if not inputs.changes(earlier, settings, stage["inputs"], MAY_CHANGE_ON_RESUME):
@@ -122,6 +123,7 @@ class Loop:
             stage["seconds"] = round(stage["seconds"] + time.monotonic() - began, 1)
             self.state["stages"][name] = stage
             self.save()
+        report.write(self.folder, running=True)
 
 
 # ---------------------------------------------------------------------- a world of its own

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import CHROMIUM, Browser
 
 from minirlhf import UserError, report
 from minirlhf.files import read_json, write_json, write_jsonl
-from minirlhf.report import probes
+from minirlhf.report import figures, probes
 from minirlhf.report.summary import collect
 
+EMPTY = '<div class="grid"></div>'  # the style hides its section
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 KINDS = ("story", "sum", "refuse")
-SECTIONS = 9
+SECTIONS = 8
 CONVERSATION = [
     {"role": "user", "content": "I am Ada."},
     {"role": "assistant", "content": "Hello!"},
@@ -30,13 +33,14 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.tags, self.words, self.references = [], [], [], []
+        self.open, self.tags, self.words, self.references, self.attributes = [], [], [], [], set()
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.references += [v for k, v in attrs if k in ("src", "href", "action", "srcset")]
+        self.attributes |= {name for name, _ in attrs}
         if tag not in VOID:
             self.open.append(tag)
 
@@ -82,6 +86,7 @@ def result_of(policy: str, gain: float) -> dict:
         "finished": 0.97,
         "reward": cell(gain),
         "reward_accuracy": cell(0.8 - 0.04 * gain, 0.02),
+        "reward_percentiles": [gain + i / 100 for i in range(101)],
         "best_of_n": best,
         "probes": probes_of(gain),
     }
@@ -102,20 +107,26 @@ def probes_of(gain: float) -> list[dict]:
     return rows
 
 
-def make_folder(out: Path, answer: str = "12.", accuracy: float = 0.76, ppo_steps: int = 40):
-    """What a loop of two rounds leaves behind."""
+def make_folder(
+    out: Path, answer: str = "12.", accuracy: float = 0.76, ppo_steps: int = 40, rounds: int = 2
+):
+    """What a loop leaves behind."""
     seconds = {"sft": 150.2, "round1/rm": 130, "round1/ppo": 90, "evaluation": 125.8}
     stages = {}
     for name, value in seconds.items():
         stages[name] = {"command": "python x.py", "seconds": value, "finished": True}
-    for folder in ("sft", "round1/rm", "round1/ppo", "round2/rm", "round2/ppo"):
-        (out / folder).mkdir(parents=True)
-    write_json(out / "loop.json", {"settings": {"rounds": 2, "quick": False}, "stages": stages})
+        stages[name] |= report.provenance() | {"date": f"2030-01-0{len(stages)} 10:00"}
+    (out / "sft").mkdir(parents=True)
+    settings = {"rounds": rounds, "quick": False}
+    write_json(out / "loop.json", {"settings": settings, "stages": stages})
     rows = [{"step": i, "loss": 1 + 5 * math.exp(-i / 30) + 0.1 * wave(i)} for i in range(300)]
     rows[49]["validation_loss"], rows[299]["validation_loss"] = 2.1, 1.1
     write_jsonl(out / "sft" / "metrics.jsonl", rows)
-    for number in (1, 2):
+    policies = [str(out / "sft")]
+    for number in range(1, rounds + 1):
         folder = out / f"round{number}"
+        (folder / "rm").mkdir(parents=True)
+        (folder / "ppo").mkdir()
         rows = [{"step": i, "loss": 0.69 - 0.003 * i, "accuracy": 0.5} for i in range(56)]
         write_jsonl(folder / "rm" / "metrics.jsonl", rows)
         buckets = [{"predicted": p, "accuracy": p, "pairs": 90} for p in (0.55, 0.7, 0.9)]
@@ -125,29 +136,39 @@ def make_folder(out: Path, answer: str = "12.", accuracy: float = 0.76, ppo_step
             "calibration": buckets,
         }
         write_json(folder / "rm" / "run.json", run)
-        rows = []
+        rows, samples = [], []
         for i in range(ppo_steps):
             kl = 5 * (number - 1) + 0.12 * i
-            row = {"step": i, "raw_score": 0.02 * i, "kl": kl, "entropy": 1 - 0.003 * i, "length": 25}
-            rows.append(row | {"explained_variance": math.nan if i == 0 else 0.6})
+            row = {"step": i, "raw_score": 0.02 * i, "kl": kl, "entropy": 1 - 0.003 * i}
+            row |= {"length": 25, "explained_variance": math.nan if i == 0 else 0.6}
+            rows.append(row)
+            text = {"step": i, "prompt": "Of the batch", "response": answer, "score": 0.1}
+            samples += [text, text | {"prompt": "Asked again?", "fixed": True}]
         write_jsonl(folder / "ppo" / "metrics.jsonl", rows)
+        write_jsonl(folder / "ppo" / "samples.jsonl", samples)
+        policies.append(str(folder / "ppo"))
 
-    folders = [str(out / "sft"), str(out / "round1" / "ppo"), str(out / "round2" / "ppo")]
-    names = zip([*folders, "demonstrations"], (0, 1.1, 1.7, 0.4))
+    gains = [0, *(1.1 + 0.6 * i for i in range(rounds))]
+    results = [result_of(name, gain) for name, gain in zip(policies, gains)]
+    results.append(result_of("demonstrations", 0.4))
     examples = []
-    for prompt in ("What is 5 plus 7?", "\n\nHuman: Old?\n\nAssistant:", "", CONVERSATION):
+    for prompt in ("What is 5 plus 7?", "\n\nHuman: Old?\n\nAssistant:", "", CONVERSATION, "Last?"):
         answers = {}
-        for i, folder in enumerate(folders):
-            answers[folder] = {"response": answer if i else "I do not know.", "gold": 0.5 + i}
+        for i, policy in enumerate(policies):
+            answers[policy] = {"response": answer if i else "I do not know.", "gold": 0.5 + i}
         examples.append({"prompt": prompt, "answers": answers})
-    results = [result_of(name, gain) for name, gain in names]
-    write_json(out / "evaluation.json", {"results": results, "examples": examples})
+    evaluation = {"results": results, "examples": examples, "judge": "gold"}
+    write_json(out / "evaluation.json", evaluation)
 
 
 def read(out: Path) -> tuple[str, Page, dict]:
     assert report.write(str(out)) == out / "report.html"
     html = (out / "report.html").read_text(encoding="utf-8")
     return html, Page(html), json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def hidden(html: str) -> int:
+    return html.count(EMPTY)
 
 
 def change_evaluation(out: Path, change) -> None:
@@ -160,8 +181,12 @@ def test_the_page_is_one_offline_file_with_every_section(tmp_path):
     make_folder(tmp_path, ppo_steps=900, answer="<script>alert('x')</script><b>& $headline")
     html, page, data = read(tmp_path)
     assert data["headline"] in page.words and all(w in page.words for w in data["warnings"])
-    assert page.tags.count("h2") == SECTIONS and page.tags.count("svg") >= 16
-    assert "Not there yet" not in html and len(html) < 1_000_000
+    assert page.tags.count("h2") == SECTIONS and page.tags.count("svg") == 15
+    assert hidden(html) == 0 and len(html) < 1_000_000
+    order = ["2 rounds", "Warnings", "before and after", "really better", "Stage 1", "Stage 2"]
+    order += ["Stage 3", "could be wrong", "commands"]
+    places = [html.index(words) for words in order]
+    assert places == sorted(places)
     assert "http" not in html and "@import" not in html
     assert "url(" not in html.replace("url(#", "")
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
@@ -177,7 +202,12 @@ def test_numbers_and_headline(tmp_path):
     data = collect(tmp_path)
     for words in ("2 rounds", "84 % ± 2 %", "10.2 nats", "8 min 16 s"):
         assert words in data["headline"]
-    assert data["key_numbers"]["reward model's accuracy"] == "80 % ± 2 %"
+    numbers = {row["name"]: row for row in data["key_numbers"]}
+    assert numbers["reward model's accuracy"]["value"] == "80 % ± 2 %"
+    assert "usually 0 to 10" in numbers["KL"]["note"] and "by gold" in numbers["win rate"]["note"]
+    dates, machine, commit = data["made"][0], data["made"][1], data["made"][2:]
+    assert dates == "2030-01-01 10:00 to 2030-01-04 10:00" and "cores" in machine
+    assert all(words.startswith("commit ") for words in commit)
     assert [result["stage"] for result in data["policies"]] == ["SFT", "round 1", "round 2"]
     assert data["demonstrations"]
     assert data["ppo"]["round 1"]["metrics"]["explained_variance"][0] is None  # NaN is no JSON
@@ -202,20 +232,65 @@ def test_warnings_say_what_is_unhealthy(tmp_path):
     assert "PPO" not in warnings
 
 
-def test_probes_are_a_row_each_the_worrying_ones_first_and_as_warnings(tmp_path):
+def test_the_last_policys_probes_are_a_row_each_the_worrying_ones_first_and_as_warnings(tmp_path):
     make_folder(tmp_path)
     html, _, data = read(tmp_path)
     section = html.split("<h2>What could be wrong</h2>")[1].split("<h2>")[0]
-    shown, *others = section.split("<details>")
-    assert len(others) == 2 and "SFT" in others[0] and "round 1" in others[1]
-    tags = [part.split(">")[1].split("<")[0] for part in shown.split('<b class="tag ')[1:]]
+    tags = [part.split(">")[1].split("<")[0] for part in section.split('<b class="tag ')[1:]]
     assert tags == sorted(tags, key=["look here", "cannot tell", "healthy"].index)
     assert len(tags) == len(data["policies"][2]["probes"]) and len(set(tags)) == 3
-    assert "&lt;b&gt;none&lt;/b&gt;" in shown and "nan" not in shown
-    for title in ("Score against KL", "Accuracy by length", "Accuracy by distance", "Calibration"):
-        assert f'aria-label="{title}' in shown
+    assert "&lt;b&gt;none&lt;/b&gt;" in section and "nan" not in section
     warned = [words for words in data["warnings"] if "prefers longer answers" in words]
-    assert len(warned) == 1 and "round 2" in warned[0]  # of the last round alone
+    assert len(warned) == 1 and "round 2" in warned[0]
+
+
+def test_the_fixed_requests_at_several_moments_of_training(tmp_path):
+    make_folder(tmp_path)
+    html, page, data = read(tmp_path)
+    assert len(data["moments"]) == 2 * 40
+    assert page.words.count("Asked again?") == 1 and "Of the batch" not in page.words
+    heads = html.split("<th>request</th>")[3].split("</tr>")[0]
+    assert heads.count("<th>") == 4 and "round 1, iteration 1<" in heads
+    assert "round 2, iteration 40<" in heads
+    (tmp_path / "evaluation.json").unlink()  # until there is one, training has before and after
+    html, page, _ = read(tmp_path)
+    assert page.words.count("Asked again?") == 2
+    heads = html.split("<th>request</th>")[1].split("</tr>")[0]
+    assert heads == "<th>round 1, iteration 1</th><th>round 2, iteration 40</th>"
+
+
+def test_ten_rounds_are_told_apart_and_fit_tables_and_page(tmp_path):
+    make_folder(tmp_path, rounds=10, ppo_steps=4)
+    html, _, data = read(tmp_path)
+    assert "10 rounds" in data["headline"] and len(html) < 2_000_000
+    assert len({figures.colour(result["stage"]) for result in data["policies"]}) == 11
+    for row in html.split("<tr>")[1:]:
+        assert row.count("<th>") + row.count("<td>") <= 6
+
+
+def test_nothing_that_others_wrote_is_read_as_html(tmp_path):
+    attack = "\"'><script>x</script><img src=x onerror=x>&amp;"
+    make_folder(tmp_path, answer=attack)
+    loop, evaluation = read_json(tmp_path / "loop.json"), read_json(tmp_path / "evaluation.json")
+    loop["settings"] = {attack: attack}
+    texts = ("command", "date", "machine", "commit")
+    loop["stages"][attack] = loop["stages"]["sft"] | dict.fromkeys(texts, attack)
+    evaluation["judge"] = attack
+    last = evaluation["results"][2]
+    for row in last["probes"]:
+        row |= dict.fromkeys(("probe", "healthy", "verdict", "says"), attack)
+    for field in ("kinds", "parts"):
+        last[field][attack] = cell(0.1)
+    for example in evaluation["examples"]:
+        example["answers"][attack] = example["answers"][last["policy"]]
+        example["prompt"] = attack
+    last["policy"] = attack
+    write_json(tmp_path / "loop.json", loop)
+    write_json(tmp_path / "evaluation.json", evaluation)
+    _, page, _ = read(tmp_path)
+    assert not {"script", "img"} & set(page.tags)
+    assert not [name for name in page.attributes if name.startswith("on")]
+    assert sum("<script>x</script>" in words for words in page.words) > 20
 
 
 def test_several_runs_are_one_frontier_and_keep_apart(tmp_path):
@@ -234,7 +309,7 @@ def test_an_evaluation_without_probes_shows_none(tmp_path):
     make_folder(tmp_path)
     change_evaluation(tmp_path, lambda results: [result.pop("probes", 0) for result in results])
     html, _, _ = read(tmp_path)
-    assert "Not there yet" in html.split("<h2>What could be wrong</h2>")[1].split("<h2>")[0]
+    assert EMPTY in html.split("<h2>What could be wrong</h2>")[1].split("<h2>")[0]
 
 
 def test_an_evaluation_by_a_judge_knows_no_gold_and_perhaps_no_kl(tmp_path):
@@ -243,9 +318,9 @@ def test_an_evaluation_by_a_judge_knows_no_gold_and_perhaps_no_kl(tmp_path):
     def strip(results):
         del results[3]
         for result in results:
-            for name in ("gold", "kinds", "parts", "reward", "reward_accuracy", "best_of_n"):
+            keep = ("policy", "win_rate", "kl", "words", "finished", "distinct_open_ended")
+            for name in result.keys() - set(keep):
                 del result[name]
-            del result["probes"]
         results[2]["kl"] = {"mean": math.nan, "interval": math.nan}
 
     change_evaluation(tmp_path, strip)
@@ -260,8 +335,8 @@ def test_a_folder_whose_loop_has_only_begun(tmp_path):
     (tmp_path / "sft").mkdir()
     write_jsonl(tmp_path / "sft" / "metrics.jsonl", [{"step": 0, "loss": 6.9}])
     html, page, _ = read(tmp_path)
-    assert "Finished so far: sft." in html
-    assert html.count("Not there yet") == 6 and page.tags.count("svg") == 1
+    assert "1 stage is finished, sft the last of them" in html
+    assert hidden(html) == 5 and page.tags.count("svg") == 1
     rm = tmp_path / "round1" / "rm"
     rm.mkdir(parents=True)
     write_jsonl(rm / "metrics.jsonl", [{"step": 0, "loss": 0.7, "accuracy": 0.5}])
@@ -280,8 +355,34 @@ def test_an_evaluation_of_sft_alone(tmp_path):
         results[0]["kinds"]["sum"]["interval"] = math.nan  # a kind with a single prompt
 
     change_evaluation(tmp_path, keep_one)
-    html, _, data = read(tmp_path)
-    assert "under way" in data["headline"] and "demonstrations</th>" not in html
+    _, _, data = read(tmp_path)
+    assert "4 stages are finished" in data["headline"]
+
+
+def test_while_the_loop_runs_the_page_says_so_and_reloads_itself(tmp_path):
+    make_folder(tmp_path)
+    html, _, _ = read(tmp_path)
+    assert "refresh" not in html and "So far" not in html
+    html = report.write(tmp_path, running=True).read_text(encoding="utf-8")
+    assert 'http-equiv="refresh"' in html and "So far" in html
+    html, _, _ = read(tmp_path)
+    assert "refresh" not in html
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_nothing_is_cut_off_and_reloading_keeps_the_place(tmp_path):
+    make_folder(tmp_path, rounds=10, ppo_steps=4)
+    page = report.write(tmp_path, running=True)
+    soon = re.sub(r'content="20"', 'content="1"', page.read_text(encoding="utf-8"))
+    page.write_text(soon, encoding="utf-8")
+    with Browser(tmp_path / "profile") as browser:
+        for width in (390, 800, 1280):
+            browser.resize(width, 800)
+            browser.open(page.as_uri())
+            assert browser.js("document.documentElement.scrollWidth") <= width
+        browser.js("window.scrollTo(0, 1500); window.old = true")
+        browser.wait(lambda: not browser.js("window.old") and browser.js("window.scrollY") > 0)
+        assert browser.js("window.scrollY") == 1500
 
 
 def test_python_m_minirlhf_report_names_a_missing_folder(tmp_path):

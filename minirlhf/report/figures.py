@@ -7,18 +7,22 @@ from html import escape
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 INK, LINE = "#010203", "#040506"  # in the style: the page's text colour, and its thin lines
 DASHED = {"color": INK, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 0}
 DOT = {"linewidth": 1, "elinewidth": 1.4}
-WIDTH, HEIGHT = 4.7, 2.5  # inches
+WIDTH, HEIGHT = 3.5, 2.2  # inches; on a phone a figure fills the screen
 POINTS_SHOWN = 400
 
 BLUE, PINK, GREY = "#5b82c0", "#b5539c", "#8b93a1"
-ROUND_COLOURS = ("#1f9e89", "#e07b39", PINK, "#8a6fd1", "#b3902f", "#4f9fc8")
 COLOURS = {"sft": BLUE, "SFT": BLUE, "validation": BLUE, "reward": BLUE, "gold": PINK}
+ROUND_COLOURS = (  # in order along the colour circle, so that later rounds look later
+    *("#00a488", "#409456", "#7c993b", "#948000", "#ba7e22"),
+    *("#bb6638", "#cd6b69", "#b95d82", "#b76eaf", "#926bbb"),
+)
 
 
 def colour(stage: str) -> str:
@@ -29,13 +33,13 @@ def colour(stage: str) -> str:
 
 
 def figure(title: str, x: str, y: str, draw: Callable, height: float = HEIGHT) -> str:
-    """draw(ax) -> SVG."""
+    """draw(ax) -> SVG below its title."""
     with matplotlib.rc_context({"svg.hashsalt": title}, STYLE):  # ids differ between figures
         fig = Figure(figsize=(WIDTH, height), layout="constrained")
-        ax = fig.add_subplot(title=title, xlabel=x, ylabel=y)
+        ax = fig.add_subplot(xlabel=x, ylabel=y)
         draw(ax)
         if len(ax.get_legend_handles_labels()[1]) > 1:
-            fig.legend(loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2)
+            fig.legend(loc="outside lower center", ncols=4, handlelength=0.9, columnspacing=0.9)
         file = io.StringIO()
         fig.savefig(file, format="svg", transparent=True)
     content = file.getvalue().partition("<svg")[2].partition(">")[2]
@@ -44,7 +48,8 @@ def figure(title: str, x: str, y: str, draw: Callable, height: float = HEIGHT) -
     content = content.replace(INK, "currentColor").replace(LINE, "var(--line)")
     box = f"0 0 {72 * WIDTH:.1f} {72 * height:.1f}"
     svg = f'<svg viewBox="{box}" role="img" aria-label="{escape(title)}">{content}'
-    return f"<figure>{svg}</figure>"
+    style = ' class="tall"' if height > 2 * HEIGHT else ""
+    return f"<figure{style}><figcaption>{escape(title)}</figcaption>{svg}</figure>"
 
 
 def running_mean(xs: list, ys: list) -> tuple[list, list]:
@@ -77,23 +82,34 @@ def lines(title, x, y, series: dict[str, tuple], dashed: tuple = (), shade: tupl
     return figure(title, x, y, draw)
 
 
-def points(title, x, y, series: dict[str, list[dict]], dashed: tuple = ()) -> str:
-    """Points with their intervals, joined. A point: x, y, and if known dx, dy, and a word."""
-    known = {}
-    for label, row in series.items():
-        known[label] = [point for point in row if None not in (point["x"], point["y"])]
+def points(title, x, y, series: dict[str, list[tuple]], dashed: tuple = ()) -> str:
+    """Points with their intervals, joined. A point: (word beside it, cell of x, cell of y)."""
 
     def draw(ax):
-        for label, row in known.items():
-            xs, ys, dx, dy = ([point.get(k) or 0 for point in row] for k in ("x", "y", "dx", "dy"))
+        for label, row in series.items():
+            xs, ys = ([point[i]["mean"] for point in row] for i in (1, 2))
+            dx, dy = ([point[i]["interval"] or 0 for point in row] for i in (1, 2))
             ax.errorbar(xs, ys, dy, dx, fmt="o-", label=label, color=colour(label), **DOT)
-            for point in row:
-                at = point["x"], point["y"]
-                ax.annotate(point.get("word", ""), at, (5, -10), textcoords="offset points")
+            for (word, *_), *at in zip(row, xs, ys):
+                ax.annotate(word, at, (5, -10), textcoords="offset points")
         if dashed:
             ax.plot(*dashed, **DASHED)
 
-    return figure(title, x, y, draw) if any(known.values()) else ""
+    return figure(title, x, y, draw) if any(series.values()) else ""
+
+
+def histogram(title, x, series: dict[str, list[float]]) -> str:
+    """Distributions on top of each other. series: {label: percentiles 0 to 100}."""
+    values = [value for row in series.values() for value in row]
+    edges = np.linspace(min(values), max(values), 22) if values else []
+
+    def draw(ax):
+        for label, row in series.items():
+            one_percent = [100 / len(row)] * len(row)
+            style = {"color": colour(label), "alpha": 0.5, "label": label}
+            ax.hist(row, edges, weights=one_percent, histtype="stepfilled", **style)
+
+    return figure(title, x, "% of answers", draw) if values else ""
 
 
 def dots(title, x, series: dict[str, dict], mark: float = 0, factor: float = 1) -> str:

@@ -2,13 +2,21 @@
 
 import json
 import math
+import os
+import platform
 import re
+import subprocess
+import time
 from pathlib import Path
+
+import torch
 
 from minirlhf import health
 from minirlhf.files import read_json, read_jsonl, to_json
 from minirlhf.report.probes import number, share
 from minirlhf.run import describe_result, read_loop
+
+ROOT = Path(__file__).parents[2]
 
 # ---- numbers
 
@@ -36,11 +44,11 @@ def at_the_end(metrics: dict[str, list]) -> dict[str, float]:
 
 
 def collect(out: Path) -> dict:
-    data = {"settings": {}, "stages": {}, "results": [], "examples": []}
+    data = {"settings": {}, "stages": {}, "results": [], "examples": [], "judge": ""}
     data |= read_loop(out)
-    data |= read_json(out / "evaluation.json", results=list, examples=list)
+    data |= read_json(out / "evaluation.json", results=list, examples=list, judge=str)
     data = json.loads(to_json(data))  # NaN becomes None
-    data |= {"sft": columns(out / "sft"), "reward_models": {}, "ppo": {}}
+    data |= {"sft": columns(out / "sft"), "reward_models": {}, "ppo": {}, "moments": []}
     folders = [path for path in out.glob("round*") if path.name[5:].isdecimal()]
     for folder in sorted(folders, key=lambda path: int(path.name[5:])):
         name = f"round {folder.name[5:]}"
@@ -56,15 +64,28 @@ def collect(out: Path) -> dict:
             }
         if metrics := columns(folder / "ppo"):
             data["ppo"][name] = {"at_the_end": at_the_end(metrics), "metrics": metrics}
+            data["moments"] += moments(folder / "ppo", name)
     results = data.pop("results")
     name_stages(results)
     data["policies"] = [result for result in results if "win_rate" in result]  # the baseline first
     data["demonstrations"] = [result for result in results if "win_rate" not in result]
     data["seconds"] = sum(stage.get("seconds", 0) for stage in data["stages"].values())
+    data["made"] = made(data["stages"])
     data["warnings"] = warnings(data)
     data["headline"] = headline(data)
     data["key_numbers"] = key_numbers(data)
     return data
+
+
+def moments(folder: Path, name: str) -> list[dict]:
+    """The answers to train_ppo.py's fixed requests at each step that has them."""
+    steps = {}
+    for row in read_jsonl(folder / "samples.jsonl"):
+        if row.get("fixed"):
+            steps.setdefault(row["step"], []).append(row)
+    return [
+        {"when": f"{name}, iteration {step + 1}", "answers": rows} for step, rows in steps.items()
+    ]
 
 
 def name_stages(results: list[dict]) -> None:
@@ -78,6 +99,35 @@ def name_stages(results: list[dict]) -> None:
     for result in results:
         if stages.count(result["stage"]) > 1:
             result["stage"] = "/".join(Path(result["policy"]).parts[-3:])
+
+
+# ---- when, where, with which code
+
+
+def provenance() -> dict[str, str]:
+    """For a stage of loop.json."""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    commit = ""
+    try:
+        git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # no git here
+    return {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine, "commit": commit}
+
+
+def made(stages: dict) -> list[str]:
+    """The same of all stages, in words."""
+    known = {}
+    for name in ("date", "machine", "commit"):
+        values = [stage[name] for stage in stages.values() if stage.get(name)]
+        known[name] = list(dict.fromkeys(values))
+    dates = known["date"]
+    parts = [" to ".join(dates[:1] + dates[1:][-1:]), *known["machine"]]
+    parts += [f"commit {commit}" for commit in known["commit"]]
+    return [part for part in parts if part]
 
 
 # ---- in words
@@ -103,12 +153,10 @@ def warnings(data: dict) -> list[str]:
     for name, ppo in data["ppo"].items():
         pairs += [(f"PPO, {name}, at the end", what) for what in health.warnings(ppo["at_the_end"])]
     policies = data["policies"]
-    for result in policies:
-        where = f"Evaluation, {result['stage']}"
-        pairs += [(where, what) for what in evaluation_warnings(result, policies[0])]
-    for row in policies[-1].get("probes", []) if policies else []:
-        if row["verdict"] == "look here":
-            pairs.append((f"Evaluation, {policies[-1]['stage']}", row["says"]))
+    for result in policies[-1:]:
+        said = evaluation_warnings(result, policies[0])
+        said += [row["says"] for row in result.get("probes", []) if row["verdict"] == "look here"]
+        pairs += [(f"Evaluation, {result['stage']}", what) for what in said]
     return [f"{where}: {what}." for where, what in pairs]
 
 
@@ -135,37 +183,57 @@ def evaluation_warnings(result: dict, sft: dict) -> list[str]:
 
 
 def headline(data: dict) -> str:
-    policies = data["policies"]
+    """What happened, in one sentence."""
+    policies, took = data["policies"], duration(data["seconds"])
     if len(policies) < 2:
         done = [name for name, stage in data["stages"].items() if stage.get("finished")]
-        return f"The loop is under way. Finished so far: {', '.join(done) or 'nothing'}."
+        if not done:
+            return "So far no stage is finished."
+        stages = "1 stage is" if len(done) == 1 else f"{len(done)} stages are"
+        return f"So far {stages} finished, {done[-1]} the last of them, after {took}."
+    first, last = policies[0], policies[-1]
     rounds = len(policies) - 1
-    after = "1 round" if rounds == 1 else f"{rounds} rounds"
-    last = policies[-1]
-    return (
-        f"After {after} the policy's answers beat the {policies[0]['stage']} model's in "
-        f"{share(last['win_rate'])} of comparisons on prompts it never saw, at "
-        f"{number(last['kl']['mean'])} nats of KL; it took {duration(data['seconds'])}."
+    who = f"The answers of {last['stage']}"
+    if last["stage"] == f"round {rounds}":
+        after = "1 round" if rounds == 1 else f"{rounds} rounds"
+        who = f"After {after} the policy's answers"
+    sentence = (
+        f"{who} beat the {first['stage']} model's in {share(last['win_rate'])} of comparisons on "
+        f"prompts it never saw, at {number(last['kl']['mean'])} nats of KL"
     )
+    return f"{sentence}; it took {took}." if data["stages"] else f"{sentence}."
 
 
-def key_numbers(data: dict) -> dict[str, str]:
-    numbers = {}
+def key_numbers(data: dict) -> list[dict]:
+    """Each has a name, a value, and a note on how to read it."""
+    numbers = []
+
+    def add(name: str, value: str, note: str) -> None:
+        numbers.append({"name": name, "value": value, "note": note})
+
     policies = data["policies"]
     if len(policies) > 1:
         first, last = policies[0], policies[-1]
-        numbers["win rate"] = share(last["win_rate"])
-        numbers["KL, nats"] = number(last["kl"]["mean"])
+        by = f", by {data['judge']}" if data["judge"] else ""
+        note = f"of comparisons with {first['stage']}{by}; no better would be 50 %"
+        add("win rate", share(last["win_rate"]), note)
+        usual = next(row.healthy for row in health.HEALTH if row.metric == "kl")
+        note = f"how far it has moved from {first['stage']}; usually {usual}"
+        add("KL", f"{number(last['kl']['mean'])} nats", note)
         score = "gold" if "gold" in last else "reward"
         if score in last:
             before, after = number(first[score]["mean"]), number(last[score]["mean"])
-            numbers[f"{score} score"] = f"{before} → {after}"
-    for model in data["reward_models"].values():
-        numbers["reward model's accuracy"] = share(model["accuracy"])
+            note = f"mean of {first['stage']} → {last['stage']}"
+            add(f"{score} score", f"{before} → {after}", note)
     if policies and "reward_accuracy" in policies[0]:  # without the labels' noise
-        numbers["reward model's accuracy"] = share(policies[0]["reward_accuracy"])
-    numbers["time"] = duration(data["seconds"])
-    numbers["warnings"] = str(len(data["warnings"]))
+        note = "of answers ranked as gold ranks them; a coin: 50 %"
+        add("reward model's accuracy", share(policies[0]["reward_accuracy"]), note)
+    elif data["reward_models"]:
+        newest = list(data["reward_models"].values())[-1]
+        note = "on held-out rankings; a coin: 50 %, on people's usually 62 to 70 %"
+        add("reward model's accuracy", share(newest["accuracy"]), note)
+    if data["stages"]:
+        add("time", duration(data["seconds"]), f"for {len(data['stages'])} stages")
     return numbers
 
 
