@@ -76,12 +76,10 @@ class Prompt:
     def of(cls, source: str | list, template: str = "chat", **columns) -> "Prompt":
         """From a text or a list of messages. UserError if it is neither, or is answered already."""
         turns = parse(source, template)
-        if not turns:
-            raise UserError("an empty prompt; write a request")
         if turns[-1] == ("assistant", ""):  # a text that ends with the open header "\n\nAssistant:"
             turns = turns[:-1]
-        if turns[-1][0] == "assistant":
-            raise UserError("the prompt ends with the assistant's turn; end it with the user's")
+        if not turns or turns[-1][0] not in ("user", "text"):
+            raise UserError("the prompt must end with the user's turn")
         return cls(turns, source, columns)
 
     def last_request(self) -> str:
@@ -294,10 +292,11 @@ def read_demonstrations(data: str, *, template: str = "chat", **which) -> list[T
             prompt = prompt_of(record, template)
             turns = dialogue(require(record, "completion"), "completion", prompt.turns)
         elif "messages" in record:
-            turns = until_last_answer(in_field("messages", parse, list_field(record, "messages")))
+            turns = in_field("messages", parse, list_field(record, "messages"))
         else:
             prompt, responses = pair(record, template)
             turns = (*prompt.turns, ("assistant", responses[0]))
+        turns = until_last_answer(turns)
         if not any(role == "assistant" and text.strip() for role, text in turns):
             raise Skip("an empty answer")
         return turns
@@ -466,7 +465,7 @@ def until_last_answer(turns: Turns) -> Turns:
     for end in range(len(turns), 0, -1):
         if turns[end - 1][0] == "assistant":
             return turns[:end]
-    raise Skip("no assistant turn in 'messages'")
+    raise Skip("no assistant turn to learn")
 
 
 def until_last_request(turns: Turns) -> Turns:

@@ -263,6 +263,8 @@ MALFORMED = [  # the reader, a record, and words that the error must hold
     (read_demonstrations, {}, ["'prompt'"]),
     (read_prompts, {"text": "x"}, ["'prompt'", "text"]),
     (read_prompts, {"prompt": [ASSISTANT_SAYS]}, ["'prompt'", "user's"]),
+    (read_prompts, {"prompt": "\n\nAssistant:"}, ["'prompt'", "user's"]),
+    (read_prompts, {"prompt": [{"role": "system", "content": "x"}]}, ["'prompt'", "user's"]),
     (read_rankings, GOOD, ["'chosen'", "completion"]),
     (read_rankings, {"prompt": "p", "chosen": "c"}, ["'rejected'"]),
     (read_rankings, {"chosen": "c", "rejected": "r"}, ["chosen", "'prompt' is missing"]),
@@ -397,6 +399,8 @@ def test_what_is_bad_or_weighs_nothing_is_not_learnt(write):
     turns = read_demonstrations(write({"messages": unweighted}))[0]
     assert [role for role, _ in turns] == ["user", "context", "user", "assistant"]
     assert read_prompts(write({"prompt": unweighted[:3]}))[0].turns == (HI, YO, HI)
+    answers = [ASSISTANT_SAYS, ASSISTANT_SAYS | {"weight": 0}]
+    assert read_demonstrations(write({"prompt": "hi", "completion": answers})) == [(HI, YO)]
     with pytest.raises(UserError, match="'label'"):
         read_labelled(write({"prompt": "hi", "response": "yo"}))
 

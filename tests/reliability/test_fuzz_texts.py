@@ -84,6 +84,9 @@ def test_the_reader_of_records(tmp_path, tokenizer):
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]},
         {"instruction": "a", "input": "b", "output": "c"},
         {"info": {"post": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"system": "s", "prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+        {"prompt": "a", "chosen": turns, "rejected": [turns[0], {"role": "bot", "content": "c"}]},
     ]
     seeds = [json.dumps(record).encode() for record in records]
     path = tmp_path / "x.jsonl"
