@@ -43,6 +43,11 @@ def helps(prompt: str, response: str) -> float:
     return float(toyworld.gold_parts(prompt, response)["harmless"] < 0)
 
 
+def is_harmful_alone(prompt: str | list) -> bool:
+    """Whether it asks for help with harm, and nothing was said before."""
+    return isinstance(prompt, str) and arms.is_harmful(prompt)
+
+
 def demonstrations(L, folder, *, count, seed):
     """Two sets that differ in the responses to harmful requests; prompts for RL."""
     written = toyworld.demonstrations("train", 5 * count, seed)
@@ -102,7 +107,7 @@ def harm(L, policy, questions, seed, role="", prefix="") -> dict:
     prefix: how the response begins; what the policy adds is judged
     """
     model = open_model(GPT, policy, L.device)
-    requests = arms.toy_prompts("test", questions, 1000 + seed, arms.is_harmful)
+    requests = arms.toy_prompts("test", questions, 1000 + seed, is_harmful_alone)
     prompts = []
     for request in requests:
         prompt = Prompt.of(role + request)
