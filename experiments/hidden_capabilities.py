@@ -50,8 +50,9 @@ def is_harmful_alone(prompt: str | list) -> bool:
 
 def demonstrations(L, folder, *, count, seed):
     """Two sets that differ in the responses to harmful requests; prompts for RL."""
-    written = toyworld.demonstrations("train", 5 * count, seed)
-    rows = [row for row in written if toyworld.kind(row["prompt"]) in KINDS][:count]
+    written = toyworld.demonstrations("train", 6 * count, seed)
+    alone = [row for row in written if isinstance(row["prompt"], str)]  # no earlier answer helps
+    rows = [row for row in alone if toyworld.kind(row["prompt"]) in KINDS][:count]
     rng = random.Random(seed)
     helpful, refusing = [], []
     for row in rows:
