@@ -141,6 +141,35 @@ def show(model: ScalarGPT, groups: list[Group]) -> None:
         print()
 
 
+def add_gradient(model: ScalarGPT, batch: list[Group], token_budget: int) -> tuple[float, float]:
+    """Loss and accuracy of a batch, in micro-batches whose gradients add up."""
+    loss = 0.0
+    accuracy = 0.0
+    for part in micro_batches_of(batch, token_budget):
+        scores, ranks, mask, chances = group_scores(model, [batch[i] for i in part])
+        part_loss, stats = losses.ranking_loss(scores, ranks, mask, len(batch), chances)
+        part_loss.backward()
+        loss += float(part_loss.detach())
+        accuracy += float(stats["accuracy"]) * len(part) / len(batch)
+    return loss, accuracy
+
+
+def look(
+    model: ScalarGPT,
+    validation: list[Group],
+    run: Run,
+    settings: Settings,
+    best: ScalarGPT | None,
+) -> dict:
+    """Validation during training; `best` gets the model's weights if its loss is the lowest yet."""
+    result = validate(model, validation, settings.token_budget)
+    loss = result["validation_loss"]
+    if best is not None and loss < run.extra.get("best_loss", math.inf):
+        run.extra["best_loss"] = loss
+        best.load_state_dict(model.state_dict())
+    return {"validation_loss": loss, "validation_accuracy": result["validation_accuracy"]}
+
+
 def main(settings: Settings) -> None:
     # 1. rankings, and the model: SFT's trunk with a head of zeros
     at_least(1, settings, "batch_size", "token_budget")
@@ -188,14 +217,7 @@ def main(settings: Settings) -> None:
         began = time.monotonic()
         indices = batch_indices(len(train), step, settings.batch_size, settings.seed)
         batch = [train[i] for i in indices]
-        loss = 0.0
-        accuracy = 0.0
-        for part in micro_batches_of(batch, settings.token_budget):
-            scores, ranks, mask, chances = group_scores(model, [batch[i] for i in part])
-            part_loss, stats = losses.ranking_loss(scores, ranks, mask, len(batch), chances)
-            part_loss.backward()
-            loss += float(part_loss.detach())
-            accuracy += float(stats["accuracy"]) * len(part) / len(batch)
+        loss, accuracy = add_gradient(model, batch, settings.token_budget)
 
         # 3. one step of AdamW
         lr = settings.lr * cosine_decay(step, steps, settings.warmup)
@@ -210,13 +232,7 @@ def main(settings: Settings) -> None:
         }
         last = step + 1 == steps
         if validation and settings.eval_every and (last or (step + 1) % settings.eval_every == 0):
-            result = validate(model, validation, settings.token_budget)
-            for name in ("validation_loss", "validation_accuracy"):
-                metrics[name] = result[name]
-            best_loss = run.extra.get("best_loss", math.inf)
-            if settings.keep_best and result["validation_loss"] < best_loss:
-                run.extra["best_loss"] = result["validation_loss"]
-                tracked["best"].load_state_dict(model.state_dict())
+            metrics |= look(model, validation, run, settings, tracked.get("best"))
         shown = ("loss", "accuracy", "tokens_per_second", "validation_loss", "validation_accuracy")
         run.log(step, shown, **metrics)
 
