@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from minirlhf import UserError, data, world
-from minirlhf.cli import start
+from minirlhf.cli import printable, start
 from minirlhf.feedback import chat, judge, rankings
 from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.server import Address, serve
@@ -48,7 +48,7 @@ class Settings:
     policies: str = ""  # model folders or names, comma-separated; of one, samples are compared
     answers: int = 2  # to each turn
     max_tokens: int = 128  # longest answer
-    temperature: float = 1.0  # of the answers
+    temperature: float = -1.0  # of the answers; -1: as in each model's training, else 0.7
     system: str = ""  # system text before each conversation
     # a simulated annotator
     noise: str = "0.2"  # scale of errors in units of utility; 0.1,0.6: two annotators
@@ -102,11 +102,6 @@ def parse_order(line: str, count: int) -> dict:
     return {"ranks": ranks, "harmful": harmful, "all_bad": "b" in words}
 
 
-def printable(text: str) -> str:
-    """Without control characters, which could steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def ask_in_terminal(sitting: Sitting) -> None:
     print(printable(sitting.guidelines))
     print("best first, as in 2 > 1 = 3; h2: 2 is harmful, b: all are bad")
@@ -152,7 +147,8 @@ def read_guidelines(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8") if path else ""
     except (OSError, ValueError) as error:
-        raise UserError(f"--guidelines {path}: {error}: name a text file in UTF-8") from None
+        reason = getattr(error, "strerror", None) or "not in UTF-8"
+        raise UserError(f"--guidelines {path}: {reason}: name a text file") from None
 
 
 def serve_page(app, settings: Settings, what: str) -> None:
@@ -188,15 +184,18 @@ def talk(settings: Settings) -> None:
     name = settings.name or settings.annotator
     conversation = chat.Talk(policies, settings.out, name, options, guidelines, next_step)
     serve_page(conversation, settings, "talk")
-    print(*chat.describe(conversation.records.values()), sep="\n")
-    if conversation.records:
+    rankings.close_rankings(settings.out)
+    records = conversation.records.values()
+    print(f"{len(records)} choices in {settings.out}")
+    for line in chat.describe(records):
+        print(line)
+    if records:
         print(f"next: {next_step}")
 
 
 def summarize(settings: Settings) -> None:
     print(rankings.summarize(settings.out, settings.compare))
-    records = [record for _, record in data.records(settings.out, "rankings")]
-    for line in chat.describe(records):
+    for line in chat.describe(record for _, record in data.records(settings.out, "rankings")):
         print(line)
 
 

@@ -43,7 +43,7 @@ class Options:
 
     answers: int = 2  # to each turn
     max_tokens: int = 128  # of an answer
-    temperature: float = 1.0
+    temperature: float = -1.0  # below 0: that of each policy's training
     system: str = ""  # a text before every conversation
     seed: int = 0
 
@@ -278,13 +278,16 @@ class Talk:
         """A response as far as it is sampled, longer with every token, and whether it goes on."""
         tokenizer = policy.tokenizer
         generator = torch.Generator(policy.device).manual_seed(seed)
+        temperature = self.options.temperature
+        if temperature < 0:
+            temperature = policy.temperature or rollout.TEMPERATURE
         ids = []
         for i in rollout.stream(
             policy,
             tokenizer.encode_prompt(prompt),
             self.options.max_tokens,
             generator,
-            temperature=self.options.temperature,
+            temperature=temperature,
         ):
             ids.append(i)
             yield tokenizer.decode_response(prompt, ids), i not in tokenizer.stop_ids
