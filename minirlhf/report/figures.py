@@ -16,9 +16,10 @@ DASHED = {"color": INK, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 0}
 DOT = {"linewidth": 1, "elinewidth": 1.4}
 WIDTH, HEIGHT = 3.5, 2.2  # inches; on a phone a figure fills the screen
 POINTS_SHOWN = 400
+MOST_NAMED = 4  # more rounds follow each other from left to right, as do their colours
 
 BLUE, PINK, GREY = "#5b82c0", "#b5539c", "#8b93a1"
-COLOURS = {"sft": BLUE, "SFT": BLUE, "validation": BLUE, "reward": BLUE, "gold": PINK}
+COLOURS = dict.fromkeys(("sft", "SFT", "validation", "reward", "after"), BLUE) | {"gold": PINK}
 ROUND_COLOURS = (  # in order along the colour circle, so that later rounds look later
     *("#00a488", "#409456", "#7c993b", "#948000", "#ba7e22"),
     *("#bb6638", "#cd6b69", "#b95d82", "#b76eaf", "#926bbb"),
@@ -38,7 +39,7 @@ def figure(title: str, x: str, y: str, draw: Callable, height: float = HEIGHT) -
         fig = Figure(figsize=(WIDTH, height), layout="constrained")
         ax = fig.add_subplot(xlabel=x, ylabel=y)
         draw(ax)
-        if len(ax.get_legend_handles_labels()[1]) > 1:
+        if 1 < len(ax.get_legend_handles_labels()[1]) <= MOST_NAMED:
             fig.legend(loc="outside lower center", ncols=4, handlelength=0.9, columnspacing=0.9)
         file = io.StringIO()
         fig.savefig(file, format="svg", transparent=True)

@@ -19,7 +19,7 @@ from minirlhf.report.summary import collect, duration
 
 PAGE = Path(__file__).with_name("page.html")
 REFRESH = '<meta http-equiv="refresh" content="20">'  # seconds
-SO_FAR = '<p class="so-far">So far: the loop is running, and this page reloads itself.</p>'
+SO_FAR = '<p class="so-far">So far: this page reloads itself until the loop is finished.</p>'
 DIAGONAL = (50, 100), (50, 100)  # of calibration, %
 VERDICTS = {"look here": 0, "cannot tell": 1, "healthy": 2}
 SCORES = ("gold", "reward", "score")  # of an answer: the first that is there is shown
@@ -134,8 +134,7 @@ def better_section(data: dict) -> str:
         "finished": "share of answers that end",
         "reward": "reward model's score",
         "distinct_open_ended": "share of answers to open requests that are distinct",
-        "kl": "KL to the first, nats: mean of log(policy/first)",
-        "exact_kl": "the same by exact sums over all tokens",
+        "kl": "KL to the first, nats",
         "win_rate_previous": "comparisons won against the one before",
     }
     shown = few(policies)
@@ -187,23 +186,23 @@ def reward_models_section(data: dict) -> str:
         return ""
     accuracy = {name: model["accuracy"] for name, model in models.items()}
     agreement = {result["stage"]: result.get("reward_accuracy") for result in data["policies"]}
-    losses, calibration, rows = {}, {}, []
+    newest, losses, calibration = {"before": {}, "after": {}}, {}, {}
     for name, model in models.items():
-        losses[name] = model["metrics"]["step"], model["metrics"]["loss"]
-        rows.append([name, number(model["newest_before"]), number(model["newest_after"])])
+        for when, cells in newest.items():
+            cells[name] = {"mean": model[f"newest_{when}"], "interval": None}
     for name, model in few(list(models.items())):
+        losses[name] = model["metrics"]["step"], model["metrics"]["loss"]
         predicted = [100 * bucket["predicted"] for bucket in model["calibration"]]
         real = [100 * bucket["accuracy"] for bucket in model["calibration"]]
         calibration[name] = predicted, real
     last_step = max(steps[-1] for steps, _ in losses.values())
     coin = (0, last_step), (math.log(2), math.log(2))
-    head = ["accuracy on the newest rankings, held out", "before training on them", "after it"]
     return (
         dots("Accuracy on held-out rankings (dashed: a coin)", "%", {"": accuracy}, 50, 100)
         + dots("Agreement with gold, by whose answers", "%", {"": agreement}, 50, 100)
         + lines("Loss (dashed: a coin)", "step", "nats per comparison", losses, coin)
         + lines("Calibration", "predicted to be right, %", "were right, %", calibration, DIAGONAL)
-        + table(head, rows)
+        + dots("Accuracy on the newest, before and after training on them", "%", newest, 50, 100)
     )
 
 

@@ -150,7 +150,7 @@ def warnings(data: dict) -> list[str]:
         if like_a_coin(model["accuracy"]):
             what = f"accuracy {share(model['accuracy'])}, not seen to beat a coin"
             pairs.append((f"Reward model, {name}", what))
-    for name, ppo in data["ppo"].items():
+    for name, ppo in list(data["ppo"].items())[-1:]:
         pairs += [(f"PPO, {name}, at the end", what) for what in health.warnings(ppo["at_the_end"])]
     policies = data["policies"]
     for result in policies[-1:]:
@@ -172,10 +172,6 @@ def evaluation_warnings(result: dict, sft: dict) -> list[str]:
     now, before = result["distinct_open_ended"], sft["distinct_open_ended"]
     if now < 0.6 * before:
         said.append(f"{now:.0%} of answers to open requests are distinct, {before:.0%} before")
-    if "gold" in result and "reward" in result:
-        gains = [result[name]["mean"] - sft[name]["mean"] for name in ("reward", "gold")]
-        if gains[0] > 0 >= gains[1]:
-            said.append("the reward rose and gold fell: errors of the reward model are exploited")
     accuracy = result.get("reward_accuracy")
     if accuracy and like_a_coin(accuracy):
         said.append(f"the reward model agrees with gold in {share(accuracy)}, as a coin would")
