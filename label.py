@@ -178,18 +178,18 @@ def talk(settings: Settings) -> None:
     )
     guidelines = read_guidelines(settings.guidelines)
     rankings.open_rankings(settings.out)
-    policies = chat.open_policies(settings.policies, options, settings.device, settings.dtype)
-    first = next(iter(policies))
+    panel = chat.Panel.open(settings.policies, options, settings.device, settings.dtype)
+    first = next(iter(panel.policies))
     next_step = shlex.join(["python", "train_rm.py", "--init", first, "--data", settings.out])
     name = settings.name or settings.annotator
-    conversation = chat.Talk(policies, settings.out, name, options, guidelines, next_step)
+    conversation = chat.Talk(panel, settings.out, name, guidelines, next_step)
     serve_page(conversation, settings, "talk")
     rankings.close_rankings(settings.out)
-    records = conversation.records.values()
-    print(f"{len(records)} choices in {settings.out}")
-    for line in chat.describe(records):
+    kept = conversation.kept()
+    print(f"{len(kept)} choices of {name} in {settings.out}")
+    for line in chat.describe(kept):
         print(line)
-    if records:
+    if kept:
         print(f"next: {next_step}")
 
 

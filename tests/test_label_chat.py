@@ -1,6 +1,5 @@
 """label.py --chat: answers of blind policies, choices that are rankings, the page."""
 
-import random
 import time
 from contextlib import closing
 
@@ -13,7 +12,7 @@ import label
 from minirlhf import UserError, rollout
 from minirlhf.data import read_rankings
 from minirlhf.feedback import chat
-from minirlhf.feedback.chat import Options, Talk
+from minirlhf.feedback.chat import Options, Panel, Talk
 from minirlhf.files import read_jsonl
 
 SCRIPT = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
@@ -25,7 +24,8 @@ def policies(tokenizer):
 
 
 def talk_in(tmp_path, policies, name="me", **options) -> Talk:
-    return Talk(policies, tmp_path / "c.jsonl", name, Options(**{"max_tokens": 8} | options))
+    panel = Panel(policies, Options(**{"max_tokens": 8} | options))
+    return Talk(panel, tmp_path / "c.jsonl", name)
 
 
 def speak(talk: Talk, text: str) -> dict:
@@ -95,7 +95,7 @@ def test_each_answer_is_a_sample_of_the_policy_that_the_record_names(tmp_path, p
 
 def test_k_answers_of_p_policies(tmp_path, policies, tokenizer):
     talk = talk_in(tmp_path, policies, answers=5)
-    drawn = [talk._draw(random.Random(seed)) for seed in range(20)]
+    drawn = [talk.panel.draw(seed) for seed in range(20)]
     assert {tuple(sorted((d.count("out/a"), d.count("out/b")))) for d in drawn} == {(2, 3)}
     talk = talk_in(tmp_path, {"out/a": policies["out/a"]}, answers=3, temperature=3.0)
     state = speak(talk, "hi")
@@ -118,7 +118,7 @@ def test_equal_answers_and_equally_good_ones_are_ties(tmp_path, policies, monkey
     talk = talk_in(tmp_path, policies)
     state = talk.choose(speak(talk, "hi")["id"], None)
     assert len(state["turns"]) == 2  # one of them goes on
-    monkeypatch.setattr(talk, "_stream", lambda *_: iter([("same", True), ("same.", False)]))
+    monkeypatch.setattr(talk.panel, "_stream", lambda *_: iter([("same", True), ("same.", False)]))
     talk.choose(speak(talk, "why?")["id"], 1)
     records = read_jsonl(tmp_path / "c.jsonl")
     assert [record["ranks"] for record in records] == [[1, 1], [1, 1]]
@@ -360,7 +360,7 @@ def test_what_models_say_is_text_and_fits_a_phone(browser, tmp_path, policies, m
     talk = talk_in(tmp_path, policies, answers=3)
     texts = [SCRIPT, "Look:\n```python\n" + "x" * 300 + "\n```", "שלום " + "w" * 500]
     replies = iter(texts)
-    monkeypatch.setattr(talk, "_stream", lambda *_: iter([(next(replies), False)]))
+    monkeypatch.setattr(talk.panel, "_stream", lambda *_: iter([(next(replies), False)]))
     with serving_app(talk) as (server, _):
         browser.resize(390, 844, mobile=True)
         open_page(browser, server.url)
@@ -387,7 +387,7 @@ def test_answers_grow_and_can_be_stopped(browser, tmp_path, policies, monkeypatc
             time.sleep(0.01)
             yield "word " * count, True
 
-    monkeypatch.setattr(talk, "_stream", slowly)
+    monkeypatch.setattr(talk.panel, "_stream", slowly)
     with serving_app(talk) as (server, _):
         open_page(browser, server.url)
         type_in(browser, "hi")

@@ -11,12 +11,13 @@ a ranking like any other, of the responses to the conversation so far. Its recor
 A choice that was taken back is "skipped" until another one replaces it.
 """
 
+import math
 import random
 import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -54,69 +55,152 @@ class Offer:
 
     id: str
     prompt: Turns  # what the policies saw
-    responses: list[str]
     policies: list[str]
+    responses: list[str]
     cut: list[bool]  # whether the limit of length ended each
     since: float | None = None  # when they were complete; None: before they were taken back
 
 
-def open_policies(names: str, options: Options, device: str, dtype: str) -> dict[str, GPT]:
-    """Folders or names, comma-separated -> models."""
-    if not 2 <= options.answers <= MOST_ANSWERS:
-        raise UserError(f"--answers {options.answers}: choose from 2 to {MOST_ANSWERS}")
-    policies = {}
-    for name in filter(None, map(str.strip, names.split(","))):
-        if name in policies:
-            raise UserError(f"--policies names {name} twice; once is enough")
-        policies[name] = open_model(GPT, name, device, dtype)
-        context = policies[name].config.n_positions
-        if context - options.max_tokens < SHORTEST_PROMPT:
+class Panel:
+    """The policies that answer."""
+
+    def __init__(self, policies: dict[str, GPT], options: Options):
+        self.policies = policies
+        self.options = options
+        self.system: Turns = ()
+        if options.system:
+            self.system = (("system", options.system),)
+
+    @classmethod
+    def open(cls, names: str, options: Options, device: str = "auto", dtype: str = "auto"):
+        """names: folders or Hugging Face names, comma-separated."""
+        if not 2 <= options.answers <= MOST_ANSWERS:
+            raise UserError(f"--answers {options.answers}: choose from 2 to {MOST_ANSWERS}")
+        policies = {}
+        for name in filter(None, map(str.strip, names.split(","))):
+            if name in policies:
+                raise UserError(f"--policies names {name} twice; once is enough")
+            policies[name] = open_model(GPT, name, device, dtype)
+            context = policies[name].config.n_positions
+            if context - options.max_tokens < SHORTEST_PROMPT:
+                raise UserError(
+                    f"--max_tokens {options.max_tokens}: {name} reads and writes {context} tokens "
+                    "in all: choose shorter answers"
+                )
+        if not policies:
+            raise UserError("--chat needs --policies, one or more: out/sft,out/ppo")
+        return cls(policies, options)
+
+    def fit(self, said: Turns) -> Turns:
+        """The prompt: what was said, without the oldest turns where it is too long for a policy."""
+        recent = said[-1:]
+        excess, tokens = self._excess(recent)
+        if excess > 0:
             raise UserError(
-                f"--max_tokens {options.max_tokens}: {name} reads and writes {context} tokens in "
-                "all: choose shorter answers"
+                f"this is too long: {tokens} tokens, and there is room for {tokens - excess}. "
+                "Shorten it; the conversation goes on"
             )
-    if not policies:
-        raise UserError("--chat needs --policies, one or more: out/sft,out/ppo")
-    return policies
+        while len(recent) < len(said):
+            longer = said[-len(recent) - 2 :]  # by what was said before and its answer
+            if self._excess(longer)[0] > 0:
+                break
+            recent = longer
+        return (*self.system, *recent)
+
+    def _excess(self, said: Turns) -> tuple[int, int]:
+        """By how many tokens the policies have too little room, and the number of tokens."""
+        excesses = []
+        for policy in self.policies.values():
+            tokens = len(policy.tokenizer.encode_prompt((*self.system, *said)))
+            room = policy.config.n_positions - self.options.max_tokens
+            excesses.append((tokens - room, tokens))
+        return max(excesses)
+
+    def draw(self, seed: int) -> list[str]:
+        """Which policy gives each answer: each as often as the others, in random order."""
+        rng = random.Random(seed)
+        names = list(self.policies)
+        drawn = []
+        while len(drawn) < self.options.answers:
+            drawn += rng.sample(names, len(names))
+        drawn = drawn[: self.options.answers]
+        rng.shuffle(drawn)
+        return drawn
+
+    def answer(self, offer: Offer, seed: int) -> Iterator[dict]:
+        """Fill in the responses, one token of each in turn.
+
+        Yields {"answer": number, "more": text} as they grow, and {"ended": number}.
+        """
+        streams = {}
+        for number, name in enumerate(offer.policies):
+            policy = self.policies[name]
+            streams[number] = self._stream(policy, offer.prompt, seed_of(seed, number))
+        sent = [0] * len(streams)  # characters
+        while streams:
+            for number in list(streams):
+                step = next(streams[number], None)
+                if step is None:
+                    del streams[number]
+                    yield {"answer": number, "more": offer.responses[number][sent[number] :]}
+                    yield {"ended": number}
+                    continue
+                offer.responses[number], offer.cut[number] = step
+                ready = step[0].rstrip("\ufffd")  # half a character waits for its other bytes
+                yield {"answer": number, "more": ready[sent[number] :]}
+                sent[number] = len(ready)
+
+    def _stream(self, policy: GPT, prompt: Turns, seed: int) -> Iterator[tuple[str, bool]]:
+        """A response as far as it is sampled, longer with every token, and whether it goes on."""
+        tokenizer = policy.tokenizer
+        temperature = self.options.temperature
+        if temperature < 0:
+            temperature = policy.temperature or rollout.TEMPERATURE
+        ids = []
+        for i in rollout.stream(
+            policy,
+            tokenizer.encode_prompt(prompt),
+            self.options.max_tokens,
+            torch.Generator(policy.device).manual_seed(seed),
+            temperature=temperature,
+        ):
+            ids.append(i)
+            yield tokenizer.decode_response(prompt, ids), i not in tokenizer.stop_ids
 
 
 class Talk:
-    """One person's conversations with some policies. Thread-safe.
+    """One person's conversations with a panel. Thread-safe.
 
     Nothing else writes to the file of rankings as long as it lasts. What was chosen is on the disk
     before the conversation goes on; the last conversation in the file is taken up again.
+    guidelines: a text that the page shows. next_step: what to do at the end.
     """
 
     page = "chat.html"
 
     def __init__(
         self,
-        policies: dict[str, GPT],
+        panel: Panel,
         out: str | Path,
         name: str = "person",
-        options: Options | None = None,
         guidelines: str = "",
         next_step: str = "",
     ):
-        self.policies = policies
+        self.panel = panel
         self.out = Path(out)
         self.name = name
-        self.options = options or Options()
         self.guidelines = guidelines
         self.next_step = next_step
         self.lock = threading.RLock()
         self.speaking = threading.Lock()  # held while answers are sampled
         self.finished = threading.Event()
-        self.system: Turns = ()
-        if self.options.system:
-            self.system = (("system", self.options.system),)
         self.offer: Offer | None = None
         self.asked = 0  # turns that were answered so far; each has random numbers of its own
         self.records = {}  # id -> the last record of a choice
         for record in open_rankings(self.out):
             if record.get("annotator") == name and record.keys() >= FIELDS:
                 self.records[record["id"]] = record
-        self.conversation = self._last_conversation() or secrets.token_hex(6)
+        self.id = self._last_conversation() or secrets.token_hex(6)
 
     def respond(self, request: str, content: dict) -> dict | Iterator[dict] | None:
         if request == "GET /guidelines":
@@ -133,164 +217,92 @@ class Talk:
             return self.start_anew()
         if request == "POST /finish":
             self.finished.set()
-            rows = score(self.records.values())
-            return {"choices": self._count(), "score": rows, "next": self.next_step}
+            kept = self.kept()
+            return {"choices": len(kept), "score": score(kept), "next": self.next_step}
         return None
 
     # ---- what has been said
 
     def _last_conversation(self) -> str:
         """The one to go on with; "" if there is none with this system text."""
-        for record in reversed(self.records.values()):
-            begin = [message for message in record["prompt"] if message["role"] == "system"]
-            return record["talk"] if begin == messages(self.system) else ""
-        return ""
+        if not self.records:
+            return ""
+        last = list(self.records.values())[-1]
+        system = [message for message in last["prompt"] if message["role"] == "system"]
+        return last["talk"] if system == messages(self.panel.system) else ""
+
+    def kept(self) -> list[dict]:
+        """The records of choices that were not taken back."""
+        return [record for record in self.records.values() if not record.get("skipped")]
 
     def _choices(self) -> list[dict]:
-        """The records that made this conversation."""
-        return [
-            record
-            for record in self.records.values()
-            if record["talk"] == self.conversation and not record.get("skipped")
-        ]
+        """Those that made this conversation."""
+        return [record for record in self.kept() if record["talk"] == self.id]
 
-    def _count(self) -> int:
-        return sum(not record.get("skipped") for record in self.records.values())
-
-    def _turns(self) -> Turns:
+    def _said(self) -> Turns:
         """What was said and chosen, without a turn that waits for a choice."""
         turns = []
         for record in self._choices():
             turns.append(("user", record["prompt"][-1]["content"]))
             turns.append(("assistant", record["responses"][record["picked"]]))
-        return (*self.system, *turns)
+        return tuple(turns)
 
     def state(self) -> dict:
-        """The conversation and, where a choice waits, its answers."""
+        """The conversation and, where a choice waits, its answers.
+
+        forgotten: how many turns the policies no longer see.
+        """
         with self.lock:
-            turns = self._turns()
-            state = {"choices": self._count(), "forgotten": 0}
+            turns = (*self.panel.system, *self._said())
             choices = self._choices()
-            if self.offer:
-                turns = (*turns, self.offer.prompt[-1])
-                offer = self.offer
+            state = {"choices": len(self.kept()), "forgotten": 0}
+            offer = self.offer
+            if offer:
+                turns = (*turns, offer.prompt[-1])
+                state["forgotten"] = len(turns) - len(offer.prompt)
                 state |= {"id": offer.id, "answers": offer.responses, "cut": offer.cut}
-                state["forgotten"] = len(turns) - len(self.offer.prompt)
             elif choices:
                 state["forgotten"] = len(turns) - 1 - len(choices[-1]["prompt"])
             return state | {"turns": messages(turns)}
 
-    # ---- saying and answering
+    # ---- saying
 
     def say(self, text: str) -> Iterator[dict]:
-        """Lines for the page: {"answers": K}, then {"answer": number, "more": text} as they are
-        sampled, {"ended": number}, and at last the state."""
+        """Lines for the page: {"answers": K}, those of Panel.answer, and at last the state."""
         if not isinstance(text, str) or not text.strip():
             raise UserError("write something first")
         text = text.encode("utf-8", "replace").decode()  # without lone surrogates
         with self.lock:
             if self.offer:
                 raise UserError("choose between the answers first: reload the page")
-            prompt = self._fit((*self._turns(), ("user", text)))
+            prompt = self.panel.fit((*self._said(), ("user", text)))
         return self._answer(prompt)
 
-    def _fit(self, turns: Turns) -> Turns:
-        """Without the oldest turns, where the context of a policy is too short for all."""
-        said = turns[len(self.system) :]
-        recent = said[-1:]
-        excess, tokens = self._excess(recent)
-        if excess > 0:
-            raise UserError(
-                f"this is too long: {tokens} tokens, and there is room for {tokens - excess}. "
-                "Shorten it; the conversation goes on"
-            )
-        while len(recent) < len(said):
-            longer = said[-len(recent) - 2 :]  # by what was said before and its answer
-            if self._excess(longer)[0] > 0:
-                break
-            recent = longer
-        return (*self.system, *recent)
-
-    def _excess(self, turns: Turns) -> tuple[int, int]:
-        """By how many tokens the policies have too little room, and the number of tokens."""
-        excesses = []
-        for policy in self.policies.values():
-            tokens = len(policy.tokenizer.encode_prompt((*self.system, *turns)))
-            room = policy.config.n_positions - self.options.max_tokens
-            excesses.append((tokens - room, tokens))
-        return max(excesses)
-
-    def _draw(self, rng: random.Random) -> list[str]:
-        """Which policy gives each answer: each as often as the others, in random order."""
-        names = list(self.policies)
-        drawn = []
-        while len(drawn) < self.options.answers:
-            drawn += rng.sample(names, len(names))
-        drawn = drawn[: self.options.answers]
-        rng.shuffle(drawn)
-        return drawn
-
     def _answer(self, prompt: Turns) -> Iterator[dict]:
-        """See `say`. Whoever stops to listen leaves no trace."""
+        """Whoever stops listening leaves no trace."""
         if not self.speaking.acquire(blocking=False):
             yield {"error": "answers are on their way to another tab: wait until they are there"}
             return
         try:
-            self.asked += 1
-            seed = seed_of(self.options.seed, "chat", len(self.records), self.asked)
-            drawn = self._draw(random.Random(seed))
-            yield {"answers": len(drawn)}
-            responses = [""] * len(drawn)
-            cut = [True] * len(drawn)
-            yield from self._sample(prompt, drawn, responses, cut, seed)
-            with self.lock:
-                own = [r for r in self.records.values() if r["talk"] == self.conversation]
-                key = f"{self.conversation}-{len(own)}"
-                self.offer = Offer(key, prompt, responses, drawn, cut, time.monotonic())
+            offer, seed = self._begin(prompt)
+            yield {"answers": len(offer.policies)}
+            yield from self.panel.answer(offer, seed)
+            offer.since = time.monotonic()
+            self.offer = offer
             yield self.state()
         except RuntimeError as error:  # torch's, out of memory for instance
             yield {"error": f"the models cannot answer: {error}"}
         finally:
             self.speaking.release()
 
-    def _sample(
-        self, prompt: Turns, drawn: list[str], responses: list[str], cut: list[bool], seed: int
-    ) -> Iterator[dict]:
-        """One token of each answer in turn; `responses` and `cut` are filled in."""
-        streams = {}
-        for number, name in enumerate(drawn):
-            streams[number] = self._stream(self.policies[name], prompt, seed_of(seed, number))
-        sent = [0] * len(drawn)  # characters
-        while streams:
-            for number in list(streams):
-                step = next(streams[number], None)
-                if step is None:
-                    del streams[number]
-                    yield {"answer": number, "more": responses[number][sent[number] :]}
-                    yield {"ended": number}
-                    continue
-                responses[number], cut[number] = step
-                ready = responses[number].rstrip("\ufffd")  # half a character waits for the rest
-                yield {"answer": number, "more": ready[sent[number] :]}
-                sent[number] = len(ready)
-
-    def _stream(self, policy: GPT, prompt: Turns, seed: int) -> Iterator[tuple[str, bool]]:
-        """A response as far as it is sampled, longer with every token, and whether it goes on."""
-        tokenizer = policy.tokenizer
-        generator = torch.Generator(policy.device).manual_seed(seed)
-        temperature = self.options.temperature
-        if temperature < 0:
-            temperature = policy.temperature or rollout.TEMPERATURE
-        ids = []
-        for i in rollout.stream(
-            policy,
-            tokenizer.encode_prompt(prompt),
-            self.options.max_tokens,
-            generator,
-            temperature=temperature,
-        ):
-            ids.append(i)
-            yield tokenizer.decode_response(prompt, ids), i not in tokenizer.stop_ids
+    def _begin(self, prompt: Turns) -> tuple[Offer, int]:
+        """An offer without answers, and the seed of its random numbers."""
+        self.asked += 1
+        seed = seed_of(self.panel.options.seed, "chat", len(self.records), self.asked)
+        drawn = self.panel.draw(seed)
+        number = sum(record["talk"] == self.id for record in self.records.values())
+        count = len(drawn)
+        return Offer(f"{self.id}-{number}", prompt, drawn, [""] * count, [True] * count), seed
 
     # ---- choosing, and taking back
 
@@ -327,9 +339,9 @@ class Talk:
             Candidate(offer.id, prompt, offer.responses),
             ranks,
             self.name,
+            talk=self.id,
             policies=offer.policies,
             picked=picked,
-            talk=self.conversation,
             **more,
         )
 
@@ -347,7 +359,7 @@ class Talk:
             last = choices[-1]
             prompt = tuple((message["role"], message["content"]) for message in last["prompt"])
             count = len(last["responses"])
-            offer = Offer(last["id"], prompt, last["responses"], last["policies"], [False] * count)
+            offer = Offer(last["id"], prompt, last["policies"], last["responses"], [False] * count)
             self._write(offer, [1] * count, last["picked"], skipped=True)
             self.offer = offer
             return self.state()
@@ -356,7 +368,7 @@ class Talk:
         with self.lock:
             self._refuse_while_speaking()
             self.offer = None
-            self.conversation = secrets.token_hex(6)
+            self.id = secrets.token_hex(6)
             return self.state()
 
     def _refuse_while_speaking(self) -> None:
@@ -367,46 +379,46 @@ class Talk:
 # ---- which policy wins
 
 
-def score(records) -> list[dict]:
-    """How often each policy's answers beat those of the others; ties count half.
+def wins(record: dict) -> dict[str, tuple[float, int]]:
+    """Policy -> (comparisons that it won, comparisons with other policies); ties count half."""
+    ranks, policies = record["ranks"], record["policies"]
+    margins = defaultdict(list)
+    for i, j in permutations(range(len(ranks)), 2):
+        if policies[i] != policies[j]:
+            margins[policies[i]].append(ranks[j] - ranks[i])
+    return {
+        policy: (float(stats.right(torch.tensor(margin)).sum()), len(margin))
+        for policy, margin in margins.items()
+    }
 
-    records: rankings with "policies"
+
+def score(records: Iterable[dict]) -> list[dict]:
+    """How often each policy's answers beat those of the others.
+
+    records: rankings; those with "policies" count
     Returns rows {"policy", "mean", "interval", "choices"}, best first; choices are the independent
     units of the interval (95 %). No rows where one policy competes with itself.
     """
-    results = defaultdict(list)  # policy -> (wins, comparisons) for each choice
+    results = defaultdict(list)  # policy -> (won, played) of each choice
     for record in records:
-        ranks, policies = record["ranks"], record.get("policies")
-        if not policies or record.get("skipped"):
-            continue
-        margins = defaultdict(list)
-        for i, j in permutations(range(len(ranks)), 2):
-            if policies[i] != policies[j]:
-                margins[policies[i]].append(ranks[j] - ranks[i])
-        for policy, differences in margins.items():
-            wins = stats.right(torch.tensor(differences)).sum()
-            results[policy].append((float(wins), len(differences)))
+        if "policies" in record and not record.get("skipped"):
+            for policy, result in wins(record).items():
+                results[policy].append(result)
     rows = []
-    for policy, both in results.items():
-        won, played = torch.tensor(both).T  # (choices,) each
+    for policy, pairs in results.items():
+        won, played = torch.tensor(pairs).T  # (choices,) each
         share = stats.estimate(torch.arange(len(won)), [won], [played], share=True)
-        rows.append(
-            {
-                "policy": policy,
-                "mean": share["mean"],
-                "interval": share["interval"],
-                "choices": len(won),
-            }
-        )
+        share = {name: share[name] for name in ("mean", "interval")}
+        rows.append({"policy": policy, **share, "choices": len(won)})
     return sorted(rows, key=lambda row: -row["mean"])
 
 
-def describe(records) -> list[str]:
+def describe(records: Iterable[dict]) -> list[str]:
     """The score as lines of text."""
     lines = []
     for row in score(records):
         interval = ""
-        if row["interval"] == row["interval"]:  # no NaN: more than one choice
+        if not math.isnan(row["interval"]):  # more than one choice
             interval = f" ±{100 * row['interval']:.0f}"
         lines.append(
             f"{row['policy']} wins {100 * row['mean']:.0f}{interval} % of its comparisons, in "
