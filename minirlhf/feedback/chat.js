@@ -19,11 +19,12 @@ function show(next) {
   const choices = state.choices === 1 ? " choice so far" : " choices so far"
   $("numbers").replaceChildren(element("b", "", state.choices), choices)
   const turns = state.turns.map(({role, content}) => turn(role, content, NAMES))
-  if (state.forgotten) {
-    const note = element("p", "divider", "The models no longer see what stands above: their context is full.")
-    turns.splice(state.turns.findIndex(({role}) => role !== "system") + state.forgotten, 0, note)
-  }
   $("turns").replaceChildren(...turns)
+  if (state.forgotten) {
+    const first = state.turns.findIndex(({role}) => role !== "system")
+    turns[first + state.forgotten].before(element("p", "divider",
+      "The models no longer see what stands above: their context is full."))
+  }
   if (!turns.length) $("turns").append(welcome())
   showAnswers(state.answers || [], state.cut)
   if (state.draft) $("text").value = state.draft
@@ -106,7 +107,7 @@ async function readAnswers(reply) {
   let rest = ""
   for (;;) {
     const {value, done} = await reader.read()
-    if (done) throw Error("label.py stopped in the middle of an answer: start it again, then send again.")
+    if (done) throw Error("label.py stopped in the middle of an answer: start it again, then send.")
     const lines = (rest + value).split("\n")
     rest = lines.pop()
     for (const line of lines.map(JSON.parse)) {
@@ -121,7 +122,10 @@ function grow(line, texts) {
   if (line.answers) {
     texts.push(...Array(line.answers).fill(""))
     showAnswers(texts)
-    for (const card of $("answers").children) card.classList.add("growing")
+    for (const card of $("answers").children) {
+      card.classList.add("growing")
+      fill(card.querySelector(".text"), "", "")
+    }
   } else if (line.more) {
     texts[line.answer] += line.more
     fill($("answers").children[line.answer].querySelector(".text"), texts[line.answer], "")
@@ -181,7 +185,8 @@ async function finish() {
 }
 
 function table(score) {
-  const head = element("tr", "", ...["Model", "Wins", "Choices"].map(name => element("th", "", name)))
+  const names = ["Model", "Wins", "Choices"]
+  const head = element("tr", "", ...names.map(name => element("th", "", name)))
   const rows = score.map(({policy, mean, interval, choices}) => {
     const width = interval === null ? "" : ` ± ${Math.round(100 * interval)}`
     const share = `${Math.round(100 * mean)}${width} %`

@@ -176,8 +176,10 @@ function change(how) {
   if (JSON.stringify(now) !== before) past.push(before)
   say(HINT)
   draw()
-  tell(now.groups.map((group, rank) => `${ordinal(rank + 1)}: ${group.map(i => i + 1).join(" and ")}`)
-    .join(", ") || "Nothing is ranked.")
+  const heard = now.groups.map((group, rank) => {
+    return ordinal(rank + 1) + ": " + group.map(i => i + 1).join(" and ")
+  })
+  tell(heard.join(", ") || "Nothing is ranked.")
 }
 
 function takeOut(i) {
@@ -259,7 +261,9 @@ function answer(content) {
 function confirm() {
   if (!now) return leave()
   const groups = complete()
-  if (!groups) return say(`${rest().length} are still unranked. Place all but one, or tie them.`, true)
+  if (!groups) {
+    return say(`${rest().length} are still unranked. Place all but one, or tie them.`, true)
+  }
   answer({ranks: cards.map((_, i) => 1 + groups.findIndex(group => group.includes(i)))})
 }
 
@@ -328,7 +332,7 @@ function clearMarks() {
   }
 }
 
-/** Where card i falls at this height: before, after or on a ranked one, on top, at the end, or out. */
+/** Where card i falls at this height: before, after or on a ranked one, on top, at the end, out. */
 function findDrop(y, i) {
   const ranked = now.groups.flat().filter(j => j !== i)
   for (const target of ranked) {
