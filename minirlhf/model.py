@@ -564,11 +564,13 @@ def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]
 
 
 def ids_without_token(config: Config, tokenizer: Tokenizer | None) -> Tensor | None:
-    """(V,) bool: ids by which a padded vocabulary exceeds the tokenizer's; None: there are none."""
-    known = None if tokenizer is None else tokenizer.known_ids(config.vocab_size)
-    if known is None:
+    """(V,) bool: ids of a padded vocabulary that the tokenizer does not have; None: none."""
+    if tokenizer is None:
         return None
-    return ~torch.tensor(known, device="cpu")  # real even where the model is made on "meta"
+    # real even where the model is made on "meta"
+    missing = torch.ones(config.vocab_size, dtype=torch.bool, device="cpu")
+    missing[list(tokenizer.vocab.values())] = False
+    return missing if missing.any() else None
 
 
 def at_least_float32(x: Tensor) -> Tensor:

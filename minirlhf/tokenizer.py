@@ -114,13 +114,6 @@ class Tokenizer:
         parts = [self._bytes.get(int(i), b"\xff") for i in ids]
         return b"".join(parts).decode("utf-8", "replace")
 
-    def known_ids(self, vocab_size: int) -> list[bool] | None:
-        """Which ids below a model's vocab_size have a token; None: all."""
-        known = [False] * vocab_size
-        for i in self.vocab.values():
-            known[i] = True
-        return None if all(known) else known
-
     # ------------------------------------------------------------------ conversations
 
     def render(self, turns: Turns) -> tuple[list[int], list[bool]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minirlhf import UserError
+from minirlhf import UserError, files
 
 EOS = "<|endoftext|>"
 
@@ -27,6 +27,8 @@ QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 KINDS = "take a model with the tokenizer of GPT-2, SmolLM, Qwen2, Qwen3 or Llama 3"
 INTACT = "take all of the tokenizer's files from one folder"
 CLASSES_WITHOUT_JSON = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+
+MOST_ADDED_TOKENS = 10_000
 
 NAMED_TOKENS = ("eos_token", "bos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -55,27 +57,25 @@ class Spec:
 
 def read(folder: Path) -> Spec:
     """UserError for files that are missing, damaged, or of a kind that is not supported."""
-    path = folder / "tokenizer_config.json"
-    config = read_object(path)
+    config = files.read_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").exists():
         spec = read_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "tokenizer.model").exists() and not (folder / "vocab.json").exists():
         raise sentencepiece(folder / "tokenizer.model", "the file")
     else:
-        if config.get("tokenizer_class") not in CLASSES_WITHOUT_JSON:
-            why = (
-                "without tokenizer.json only GPT-2's is known; write that file with transformers: "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-            raise not_supported(path, "tokenizer_class", config["tokenizer_class"], why)
+        check_class(folder / "tokenizer_config.json", config.get("tokenizer_class"))
         spec = read_gpt2_files(folder)
     spec.source = str(folder)
     spec.config = config
     check_vocab(spec)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         read_token_names(folder / name, spec)
-    check_added_tokens(folder, spec)
+    path = folder / "added_tokens.json"
+    for token, number in files.read_json(path).items():
+        add_token(path, "the file", token, spec, number)
     read_eos(folder, spec)
+    if len(spec.special_tokens | spec.text_tokens) > MOST_ADDED_TOKENS:
+        raise UserError(f"{spec.source}: more than {MOST_ADDED_TOKENS} added tokens; {KINDS}")
     spec.chat_template = read_chat_template(folder, config)
     return spec
 
@@ -83,28 +83,34 @@ def read(folder: Path) -> Spec:
 # ---------------------------------------------------------------------- vocabulary and merges
 
 
+def check_class(path: Path, name: Any) -> None:
+    if name not in CLASSES_WITHOUT_JSON:
+        why = (
+            "without tokenizer.json only GPT-2's is known; write that file with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+        raise not_supported(path, "tokenizer_class", name, why)
+
+
 def read_gpt2_files(folder: Path) -> Spec:
-    """vocab.json and merges.txt. The only special token is <|endoftext|>."""
-    path = folder / "vocab.json"
-    try:
-        vocab = dict(json.loads(path.read_text(encoding="utf-8")))
-        path = folder / "merges.txt"
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(
-            f"{error.filename}: {error.strerror}; a tokenizer is tokenizer.json, or vocab.json and "
-            "merges.txt"
-        ) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise damaged(path, str(error)[:99]) from None
+    """vocab.json and merges.txt."""
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder / name} does not exist; a tokenizer is tokenizer.json, or vocab.json and "
+                "merges.txt"
+            )
+    vocab = files.read_json(folder / "vocab.json")
+    lines = read_text(folder / "merges.txt").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return Spec(vocab, pairs(path, merges), special_tokens={EOS} & vocab.keys())
+    merges = pairs(folder / "merges.txt", merges)
+    return Spec(vocab, merges, special_tokens={EOS} & vocab.keys())
 
 
 def read_tokenizer_json(path: Path) -> Spec:
     """The file of the tokenizers library."""
-    content = read_object(path)
-    model = object_field(path, content, "model")
+    content = files.read_json(path)
+    model = checked(path, "model", content.get("model"), dict)
     if model.get("type") == "Unigram" or model.get("byte_fallback"):
         raise sentencepiece(path, "model")
     if model.get("type", "BPE") != "BPE":
@@ -112,23 +118,22 @@ def read_tokenizer_json(path: Path) -> Spec:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise not_supported(path, f"model.{name}", model[name], KINDS)
-    vocab = dict(object_field(path, model, "vocab"))
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise damaged(path, f"model.merges is {merges!r:.80}, not a list")
+    vocab = dict(checked(path, "model.vocab", model.get("vocab"), dict))
+    merges = checked(path, "model.merges", model.get("merges"), list)
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    spec = Spec(vocab, pairs(path, merges))
+    spec = Spec(vocab, pairs(path, merges), tokenizer_json=path.read_bytes())
     spec.pattern = read_pattern(path, content.get("pre_tokenizer"))
     if model.get("ignore_merges"):
         check_all_merged(path, spec)
     spec.nfc = is_nfc(path, content.get("normalizer"))
+    for token in checked(path, "added_tokens", content.get("added_tokens") or [], list):
+        number = checked(path, "added_tokens", token, dict).get("id")
+        vocab.setdefault(str(token.get("content")), number)
+        add_token(path, "added_tokens", token, spec, number)
     bos_token = token_before_text(path, content.get("post_processor"))
-    read_added_tokens(path, content.get("added_tokens") or [], spec)
     if bos_token:
-        check_known(path, "post_processor", bos_token, spec)
+        spec.bos_token = add_token(path, "post_processor", bos_token, spec)
         spec.puts_bos = True
-        spec.bos_token = bos_token
-    spec.tokenizer_json = path.read_bytes()
     return spec
 
 
@@ -153,6 +158,10 @@ def check_vocab(spec: Spec) -> None:
     ids = list(spec.vocab.values())
     if not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) < len(ids):
         raise UserError(f"{spec.source}: the vocabulary has an id twice, or a wrong one; {INTACT}")
+    try:
+        "".join(spec.vocab).encode()
+    except UnicodeEncodeError:  # JSON can write half a character
+        raise UserError(f"{spec.source}: a token is no text; {INTACT}") from None
 
 
 # ---------------------------------------------------------------------- tokenizer.json's rules
@@ -199,44 +208,20 @@ def token_before_text(path: Path, post_processor: Any) -> str:
             raise not_supported(path, "post_processor", step, KINDS)
         kinds = [kind for part in template for kind in part]
         if kinds == ["SpecialToken", "Sequence"]:
-            token = object_field(path, template[0], "SpecialToken").get("id")
+            token = checked(path, "post_processor", template[0]["SpecialToken"], dict).get("id")
         elif kinds != ["Sequence"]:
             raise not_supported(path, "post_processor", step, "a token stands behind the text")
     return token
-
-
-def read_added_tokens(path: Path, tokens: Any, spec: Spec) -> None:
-    """Add them to the vocabulary."""
-    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
-        raise damaged(path, f"added_tokens is {tokens!r:.80}, not a list of objects")
-    for token in tokens:
-        text = content_of(path, "added_tokens", token)
-        for flag in ("lstrip", "rstrip", "single_word"):
-            check_flag(path, f"added_tokens: {text!r:.40}: {flag}", token.get(flag))
-        if spec.vocab.setdefault(text, token.get("id")) != token.get("id"):
-            raise UserError(
-                f"{path}: added_tokens holds {text!r:.40} with id {token.get('id')!r:.20}, the "
-                f"vocabulary has it with id {spec.vocab[text]}; {INTACT}"
-            )
-        if token.get("special", True):
-            spec.special_tokens.add(text)
-        else:
-            spec.text_tokens.add(text)
 
 
 def parts_of(path: Path, field: str, processor: Any, steps_field: str) -> Iterator[dict]:
     """The steps of a processor, which may be none, one, or a Sequence of them."""
     if processor is None:
         return
-    if not isinstance(processor, dict):
-        raise damaged(path, f"{field} is {processor!r:.80}, not an object")
-    if processor.get("type") != "Sequence":
+    if checked(path, field, processor, dict).get("type") != "Sequence":
         yield processor
         return
-    steps = processor.get(steps_field)
-    if not isinstance(steps, list):
-        raise damaged(path, f"{field}.{steps_field} is {steps!r:.80}, not a list")
-    for step in steps:
+    for step in checked(path, f"{field}.{steps_field}", processor.get(steps_field), list):
         yield from parts_of(path, f"{field}.{steps_field}", step, steps_field)
 
 
@@ -244,21 +229,20 @@ def parts_of(path: Path, field: str, processor: Any, steps_field: str) -> Iterat
 
 
 def read_token_names(path: Path, spec: Spec) -> None:
-    """tokenizer_config.json or special_tokens_map.json: which token is EOS, BOS, padding."""
-    content = read_object(path)
+    """tokenizer_config.json or special_tokens_map.json: which token is EOS, BOS, padding; and
+    added tokens, which the vocabulary must have."""
+    content = files.read_json(path)
     names = {}
     for name in NAMED_TOKENS:
-        token = content_of(path, name, content.get(name))
-        if token:
-            check_known(path, name, token, spec)
-            names[name] = token
+        if content.get(name):
+            names[name] = add_token(path, name, content[name], spec)
     for name in TOKEN_LISTS:
-        tokens = content.get(name) or []
-        if not isinstance(tokens, list | dict):
-            raise damaged(path, f"{name} is {tokens!r:.80}, neither a list nor an object")
+        tokens = checked(path, name, content.get(name) or [], list | dict)
         for token in tokens.values() if isinstance(tokens, dict) else tokens:
-            check_known(path, name, content_of(path, name, token), spec)
-    spec.special_tokens.update(names.values())
+            add_token(path, name, token, spec)
+    name = "added_tokens_decoder"
+    for number, token in checked(path, name, content.get(name) or {}, dict).items():
+        add_token(path, name, token, spec, number)
     spec.pad_token = names.get("pad_token", spec.pad_token)
     if "eos_token" in names:
         spec.eos_token = names["eos_token"]
@@ -271,32 +255,28 @@ def read_token_names(path: Path, spec: Spec) -> None:
         check_flag(path, "add_bos_token", content.get("add_bos_token"))
 
 
-def check_added_tokens(folder: Path, spec: Spec) -> None:
-    """What older folders list outside of tokenizer.json must be known already."""
-    path = folder / "added_tokens.json"
-    for token, number in read_object(path).items():
-        check_known(path, "the file", token, spec, number)
-    path = folder / "tokenizer_config.json"
-    decoder = spec.config.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, dict):
-        raise damaged(path, f"added_tokens_decoder is {decoder!r:.80}, not an object")
-    for number, token in decoder.items():
-        token = content_of(path, f"added_tokens_decoder.{number:.20}", token)
-        check_known(path, "added_tokens_decoder", token, spec, number)
+def add_token(path: Path, field: str, token: Any, spec: Spec, number: Any = None) -> str:
+    """The text of a token that a file lists: text itself, or an object that has it as "content".
 
-
-def check_known(path: Path, field: str, token: str, spec: Spec, number: Any = None) -> None:
-    """UserError for a token that is not in the vocabulary, or has another id there."""
-    known = spec.vocab.get(token)
-    if known is None:
+    Special, unless it is marked otherwise. UserError if the vocabulary lacks it, or has another id.
+    """
+    options = token if isinstance(token, dict) else {"content": token}
+    text = checked(path, field, options.get("content"), str)
+    for flag in ("lstrip", "rstrip", "single_word"):
+        check_flag(path, f"{field}: {text!r:.40}: {flag}", options.get(flag))
+    if text not in spec.vocab:
         raise UserError(
-            f"{path}: {field} names the token {token!r:.80}, which the vocabulary lacks; {INTACT}"
+            f"{path}: {field} names the token {text!r:.80}, which the vocabulary lacks; {INTACT}"
         )
-    if number is not None and str(number) != str(known):
+    if number is not None and str(number) != str(spec.vocab[text]):
         raise UserError(
-            f"{path}: {field} holds {token!r:.80} with id {number!r:.20}, the vocabulary has it "
-            f"with id {known}; {INTACT}"
+            f"{path}: {field} holds {text!r:.80} with id {number!r:.20}, the vocabulary has it "
+            f"with id {spec.vocab[text]}; {INTACT}"
         )
+    if text not in spec.special_tokens and text not in spec.text_tokens:
+        is_special = options.get("special", True)
+        (spec.special_tokens if is_special else spec.text_tokens).add(text)
+    return text
 
 
 def read_eos(folder: Path, spec: Spec) -> None:
@@ -304,12 +284,12 @@ def read_eos(folder: Path, spec: Spec) -> None:
     token_of = {i: token for token, i in spec.vocab.items()}
     for name in ("config.json", "generation_config.json"):
         path = folder / name
-        value = read_object(path).get("eos_token_id")
+        value = files.read_json(path).get("eos_token_id")
         if value is None:
             continue
         numbers = value if isinstance(value, list) else [value]
         if not numbers or not all(type(number) is int for number in numbers):
-            raise damaged(path, f"eos_token_id is {value!r:.80}, not a number or a list of numbers")
+            raise damaged(path, "eos_token_id", value)
         for number in numbers:
             token = token_of.get(number)
             if token not in spec.special_tokens:
@@ -325,60 +305,43 @@ def read_eos(folder: Path, spec: Spec) -> None:
 
 def read_chat_template(folder: Path, config: dict) -> str:
     """The Jinja template; "" where there is none."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            return path.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise damaged(path, f"it is not UTF-8, {error}") from None
-    templates = config.get("chat_template") or ""
+    if (folder / "chat_template.jinja").exists():
+        return read_text(folder / "chat_template.jinja")
+    path = folder / "tokenizer_config.json"
+    templates = checked(path, "chat_template", config.get("chat_template") or "", str | list)
     if isinstance(templates, str):
         return templates
-    try:  # several, each with its name
-        return {item["name"]: str(item["template"]) for item in templates}.get("default", "")
-    except (TypeError, KeyError):
-        what = f"chat_template is {templates!r:.80}, not a text"
-        raise damaged(folder / "tokenizer_config.json", what) from None
+    for named in templates:  # several, each with its name
+        if checked(path, "chat_template", named, dict).get("name") == "default":
+            return checked(path, "chat_template", named.get("template"), str)
+    return ""
 
 
-# ---------------------------------------------------------------------- JSON with care
+# ---------------------------------------------------------------------- with care
 
 
-def check_flag(path: Path, field: str, value: Any) -> None:
-    if value is True:
-        raise not_supported(path, field, value, KINDS)
-    if value is not None and value is not False:
-        raise damaged(path, f"{field} is {value!r:.80}, neither true nor false")
+def read_text(path: Path) -> str:
+    try:
+        text = files.read_small(path).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: take an intact copy") from None
+    return text.replace("\r\n", "\n")
 
 
-def content_of(path: Path, field: str, token: Any) -> str | None:
-    """A token as these files write it: its text, an object with its text as "content", or null."""
-    text = token.get("content") if isinstance(token, dict) else token
-    if isinstance(text, str) or (text is None and token is None):
-        return text
-    raise damaged(path, f"{field} is {token!r:.80}, which is no token")
-
-
-def object_field(path: Path, content: dict, name: str) -> dict:
-    value = content.get(name)
-    if not isinstance(value, dict):
-        raise damaged(path, f"{name} is {value!r:.80}, not an object")
+def checked(path: Path, field: str, value: Any, kind: Any) -> Any:
+    """The value, if it is of that kind."""
+    if not isinstance(value, kind):
+        raise damaged(path, field, value)
     return value
 
 
-def read_object(path: Path) -> dict:
-    """The JSON object in a file; {} where there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): take an intact copy") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
-        raise damaged(path, f"it is not valid JSON, {str(error)[:99]}") from None
-    if not isinstance(content, dict):
-        raise damaged(path, "it holds no JSON object")
-    return content
+def check_flag(path: Path, field: str, value: Any) -> None:
+    if value not in (None, False):
+        raise not_supported(path, field, value, KINDS)
+
+
+def damaged(path: Path, field: str, value: Any) -> UserError:
+    return UserError(f"{path} is damaged: {field} is {value!r:.80}; take an intact copy")
 
 
 def not_supported(path: Path, field: str, value: Any, why: str) -> UserError:
@@ -390,7 +353,3 @@ def sentencepiece(path: Path, field: str) -> UserError:
         f"{path}: {field} is of a SentencePiece tokenizer (Llama 2, Mistral, Gemma), which is not "
         f"supported; {KINDS}"
     )
-
-
-def damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is damaged: {what}; take an intact copy")

@@ -14,6 +14,8 @@ has any of these functions; examples/my_world.py is a small one.
 import importlib
 import importlib.util
 import sys
+import traceback
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -60,34 +62,47 @@ def import_file(path: str, flag: str = "--data") -> ModuleType:
     if loaded is None:
         sys.modules[file.stem] = module  # dataclasses and pickle look a module up by its name
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(file.stem, None)
-        raise UserError(
-            f"{flag} {path} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        with importing(f"{flag} {path}"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        if loaded is None:
+            sys.modules.pop(file.stem, None)
+        raise
     return module
 
 
 def import_by_name(name: str) -> ModuleType | None:
     """A module beside the scripts or in the current folder that defines something of a world."""
-    for folder in (str(Path.cwd()), str(ROOT)):
+    folders = (Path.cwd(), ROOT)
+    if not any(holds_module(folder, name) for folder in folders):
+        return None
+    for folder in map(str, folders):
         if folder not in sys.path:
             sys.path.append(folder)
-    try:
-        if importlib.util.find_spec(name) is None:
-            return None
-    except ModuleNotFoundError:  # of a parent package
-        return None
-    try:
+    with importing(f"the module {name}"):
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"the module {name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
     if not any(hasattr(module, function) for function in (*FUNCTIONS, "PRINCIPLES")):
         return None
     return module
+
+
+def holds_module(folder: Path, name: str) -> bool:
+    path = folder.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+@contextmanager
+def importing(what: str):
+    """A module's own prints go to standard error; what stops its import is a UserError."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (Exception, SystemExit) as error:
+        message = f"{what} cannot be imported: {type(error).__name__}: {error}"
+        if not isinstance(error, SyntaxError):  # which names its place itself
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            message += f" ({place.filename}, line {place.lineno})"
+        raise UserError(message) from error
 
 
 def is_model_folder(name: str) -> bool:

@@ -1,7 +1,9 @@
 """A model folder: what is written is read back, and what does not fit is refused by name."""
 
 import json
+import os
 import stat
+import struct
 
 import pytest
 import torch
@@ -166,6 +168,7 @@ def test_what_the_model_cannot_represent_is_named(folder, field, value):
         {"n_layer": True},
         {"n_inner": 2**62},
         {"layer_norm_epsilon": "x"},
+        {"layer_norm_epsilon": -1e-5},
         {"score_std": 0},
         {"score_std": float("nan")},
         {"score_mean": 10**400},
@@ -222,7 +225,13 @@ def test_a_truncated_or_flipped_file_is_damaged(folder):
     [
         ("transformer.h.0.ln_1.bias", torch.full((32,), float("nan"))),
         ("transformer.h.0.ln_1.bias", torch.full((32,), float("inf"))),
+        ("transformer.h.0.attn.c_attn.weight", torch.full((32, 96), float("nan")).bfloat16()),
+        ("transformer.h.0.ln_1.bias", torch.full((32,), 1e300, dtype=torch.float64)),
         ("transformer.h.0.ln_1.bias", torch.zeros(32, dtype=torch.int64)),
+        ("transformer.h.0.ln_1.bias", torch.zeros(32, dtype=torch.complex64)),
+        ("transformer.h.0.ln_1.bias", torch.zeros(32).to(torch.float8_e4m3fn)),
+        ("wte.weight", torch.zeros(320, 32)),  # a second time
+        ("lm_head.weight", torch.zeros(320, 32).to(torch.float8_e5m2)),
         ("transformer.h.0.ln_1.bias", torch.zeros(33)),
         ("transformer.h.2.ln_1.bias", torch.zeros(32)),
         ("adapter.down", torch.zeros(3)),
@@ -232,6 +241,89 @@ def test_a_truncated_or_flipped_file_is_damaged(folder):
 def test_strange_tensors_are_named(folder, name, tensor):
     change_tensors(folder, **{name: tensor})
     refused(folder, name.removeprefix("transformer."))
+
+
+def test_scores_make_a_reward_model_whatever_config_json_says(folder):
+    change_tensors(folder, **{"score.weight": torch.ones(1, 32)})
+    refused(folder, folder, "reward model")
+    assert ScalarGPT.from_pretrained(folder).score.weight.eq(1).all()
+
+
+def test_an_adapter_is_refused_by_name(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    refused(folder, folder, "PEFT adapter", "merge")
+
+
+# ---- files that are none
+
+
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and links")
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_regular_file_is_not_read(folder, name):
+    """A pipe has no end before somebody writes, a device has none at all."""
+    path = folder / name
+    if name == "model.safetensors.index.json":
+        (folder / "model.safetensors").unlink()
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    refused(folder, path, "regular file")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    refused(folder, path, "regular file")
+    path.unlink()
+    path.mkdir()
+    refused(folder, path, "regular file")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_link_to_itself_is_a_missing_file(folder):
+    for name in ("config.json", "model.safetensors", "merges.txt"):
+        path = folder / name
+        content = path.read_bytes()
+        path.unlink()
+        path.symlink_to(path)
+        refused(folder, path, "does not exist")
+        path.unlink()
+        path.write_bytes(content)
+
+
+def test_a_file_too_large_to_be_one_of_a_models_is_not_read(folder):
+    for name in NAMES[:-2]:
+        path = folder / name
+        content = path.read_bytes() if path.exists() else None
+        with path.open("wb") as file:
+            file.truncate(50 * 2**20)
+        refused(folder, path, "bytes")
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write(struct.pack("<Q", 2**26))
+        file.truncate(2**27)
+    refused(folder, "model.safetensors", "header")
+
+
+def test_missing_shards_are_named(folder):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    weight_map = {"wte.weight": "a.safetensors", "h.0.ln_1.bias": "b.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    refused(folder, folder / "b.safetensors", "missing")
 
 
 def test_an_index_that_leaves_the_folder_is_not_followed(folder, tmp_path):

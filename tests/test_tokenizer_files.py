@@ -10,7 +10,7 @@ import tokenizer_folders
 from conftest import SHARED, tiny
 
 from minirlhf import UserError
-from minirlhf.model import GPT
+from minirlhf.model import GPT, Config, ids_without_token
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS
 
@@ -72,6 +72,8 @@ NAMES_MAP, CONFIG = "special_tokens_map.json", "tokenizer_config.json"
         (CONFIG, {"add_prefix_space": True}, "add_prefix_space", "true"),
         (CONFIG, {"add_bos_token": True}, "add_bos_token", "true"),
         (CONFIG, {"add_eos_token": True}, "add_eos_token", "true"),
+        (CONFIG, {"add_bos_token": "yes"}, "add_bos_token", "yes"),
+        (CONFIG, {"eos_token": END | {"lstrip": True}}, "eos_token", "lstrip"),
         (CONFIG, {"additional_special_tokens": ["<u>"]}, "additional_special_tokens", "<u>"),
         (CONFIG, {"extra_special_tokens": {"image": "<i>"}}, "extra_special_tokens", "<i>"),
         (NAMES_MAP, {"eos_token": "<|im_end|>"}, "eos_token", "<|im_end|>"),
@@ -135,7 +137,6 @@ def test_another_tokenizer_json_is_refused(
         ("tokenizer.json", "null"),
         (CONFIG, {"eos_token": 5}),
         (CONFIG, {"eos_token": {"text": EOS}}),
-        (CONFIG, {"add_bos_token": "yes"}),
         (CONFIG, {"additional_special_tokens": 3}),
         (CONFIG, {"added_tokens_decoder": [END]}),
         ("config.json", {"eos_token_id": "319"}),
@@ -169,6 +170,31 @@ def test_a_damaged_tokenizer_json_is_one_sentence(tokenizer, tmp_path, field, va
     content = tokenizer_json(tokenizer, **{field: value})
     message = refusal(folder_with(tmp_path, tokenizer, "tokenizer.json", content))
     assert f"{tmp_path / 'tokenizer.json'} is damaged" in message
+
+
+@pytest.mark.parametrize("count", [100, 10_001])
+def test_hostile_vocabularies(tokenizer, tmp_path, count):
+    vocab = tokenizer.vocab | {f"<{i}>": 1000 + i for i in range(count)}
+    added = [{"content": f"<{i}>", "id": 1000 + i} for i in range(count)]
+    if count == 100:
+        vocab["\ud800"] = 999  # JSON can write it, UTF-8 cannot
+    model = {"vocab": vocab, "merges": tokenizer.merges}
+    content = tokenizer_json(tokenizer, model=model, added_tokens=added)
+    message = refusal(folder_with(tmp_path, tokenizer, "tokenizer.json", content))
+    assert "no text" in message or "added tokens" in message
+
+
+def test_tokens_that_files_list_beside_vocab_json_are_special(tokenizer, tmp_path):
+    """As in older folders: the vocabulary has them, and the template needs them."""
+    tokenizer.save_pretrained(tmp_path)
+    vocab = tokenizer.vocab | {"<|im_start|>": 320, "<|im_end|>": 321}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    tokens = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
+    (tmp_path / NAMES_MAP).write_text(json.dumps(tokens))
+    (tmp_path / CONFIG).write_text(json.dumps({"chat_template": tokenizer_folders.CHATML_TURNS}))
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert loaded.encode_prompt((("user", "<|im_end|>"),)).count(321) == 1
+    assert loaded.encode_prompt((("user", ""),))[0] == 320
 
 
 def test_sentencepiece_without_tokenizer_json_is_refused_by_name(tmp_path):
@@ -306,11 +332,12 @@ def test_long_runs_take_linear_time(tmp_path, kind):
         assert time.perf_counter() - began < 5
 
 
-def test_a_padded_vocabulary(tmp_path):
+def test_ids_without_a_token(tmp_path):
     tokenizer = Tokenizer.from_pretrained(tokenizer_folders.write(tmp_path, "qwen3"))
     size = tokenizer.vocab_size
-    assert tokenizer.known_ids(size) is None
-    assert tokenizer.known_ids(size + 3) == [True] * size + [False] * 3
+    assert ids_without_token(Config(size), tokenizer) is None
+    missing = ids_without_token(Config(size + 3), tokenizer)
+    assert missing.tolist() == [False] * size + [True] * 3
 
 
 def test_our_own_folder_loads_and_null_is_absent(tokenizer, tmp_path):
