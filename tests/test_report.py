@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser import CHROMIUM, Browser
+from labelling import assert_contrast
 
 from minirlhf import UserError, report
 from minirlhf.files import read_json, write_json, write_jsonl
@@ -127,13 +128,13 @@ def make_folder(
         folder = out / f"round{number}"
         (folder / "rm").mkdir(parents=True)
         (folder / "ppo").mkdir()
-        rows = [{"step": i, "loss": 0.69 - 0.003 * i, "accuracy": 0.5} for i in range(56)]
-        write_jsonl(folder / "rm" / "metrics.jsonl", rows)
         buckets = [{"predicted": p, "accuracy": p, "pairs": 90} for p in (0.55, 0.7, 0.9)]
         run = {
             "validation_accuracy": accuracy + 0.02 * number,
             "validation_interval": 0.03,
             "calibration": buckets,
+            "newest_before": accuracy - 0.1,
+            "newest_after": accuracy,
         }
         write_json(folder / "rm" / "run.json", run)
         rows, samples = [], []
@@ -338,7 +339,6 @@ def test_a_folder_whose_loop_has_only_begun(tmp_path):
     assert hidden(html) == 5 and page.tags.count("svg") == 1
     rm = tmp_path / "round1" / "rm"
     rm.mkdir(parents=True)
-    write_jsonl(rm / "metrics.jsonl", [{"step": 0, "loss": 0.7, "accuracy": 0.5}])
     write_json(rm / "run.json", {"finished": False})  # killed before its validation
     _, _, data = read(tmp_path)
     assert data["reward_models"]["round 1"]["accuracy"]["mean"] is None
@@ -379,6 +379,7 @@ def test_in_a_browser_nothing_is_cut_off_and_reloading_keeps_the_place(tmp_path)
             browser.resize(width, 800)
             browser.open(page.as_uri())
             assert browser.js("document.documentElement.scrollWidth") <= width
+        assert_contrast(browser)
         browser.js("window.scrollTo(0, 1500); window.old = true")
         browser.wait(lambda: not browser.js("window.old") and browser.js("window.scrollY") > 0)
         assert browser.js("window.scrollY") == 1500

@@ -5,7 +5,6 @@ page.html has the texts and the style, and hides sections that have nothing to s
     python -m minirlhf.report out
 """
 
-import math
 from html import escape
 from pathlib import Path
 from string import Template
@@ -186,23 +185,19 @@ def reward_models_section(data: dict) -> str:
         return ""
     accuracy = {name: model["accuracy"] for name, model in models.items()}
     agreement = {result["stage"]: result.get("reward_accuracy") for result in data["policies"]}
-    newest, losses, calibration = {"before": {}, "after": {}}, {}, {}
+    newest, calibration = {"before": {}, "after": {}}, {}
     for name, model in models.items():
         for when, cells in newest.items():
             cells[name] = {"mean": model[f"newest_{when}"], "interval": None}
     for name, model in few(list(models.items())):
-        losses[name] = model["metrics"]["step"], model["metrics"]["loss"]
         predicted = [100 * bucket["predicted"] for bucket in model["calibration"]]
         real = [100 * bucket["accuracy"] for bucket in model["calibration"]]
         calibration[name] = predicted, real
-    last_step = max(steps[-1] for steps, _ in losses.values())
-    coin = (0, last_step), (math.log(2), math.log(2))
     return (
         dots("Accuracy on held-out rankings (dashed: a coin)", "%", {"": accuracy}, 50, 100)
         + dots("Agreement with gold, by whose answers", "%", {"": agreement}, 50, 100)
-        + lines("Loss (dashed: a coin)", "step", "nats per comparison", losses, coin)
-        + lines("Calibration", "predicted to be right, %", "were right, %", calibration, DIAGONAL)
         + dots("Accuracy on the newest, before and after training on them", "%", newest, 50, 100)
+        + lines("Calibration", "predicted to be right, %", "were right, %", calibration, DIAGONAL)
     )
 
 

@@ -52,15 +52,13 @@ def collect(out: Path) -> dict:
     folders = [path for path in out.glob("round*") if path.name[5:].isdecimal()]
     for folder in sorted(folders, key=lambda path: int(path.name[5:])):
         name = f"round {folder.name[5:]}"
-        if metrics := columns(folder / "rm"):
-            run = describe_result(folder / "rm")
+        if run := describe_result(folder / "rm"):
             mean, interval = run.get("validation_accuracy"), run.get("validation_interval")
             data["reward_models"][name] = {
                 "accuracy": {"mean": mean, "interval": interval},
                 "calibration": run.get("calibration", []),
                 "newest_before": run.get("newest_before"),
                 "newest_after": run.get("newest_after"),
-                "metrics": metrics,
             }
         if metrics := columns(folder / "ppo"):
             data["ppo"][name] = {"at_the_end": at_the_end(metrics), "metrics": metrics}
