@@ -132,12 +132,10 @@ def append_jsonl(path: str | Path, rows: Iterable[dict], sync: bool = False) -> 
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 content = b"\n" + content
-        _write_all(file, content)
-        if sync:
-            os.fsync(file.fileno())
+        _write_all(file, content, sync)
 
 
-def _write_all(file: IO[bytes], content: bytes) -> None:
+def _write_all(file: IO[bytes], content: bytes, sync: bool = False) -> None:
     """Append to an unbuffered file. After an error what was written of `content` is cut off again,
     unless somebody else has written behind it."""
     start = written = 0
@@ -147,6 +145,8 @@ def _write_all(file: IO[bytes], content: bytes) -> None:
             if written == 0:
                 start = file.tell() - count
             written += count
+        if sync:
+            os.fsync(file.fileno())
     except BaseException:
         if written and file.seek(0, os.SEEK_END) == start + written:
             file.truncate(start)

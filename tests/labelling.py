@@ -89,7 +89,10 @@ def start_label(path: Path, *more: str) -> tuple[subprocess.Popen, str, str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    url, _, token = process.stdout.readline().split()[-1].partition("/?token=")
+    for line in process.stdout:
+        if "/?token=" in line:
+            break
+    url, _, token = line.split()[-1].partition("/?token=")
     return process, url.rpartition(":")[2], token
 
 

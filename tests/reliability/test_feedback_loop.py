@@ -31,6 +31,7 @@ def sample_stories(model: Path, prompts: Path, count: int, seed: int) -> Path:
             samples=4,
             max_tokens=24,
             seed=seed,
+            temperature=1.0,
             candidates_out=str(out),
         )
     )

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+from conftest import tiny
 from labelling import candidates, post, serving, start_label, write_candidates
 
 from minirlhf.feedback import server
@@ -90,7 +91,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_killed_at_any_moment_what_was_confirmed_is_there_once(tmp_path):
-    write_candidates(tmp_path / "c.jsonl", candidates(300))
+    write_candidates(tmp_path / "c.jsonl", candidates(2000))
     confirmed = 0
     for life in range(3):
         process, port, token = start_label(tmp_path, "--name", "me")
@@ -109,7 +110,7 @@ def test_killed_at_any_moment_what_was_confirmed_is_there_once(tmp_path):
     assert process.returncode == 0
     records = read_jsonl(tmp_path / "r.jsonl")
     questions = {(record["id"], record.get("repeat")) for record in records}
-    assert confirmed <= len(records) == len(questions) == 330
+    assert confirmed <= len(records) == len(questions) == 2200
 
 
 def test_a_chat_is_killed_at_any_moment_and_goes_on(tmp_path, stages):
@@ -142,6 +143,20 @@ def test_a_chat_is_killed_at_any_moment_and_goes_on(tmp_path, stages):
             chosen.get(record["id"], record["responses"][record["picked"]])
             == (record["responses"][record["picked"]])
         )
+
+
+def test_ctrl_c_in_the_middle_of_an_answer(tmp_path, tokenizer):
+    tiny(tokenizer, n_positions=4096).save_pretrained(tmp_path / "slow")
+    flags = ["--chat", "--policies", str(tmp_path / "slow"), "--max_tokens", "4000"]
+    process, port, token = start_label(tmp_path, *flags)
+    link = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+    link.request("POST", "/say", json.dumps({"text": "hi"}), {"X-Token": token})
+    reply = link.getresponse()
+    assert json.loads(reply.readline()) == {"answers": 2}
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert "turns" not in json.loads(reply.read().splitlines()[-1])
 
 
 def test_ctrl_c_and_finish_for_now(tmp_path):
