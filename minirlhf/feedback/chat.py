@@ -286,7 +286,10 @@ class Talk:
         try:
             offer, seed = self._begin(prompt)
             yield {"answers": len(offer.policies)}
-            yield from self.panel.answer(offer, seed)
+            for line in self.panel.answer(offer, seed):
+                if self.finished.is_set():
+                    return
+                yield line
             offer.since = time.monotonic()
             self.offer = offer
             yield self.state()

@@ -7,8 +7,7 @@ model output as text, never as HTML.
 An app is what the server serves: an object with
 
     page                       the file name of its page, beside this file
-    lock                       held while it writes
-    finished                   a threading.Event that ends the serving
+    finished                   a threading.Event that ends the serving; what streams stops then
     respond(request, content)  "POST /answer" and its JSON -> a dict, an iterator of dicts that are
                                sent one by one (a JSON line each), or None: there is no such thing
 """
@@ -204,6 +203,7 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     request_queue_size = 512
     allow_reuse_address = os.name != "nt"  # on Windows it would let two programs share a port
+    daemon_threads = False  # server_close waits for the answers that are being written
 
     def __init__(self, app, address: Address, token: str = ""):
         self.app = app
@@ -245,8 +245,16 @@ class Server(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Twice a second: hang up on requests that take too long, even if they keep sending."""
+        self.hang_up(LONGEST_REQUEST)
+
+    def server_close(self) -> None:
+        self.hang_up()
+        super().server_close()
+
+    def hang_up(self, seconds: float = 0) -> None:
+        """On requests that take longer than this to arrive."""
         for request, since in list(self.arriving.items()):
-            if time.monotonic() - since > LONGEST_REQUEST and self.arriving.pop(request, None):
+            if time.monotonic() - since >= seconds and self.arriving.pop(request, None):
                 with suppress(OSError):  # gone already
                     request.shutdown(socket.SHUT_RDWR)
 
@@ -320,5 +328,5 @@ def serve(app, address: Address, link: Path, what: str, open_browser: bool = Tru
                 pass
             time.sleep(0.2)  # for the last requests of other tabs
         finally:
+            app.finished.set()
             server.shutdown()
-            app.lock.acquire()  # for good: no answer is half-written now, and none comes later
