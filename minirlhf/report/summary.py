@@ -63,6 +63,7 @@ def collect(out: Path) -> dict:
         if metrics := columns(folder / "ppo"):
             data["ppo"][name] = {"at_the_end": at_the_end(metrics), "metrics": metrics}
             data["moments"] += moments(folder / "ppo", name)
+    data["moments"] = [m for m in data["moments"] if requests(m) == requests(data["moments"][-1])]
     results = data.pop("results")
     name_stages(results)
     data["policies"] = [result for result in results if "win_rate" in result]  # the baseline first
@@ -80,10 +81,13 @@ def moments(folder: Path, name: str) -> list[dict]:
     steps = {}
     for row in read_jsonl(folder / "samples.jsonl"):
         if row.get("fixed"):
-            steps.setdefault(row["step"], []).append(row)
-    return [
-        {"when": f"{name}, iteration {step + 1}", "answers": rows} for step, rows in steps.items()
-    ]
+            when = f"{name}, iteration {row['step'] + 1}"
+            steps.setdefault(when, []).append(row)
+    return [{"when": when, "answers": rows} for when, rows in steps.items()]
+
+
+def requests(moment: dict) -> list:
+    return [answer["prompt"] for answer in moment["answers"]]
 
 
 def name_stages(results: list[dict]) -> None:
@@ -198,36 +202,32 @@ def headline(data: dict) -> str:
     return f"{sentence}; it took {took}." if data["stages"] else f"{sentence}."
 
 
-def key_numbers(data: dict) -> list[dict]:
-    """Each has a name, a value, and a note on how to read it."""
+def key_numbers(data: dict) -> list[tuple[str, str, str]]:
+    """(name, value, how to read it)."""
     numbers = []
-
-    def add(name: str, value: str, note: str) -> None:
-        numbers.append({"name": name, "value": value, "note": note})
-
     policies = data["policies"]
     if len(policies) > 1:
         first, last = policies[0], policies[-1]
         by = f", by {data['judge']}" if data["judge"] else ""
         note = f"of comparisons with {first['stage']}{by}; no better would be 50 %"
-        add("win rate", share(last["win_rate"]), note)
+        numbers.append(("win rate", share(last["win_rate"]), note))
         usual = next(row.healthy for row in health.HEALTH if row.metric == "kl")
         note = f"how far it has moved from {first['stage']}; usually {usual}"
-        add("KL", f"{number(last['kl']['mean'])} nats", note)
+        numbers.append(("KL", f"{number(last['kl']['mean'])} nats", note))
         score = "gold" if "gold" in last else "reward"
         if score in last:
-            before, after = number(first[score]["mean"]), number(last[score]["mean"])
-            note = f"mean of {first['stage']} → {last['stage']}"
-            add(f"{score} score", f"{before} → {after}", note)
+            change = f"{number(first[score]['mean'])} → {number(last[score]['mean'])}"
+            numbers.append((f"{score} score", change, f"{first['stage']} → {last['stage']}, mean"))
+    name = "reward model's accuracy"
     if policies and "reward_accuracy" in policies[0]:  # without the labels' noise
         note = "of answers ranked as gold ranks them; a coin: 50 %"
-        add("reward model's accuracy", share(policies[0]["reward_accuracy"]), note)
+        numbers.append((name, share(policies[0]["reward_accuracy"]), note))
     elif data["reward_models"]:
-        newest = list(data["reward_models"].values())[-1]
+        *_, newest = data["reward_models"].values()
         note = "on held-out rankings; a coin: 50 %, on people's usually 62 to 70 %"
-        add("reward model's accuracy", share(newest["accuracy"]), note)
+        numbers.append((name, share(newest["accuracy"]), note))
     if data["stages"]:
-        add("time", duration(data["seconds"]), f"for {len(data['stages'])} stages")
+        numbers.append(("time", duration(data["seconds"]), f"for {len(data['stages'])} stages"))
     return numbers
 
 
