@@ -66,7 +66,7 @@ def warnings_section(data: dict) -> str:
 def answers_section(data: dict) -> str:
     """The same requests before and after: in the evaluation or, until there is one, in training."""
     if not data["examples"]:
-        return answers_table(few(data["moments"], 2))
+        return answers_table(few(data["moments"]))
     moments = []
     for result in few(data["policies"], 2):
         answers = []
@@ -223,7 +223,7 @@ def ppo_section(data: dict) -> str:
         + panel("KL to SFT", "kl", "nats per response", (0, 10))
         + panel("Response length", "length", "tokens")
         + panel("Entropy", "entropy", "nats per token")
-        + answers_table(few(data["moments"]))
+        + (answers_table(few(data["moments"])) if data["examples"] else "")  # else it is above
         + table(["last tenth of a round", *shown, "healthy"], rows)
     )
 
