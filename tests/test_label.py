@@ -29,7 +29,7 @@ def test_a_tenth_of_the_prompts_comes_twice_in_another_blind_order(tmp_path):
         question = sitting.questions[state["question"]]
         cards = state["cards"]
         assert set(cards) == set(question.candidate.responses)
-        asked.append((*question.asked, cards))
+        asked.append((*question.id, cards))
         assert sitting.answer(state["question"], [1 + i for i in range(len(cards))])
     once = {name: cards for name, repeat, cards in asked if not repeat}
     twice = {name: cards for name, repeat, cards in asked if repeat}

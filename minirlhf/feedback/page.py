@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -27,13 +28,13 @@ class Question:
     cards: list[str]  # the different responses in blind order
 
     @property
-    def asked(self) -> tuple[str | int, bool]:
+    def id(self) -> tuple[str | int, bool]:
         return self.candidate.id, self.repeat
 
     def key(self) -> str:
         """Its name on the page. It stands for all that is shown, so that an answer from a page
         which an earlier label.py served is either to this question or to none."""
-        shown = [*self.asked, self.candidate.prompt.source, self.cards]
+        shown = [*self.id, self.candidate.prompt.source, self.cards]
         return hashlib.blake2b(to_json(shown).encode(), digest_size=12).hexdigest()
 
 
@@ -86,7 +87,6 @@ class Sitting:
             if record.get("annotator") == name:
                 self.records[record["id"], record.get("repeat", False)] = record
         self.shown: dict[str, float] = {}  # question -> when it was shown in this sitting
-        self.seconds: list[float] = []  # how long the answers of this sitting took
 
     def respond(self, request: str, content: dict) -> dict | None:
         if request == "GET /guidelines":
@@ -107,17 +107,19 @@ class Sitting:
         """The questions that are left. A skipped prompt does not come a second time."""
         left = []
         for key, question in self.questions.items():
+            if question.id in self.records:
+                continue
             first = self.records.get((question.candidate.id, False), {})
-            skipped = question.repeat and first.get("skipped")
-            if question.asked not in self.records and not skipped:
+            if not (question.repeat and first.get("skipped")):
                 left.append(key)
         return left
 
     def progress(self, left: list[str]) -> dict:
-        state = {"done": len(self.records), "left": len(left), "rate": None}
-        if self.seconds:
-            state["rate"] = round(60 / max(0.1, median(self.seconds[-20:])), 1)
-        return state
+        """rate: answers a minute, by the last twenty."""
+        newest_first = (record.get("seconds") for record in reversed(self.records.values()))
+        seconds = list(islice((time for time in newest_first if type(time) is float), 20))
+        rate = round(60 / max(0.1, median(seconds)), 1) if seconds else None
+        return {"done": len(self.records), "left": len(left), "rate": rate}
 
     def question(self) -> dict:
         """Progress, and unless all are answered the next question with its turns and cards."""
@@ -137,15 +139,15 @@ class Sitting:
     def back(self, question: str | None = None) -> dict:
         """The question that was answered before this one, with its answer."""
         with self.lock:
-            keys = {self.questions[key].asked: key for key in self.questions}
-            answered = [keys[asked] for asked in self.records if asked in keys]
+            keys = {self.questions[key].id: key for key in self.questions}
+            answered = [keys[id] for id in self.records if id in keys]
             if question in answered:
                 answered = answered[: answered.index(question)]
             if not answered:
                 raise UserError("there is no earlier answer to take back")
             key = answered[-1]
             self.shown[key] = time.monotonic()
-            record = self.records[self.questions[key].asked]
+            record = self.records[self.questions[key].id]
             at = [record["responses"].index(card) for card in self.questions[key].cards]
             answer = {
                 "ranks": [record["ranks"][i] for i in at],
@@ -165,31 +167,29 @@ class Sitting:
         with self.lock:
             if question not in self.questions:
                 raise UserError("this question was not asked: reload the page")
-            candidate, repeat = self.questions[question].candidate, self.questions[question].repeat
-            shown = self.questions[question].cards
+            asked = self.questions[question]
             if skip is True:
-                ranks = [1] * len(shown)
-            check_answer(ranks, harmful, len(shown))
-            answered = (candidate.id, repeat) in self.records
-            if answered and replaces is not True:
+                ranks = [1] * len(asked.cards)
+            check_answer(ranks, harmful, len(asked.cards))
+            is_answered = asked.id in self.records
+            if is_answered and replaces is not True:
                 return False
-            cards = [shown.index(text) for text in candidate.responses]
-            flags = {
+            cards = [asked.cards.index(text) for text in asked.candidate.responses]
+            notes = {
                 "harmful": [i for i, card in enumerate(cards) if card in harmful],
                 "all_bad": all_bad is True,
                 "skipped": skip is True,
-                "repeat": repeat,
-                "replaces": answered,
+                "repeat": asked.repeat,
+                "replaces": is_answered,
             }
             if question in self.shown:  # by this label.py, not by an earlier one
-                self.seconds.append(time.monotonic() - self.shown[question])
-                flags["seconds"] = round(self.seconds[-1], 1)
-            self.records[candidate.id, repeat] = append_ranking(
+                notes["seconds"] = round(time.monotonic() - self.shown[question], 1)
+            self.records[asked.id] = append_ranking(
                 self.out,
-                candidate,
+                asked.candidate,
                 [ranks[card] for card in cards],
                 self.name,
-                **{name: value for name, value in flags.items() if value},
+                **{name: value for name, value in notes.items() if value},
             )
             return True
 
