@@ -104,7 +104,6 @@ def test_a_damaged_loop_json_is_one_sentence(content, work, tmp_path):
         ("evaluation.json", '{"results": ['),
         ("evaluation.json", '{"results": {}}'),
         ("sft/metrics.jsonl", '{"step": 0}\nNone\n{"step": 2}\n'),
-        ("round1/rm/metrics.jsonl", '[1]\n{"step": 2}\n'),
         ("round1/rm/run.json", "null"),
     ],
 )

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from conftest import tiny
 from labelling import candidates, post, serving, start_label, write_candidates
 
@@ -146,9 +147,13 @@ def test_a_chat_is_killed_at_any_moment_and_goes_on(tmp_path, stages):
 
 
 def test_ctrl_c_in_the_middle_of_an_answer(tmp_path, tokenizer):
-    tiny(tokenizer, n_positions=4096).save_pretrained(tmp_path / "slow")
+    model = tiny(tokenizer, n_positions=4096)
+    with torch.no_grad():  # it never ends by itself
+        eos = model.wte.weight[tokenizer.eos_id]
+        model.ln_f.bias -= 50 * eos / eos.square().sum()
+    model.save_pretrained(tmp_path / "slow")
     flags = ["--chat", "--policies", str(tmp_path / "slow"), "--max_tokens", "4000"]
-    flags += ["--temperature", "3"]  # it would soon end by itself
+    flags += ["--temperature", "1"]
     process, port, token = start_label(tmp_path, *flags)
     link = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
     link.request("POST", "/say", json.dumps({"text": "hi"}), {"X-Token": token})
