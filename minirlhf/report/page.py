@@ -87,7 +87,7 @@ def answers_table(moments: list[dict], begin: int = 0, end: int | None = None) -
         scores = [answer[score] for answer in answers if answer.get(score) is not None]
         row = [show_prompt(answers[0]["prompt"])]
         for moment, answer in zip(moments, answers):
-            is_best = scores and min(scores) < max(scores) == answer[score]
+            is_best = scores and min(scores) < max(scores) == answer.get(score)
             row.append(show_answer(moment["when"], answer, score, is_best))
         rows.append(row)
     head = ["request", *(moment["when"] for moment in moments)]
