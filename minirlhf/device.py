@@ -15,19 +15,21 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """auto: the first of cuda, mps and cpu that this machine has."""
+    """auto: the first of cuda, mps and cpu that this machine has. cuda:1 is the second GPU."""
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cpu"
-        if torch.backends.mps.is_available():
-            name = "mps"
+        name = "mps" if has_mps else "cpu"
         if torch.cuda.is_available():
             name = "cuda"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: choose from auto, cuda, mps, cpu") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this machine has no CUDA device; use --device cpu")
+        device = None
+    if device is None or device.type not in ("cuda", "mps", "cpu"):
+        raise UserError(f"--device {name}: choose from auto, cuda, mps, cpu")
+    numbers = {"cuda": torch.cuda.device_count(), "mps": int(has_mps), "cpu": 1}
+    if (device.index or 0) >= numbers[device.type]:
+        raise UserError(f"--device {name}: this machine has no such device; use --device cpu")
     return device
 
 

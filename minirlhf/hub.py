@@ -75,9 +75,14 @@ def _fetch(repository: str, files: list[str], **options) -> Path:
     except errors.GatedRepoError:
         why = "it is gated: ask for access on its page, then set HF_TOKEN"
     except errors.RepositoryNotFoundError:
-        why = "there is neither such a folder here nor such a repository that you may read"
-    except (OSError, ValueError, errors.XetDownloadError) as error:
-        why = f"{error.__cause__ or error}: check the network, or fetch it elsewhere"
+        why = (
+            "there is neither such a folder here nor such a repository that you may read; for a "
+            "private one set HF_TOKEN"
+        )
+    except Exception as error:  # the network's, the server's, the disk's, the library's own
+        reason = str(error.__cause__ or error).strip().partition("\n")[0][:200]
+        kind = type(error).__name__
+        why = f"{reason or kind}: check the network, or fetch it elsewhere"
     raise UserError(f"{repository} cannot be fetched from the Hugging Face hub; {why}")
 
 

@@ -22,6 +22,8 @@ CACHE_BLOCK = 32  # positions by which the cache grows
 CACHED_AT_ONCE = 32768  # rows * positions of the cache; more prompts are sampled in turn
 TOKENS_AT_ONCE = 8192  # tokens of a micro-batch that needs no gradients
 STEPS_UNTIL_COUNT = {"cuda": 8}  # counting the live rows waits for the GPU. Other devices: 1
+NO_FLOAT64 = ("mps",)  # kinds of devices
+NEARLY_0 = 1e-6  # a temperature at which float32 logits over it are coarse or infinite
 LIVE_SHARE_TO_SHRINK = {"cuda": 0.75}  # fewer rows need a new CUDA graph. Other devices: 1
 TEMPERATURE = 0.7  # of a model whose folder names none: what the training scripts sample at
 
@@ -114,10 +116,32 @@ class Rollout:
 # ---- sampling
 
 
+def next_tokens(
+    model: GPT,
+    hidden: Tensor,
+    generator: torch.Generator,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Tensor:
+    """hidden (n, D) -> tokens (n,): drawn, or at temperature 0 the likeliest."""
+    if temperature < NEARLY_0:
+        return model.logits(hidden).argmax(-1)
+    return choose(model.logits(hidden, temperature), generator, top_k, top_p)
+
+
 def choose(
     logits: Tensor, generator: torch.Generator, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
     """Draw a token for each row: logits (n, V) -> (n,)."""
+    device = logits.device
+    if device.type in NO_FLOAT64:  # the CPU has it
+        coarse, fine = torch.rand(2, len(logits), 1, device=device, generator=generator).cpu()
+        uniform = coarse.double() + fine.double() / 2**24  # (n, 1)
+        logits = logits.cpu()
+    else:
+        options = {"dtype": torch.float64, "device": device, "generator": generator}
+        uniform = torch.rand(len(logits), 1, **options)  # (n, 1)
     if top_k > 0:
         k = min(top_k, logits.shape[-1])
         smallest = logits.topk(k, dim=-1).values[:, -1:]  # (n, 1)
@@ -126,13 +150,11 @@ def choose(
         ordered, order = logits.sort(dim=-1, descending=True)
         probs = ordered.softmax(-1)
         excluded = probs.cumsum(-1) - probs >= top_p  # the likelier tokens already reach top_p
+        excluded[:, 0] = False  # the likeliest stays, however small top_p is
         logits = logits.masked_fill(excluded.scatter(-1, order, excluded), -torch.inf)
     cumulated = logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # float32 loses rare tokens
-    uniform = torch.rand(
-        len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator
-    )
     tokens = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)  # (n, 1)
-    return tokens[:, 0].clamp(max=logits.shape[1] - 1)
+    return tokens[:, 0].clamp(max=logits.shape[1] - 1).to(device)
 
 
 class Decoder:
@@ -222,11 +244,7 @@ def generate(
     room = max(0, min(max_tokens, context - int(lengths.min())))
     out = torch.full((len(at), room), -1, device=device)  # -1: nothing
     for step in range(room):
-        logits = model.logits(hidden, temperature or 1.0)  # (n, V)
-        if temperature == 0:
-            new = logits.argmax(-1)  # (n,)
-        else:
-            new = choose(logits, generator, top_k, top_p)  # (n,)
+        new = next_tokens(model, hidden, generator, temperature, top_k, top_p)  # (n,)
         out[row, step] = torch.where(live, new, -1)
         stopped = (new[:, None] == stops).any(-1)  # (n,)
         live &= ~stopped & (at + 1 < context)
@@ -394,11 +412,7 @@ def stream(
     tokens = torch.tensor([prompt], device=model.device)
     hidden = model.hidden(tokens, cache)[:, -1]  # (1, D)
     for position in range(len(prompt), end):
-        logits = model.logits(hidden, temperature or 1.0)  # (1, V)
-        if temperature == 0:
-            new = logits.argmax(-1)  # (1,)
-        else:
-            new = choose(logits, generator, top_k, top_p)  # (1,)
+        new = next_tokens(model, hidden, generator, temperature, top_k, top_p)  # (1,)
         yield int(new)
         if int(new) in model.tokenizer.stop_ids:
             return

@@ -40,6 +40,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         name, rest = "/".join(parts[:2]), parts[2:]
         files = self.server.repositories.get(name)
         self.server.tokens.add(self.headers.get("Authorization"))
+        if name == "broken/model":
+            return self.answer(200, b"<html>", {})
         if files is None:
             return self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
         if name in self.server.gated:
@@ -107,7 +109,8 @@ def test_a_folder_is_itself(server, tmp_path):
 
 def test_missing_and_gated_repositories(server, monkeypatch):
     server.repositories["big/model"], server.gated = {}, ("big/model",)
-    for name, part in (("big/model", "HF_TOKEN"), ("big/nothing", "neither")):
+    cases = (("big/model", "HF_TOKEN"), ("big/nothing", "neither"), ("broken/model", "fetched"))
+    for name, part in cases:
         with pytest.raises(UserError, match=part) as error:
             hub.model_folder(name)
         assert name in str(error.value) and "\n" not in str(error.value)

@@ -97,6 +97,40 @@ def test_top_k_and_top_p():
     assert set(choose(shuffled, gen(), top_p=0.7).tolist()) == {1, 3}
 
 
+@pytest.mark.parametrize("options", [{"temperature": 1e-40}, {"top_p": 1e-50}, {"top_k": 1}])
+def test_the_least_random_settings_take_the_likeliest_token(policy, prompts, options):
+    ids = [policy.tokenizer.encode_prompt(prompt.turns) for prompt in prompts]
+    greedy, _ = generate(policy, ids, 8, torch.Generator(), temperature=0)
+    drawn, _ = generate(policy, ids, 8, torch.Generator().manual_seed(0), **options)
+    assert drawn == greedy
+
+
+class NoFloat64(torch.Tensor):
+    """A tensor of a device that lacks float64, as mps does, until it is moved to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return result.as_subclass(torch.Tensor)
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError("no float64 on this device")
+        return result
+
+
+def test_sampling_needs_no_float64_of_the_device(monkeypatch):
+    logits = torch.tensor([[0.0, -1.0, -2.0, -15.0]]).expand(100_000, 4).as_subclass(NoFloat64)
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(TypeError, match="float64"):
+        choose(logits, generator)
+    monkeypatch.setattr(rollout, "NO_FLOAT64", ("cpu",))
+    tokens = choose(logits, generator)
+    expected = logits[0].softmax(-1) * len(logits)
+    counts = torch.bincount(torch.Tensor(tokens).long(), minlength=4)
+    assert (((counts - expected) ** 2 / expected)[:3]).sum() < 13.8  # chi-square, p = 0.001
+    assert choose(logits, generator, top_k=2, top_p=0.99).max() == 1
+
+
 def test_any_stop_id_ends_a_response_and_stays_in_it(policy, monkeypatch):
     free, _ = generate(policy, [[5, 6, 7]], 20, gen(), temperature=0)
     stop = free[0][5]

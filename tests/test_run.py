@@ -465,8 +465,11 @@ def test_devices_and_precisions_have_names(monkeypatch):
         assert device.pick_autocast("auto", cpu, width=device.WIDE) == expected
         assert device.pick_autocast("auto", cpu, width=device.WIDE - 1) is None
         assert device.pick_autocast("float32", cpu, width=4096) is None
-    with pytest.raises(UserError, match="--device gpu"):
-        device.pick_device("gpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("gpu", "cuda:1", "mps", "meta", "cpu:3", "", "auto:1"):
+        with pytest.raises(UserError, match=f"--device {name}"):
+            device.pick_device(name)
     with pytest.raises(UserError, match="--dtype half"):
         device.pick_autocast("half", cpu)
 
