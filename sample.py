@@ -62,7 +62,7 @@ class Settings:
 
 def check(settings: Settings) -> None:
     """UserError for settings that do not go together."""
-    at_least(1, settings, "samples", "best_of", "count")
+    at_least(1, settings, "samples", "best_of", "count", "max_tokens")
     modes = [bool(settings.prompt), settings.chat, bool(settings.data)]
     if sum(modes) != 1:
         raise UserError("say what to answer: use one of --prompt TEXT, --chat, --data FILE")
@@ -92,6 +92,12 @@ class Sampler:
             settings.dtype,
             chat_format=settings.chat_format,
         )
+        context = self.model.config.n_positions
+        if settings.max_tokens >= context:
+            raise UserError(
+                f"--max_tokens {settings.max_tokens}: the model's context of {context} tokens "
+                "leaves room for less, behind a prompt"
+            )
         self.temperature = settings.temperature
         if settings.temperature < 0:
             self.temperature = self.model.temperature or rollout.TEMPERATURE
@@ -282,8 +288,6 @@ def candidates(batch: rollout.Rollout, samples: int, seed: int) -> list[dict]:
 
 def main(settings: Settings) -> None:
     check(settings)
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")  # a stray byte is no reason to stop
     sampler = Sampler(settings)
     if settings.chat:
         return chat(sampler)

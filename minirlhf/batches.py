@@ -11,6 +11,8 @@ from torch import Tensor
 
 from minirlhf import UserError
 
+MOST_PASSES = 1000  # over the records, in one batch
+
 
 def held_out(
     items: list, key: Callable[[Any], Hashable], fraction: float = 0.1, seed: int = 0
@@ -47,6 +49,11 @@ def _permutation(n: int, seed: int, epoch: int) -> list[int]:
 
 def batch_indices(n: int, step: int, batch_size: int, seed: int) -> list[int]:
     """The step's batch, of an endless stream of epochs, each a fresh permutation of n items."""
+    if batch_size > MOST_PASSES * n:
+        raise UserError(
+            f"a batch of {batch_size} takes each of {n} records more than {MOST_PASSES} times: use "
+            "a smaller one"
+        )
     first = step * batch_size
     stream = range(first, first + batch_size)
     return [_permutation(n, seed, position // n)[position % n] for position in stream]

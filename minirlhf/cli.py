@@ -20,7 +20,7 @@ SMALLEST, LARGEST = 1e-30, 1e30  # what float32 computes with, and room for prod
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HEADING = re.compile(r"\s+# (.+)")
 FIELD = re.compile(r"\s+(\w+): [^#]*#\s*(.*)")
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|overflow")
 LESS_MEMORY = ("token_budget", "checkpointing", "max_tokens", "dtype", "init")
 
 
@@ -158,7 +158,7 @@ def start(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # some consoles lack a sample's letters
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
+        sys.stdin.reconfigure(errors="replace")  # a stray byte is no reason to stop
     settings = None
     try:
         settings = parse(settings_class)
