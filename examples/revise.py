@@ -9,9 +9,7 @@ are demonstrations for train_sft.py that no person has labelled (Bai et al. 2022
     python train_sft.py --init out/sft --data out/revisions.jsonl --out out/sft_constitutional
 """
 
-import random
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,8 +20,8 @@ from minirlhf import UserError
 from minirlhf.cli import start
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.feedback import judge
-from minirlhf.feedback.judge import CRITIQUE, REVISE, ask
-from minirlhf.files import read_jsonl, write_jsonl
+from minirlhf.feedback.judge import CRITIQUE, REVISE, Tally, ask, draw
+from minirlhf.files import lock, read_jsonl, write_jsonl
 
 AT_ONCE = 64  # prompts between two writes to the file
 
@@ -49,13 +47,11 @@ class Settings:
     dtype: str = "auto"  # of matrix products: auto, float32, bfloat16
 
 
-def say(
-    model, prompts: list[Prompt | None], settings: Settings, count: Counter
-) -> list[str | None]:
+def say(model, prompts: list[Prompt | None], settings: Settings, tally: Tally) -> list[str | None]:
     """An answer to each prompt; None for no prompt and where the answer is unusable."""
     asked = [prompt for prompt in prompts if prompt]
-    answers = model.say(asked, settings.max_tokens, settings.temperature)
-    answers = judge.counted(answers, count)
+    tally.bar.update(len(prompts) - len(asked))
+    answers = tally.count(model.say(asked, settings.max_tokens, settings.temperature))
     return [next(answers) if prompt else None for prompt in prompts]
 
 
@@ -67,24 +63,24 @@ def question(template: str, prompt: Prompt, **texts: str | None) -> Prompt | Non
 
 
 def revise(
-    model, prompts: list[Prompt], principles: list[str], settings: Settings, count: Counter
+    model, prompts: list[Prompt], principles: list[str], settings: Settings, tally: Tally
 ) -> list[dict]:
     """A record for each prompt whose answers were all usable."""
     steps = [[] for _ in prompts]
-    responses = say(model, prompts, settings, count)
+    responses = say(model, prompts, settings, tally)
     for turn in range(settings.revisions):
         drawn, questions = [], []
         for prompt, response in zip(prompts, responses):
-            principle = random.Random(repr((settings.seed, prompt.source, turn))).choice(principles)
+            principle = draw(principles, settings.seed, prompt.source, turn)
             drawn.append(principle)
             questions.append(question(CRITIQUE, prompt, principle=principle, response=response))
-        critiques = say(model, questions, settings, count)
+        critiques = say(model, questions, settings, tally)
         questions = []
         for i, prompt in enumerate(prompts):
             step = {"response": responses[i], "critique": critiques[i]}
             steps[i].append({"principle": drawn[i], **step})
             questions.append(question(REVISE, prompt, **step))
-        responses = say(model, questions, settings, count)
+        responses = say(model, questions, settings, tally)
     records = []
     for prompt, response, taken in zip(prompts, responses, steps):
         if response:
@@ -104,9 +100,12 @@ def main(settings: Settings) -> None:
         template=settings.template,
     )
     out = Path(settings.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock(f"{out}.lock", str(out))
     records = read_jsonl(out)
     for record in records:
-        if len(record.get("steps", "other")) != settings.revisions:
+        steps = record.get("steps")
+        if not isinstance(steps, list) or len(steps) != settings.revisions:
             raise UserError(f"{out} holds other records or --revisions: choose another --out")
     before = len(records)
     done = {Prompt.of(record["prompt"], settings.template) for record in records}
@@ -114,17 +113,15 @@ def main(settings: Settings) -> None:
     model = judge.load(
         settings.init, settings.model, settings.seed, settings.device, settings.dtype
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    count = Counter()
-    for start_at in range(0, len(todo), AT_ONCE):
-        chunk = todo[start_at : start_at + AT_ONCE]
-        records += revise(model, chunk, principles, settings, count)
-        write_jsonl(out, records)
-        print(f"{start_at + len(chunk)} of {len(todo)} prompts", flush=True)
-    print(
-        f"{len(records) - before} records added to {out}, {len(records)} in all; "
-        f"{count['unusable']} of {count['all']} answers unusable"
-    )
+    tally = Tally(len(todo) * (1 + 2 * settings.revisions), model)
+    with tally.bar:
+        for start_at in range(0, len(todo), AT_ONCE):
+            chunk = todo[start_at : start_at + AT_ONCE]
+            records += revise(model, chunk, principles, settings, tally)
+            write_jsonl(out, records)
+            if not records:
+                tally.stop_if_hopeless()
+    print(f"{len(records) - before} records added to {out}, {len(records)} in all; {tally}")
     if not records:
         raise UserError("no usable answer: raise --max_tokens, or take a model of longer context")
 

@@ -1,11 +1,12 @@
 """The AI annotator: judges local and remote, both orders, where the key goes, revisions."""
 
+import _thread
 import json
+import math
 import random
 import re
 import threading
 import time
-from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 
@@ -264,7 +265,7 @@ def test_an_endpoint_ranks_in_parallel_and_resumes(api, tmp_path, constitution, 
 def test_busy_and_broken_servers_are_tried_again(api):
     trouble = {1: 429, 2: 500, 3: 503}
     api.script = lambda number, text: (trouble.get(number, 200), "A")
-    assert endpoint.Endpoint(api.url, "m").chat(HELLO) == "A" and len(api.bodies) == 4
+    assert endpoint.Endpoint(api.url, "m").ask(HELLO).text == "A" and len(api.bodies) == 4
 
 
 def test_a_slow_answer_is_asked_for_again(api, monkeypatch):
@@ -274,7 +275,7 @@ def test_a_slow_answer_is_asked_for_again(api, monkeypatch):
 
     monkeypatch.setattr(endpoint, "TIMEOUT", 0.3)
     api.script = script
-    assert endpoint.Endpoint(api.url, "m").chat(HELLO) == "A" and len(api.bodies) == 2
+    assert endpoint.Endpoint(api.url, "m").ask(HELLO).text == "A" and len(api.bodies) == 2
 
 
 def test_nonsense_is_counted_and_never_guessed(api, tmp_path, capsys):
@@ -307,8 +308,7 @@ def test_nonsense_is_counted_and_never_guessed(api, tmp_path, capsys):
     "answer, message",
     [
         ((200, b"<html>hello"), "OpenAI.*hello"),
-        ((200, b'{"choices": []}'), "OpenAI"),
-        ((200, b'{"choices": [{"message": {"content": null}}]}'), "OpenAI"),
+        ((200, b'{"choices": []}'), "6 times.*without a message"),
         ((404, b"no such model"), "404.*no such model.*URL"),
         ((500, b"on fire"), "6 times.*500.*on fire"),
     ],
@@ -357,15 +357,15 @@ def test_the_key_follows_no_redirect(status, host, start_api, monkeypatch):
     location = {"Location": f"http://{host}/elsewhere"}
     first.script = lambda number, text: (status, b"", location)
     with pytest.raises(UserError, match="redirect") as error:
-        endpoint.Endpoint(first.url, "m").chat(HELLO)
+        endpoint.Endpoint(first.url, "m").ask(HELLO)
     assert SECRET not in str(error.value) and "pw" not in str(error.value)
     assert first.keys == [f"Bearer {SECRET}"] and other.keys == []
 
 
 def test_a_redirect_that_leaves_http_is_an_error_too(api):
     api.script = lambda number, text: (302, b"", {"Location": "file:///etc/hosts"})
-    with pytest.raises(UserError, match="302"):
-        endpoint.Endpoint(api.url, "m").chat(HELLO)
+    with pytest.raises(UserError, match="redirects to file:"):
+        endpoint.Endpoint(api.url, "m").ask(HELLO)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_a_key_that_a_server_repeats_is_in_no_message(status, start, api, monkey
     monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\r\n")  # copied with its line break
     api.script = lambda number, text: (status, b"x" * start + SECRET.encode())
     with pytest.raises(UserError, match=r"URL|failed") as error:
-        endpoint.Endpoint(api.url, "m").chat(HELLO)
+        endpoint.Endpoint(api.url, "m").ask(HELLO)
     assert "sk-very" not in str(error.value)
     assert set(api.keys) == {f"Bearer {SECRET}"}
 
@@ -585,9 +585,84 @@ def test_a_local_model_revises_as_a_function_of_the_seed(tokenizer, tmp_path, co
     assert {record["prompt"] for record in records} <= {row["prompt"] for row in prompts}
 
 
-def test_unusable_answers_are_counted():
-    count = Counter()
-    assert list(judge.counted([1.0, None, 0.0], count)) == [1.0, None, 0.0]
-    assert count == {"all": 3, "unusable": 1}
-    with pytest.raises(UserError):
-        list(judge.counted([None] * 100, Counter()))
+def test_unusable_answers_are_counted(folder):
+    model = judge.LocalModel(str(folder), device="cpu")
+    tally = judge.Tally(3, model)
+    assert list(tally.count([1.0, None, 0.0])) == [1.0, None, 0.0]
+    assert "1 of 3" in str(tally)
+    tally.stop_if_hopeless()
+    tally = judge.Tally(100, model)
+    assert list(tally.count([None] * 100)) == [None] * 100
+    with pytest.raises(UserError, match="100 of 100"):
+        tally.stop_if_hopeless()
+
+
+# ------------------------------------------------------------------------- servers as they are
+
+
+def chat_completion(content, end: str = "stop", **more) -> bytes:
+    choice = {"message": {"content": content}, "finish_reason": end, **more}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, chat_completion(None)),
+        (200, chat_completion("A", end="content_filter")),
+        (400, b'{"error": {"message": "this prompt is forbidden"}}'),
+    ],
+)
+def test_a_prompt_that_is_always_refused_stops_no_other(api, tmp_path, answer, capsys):
+    api.script = lambda number, text: answer if "Say 1." in text else (200, shortest(text))
+    judge.annotate(candidates(4), tmp_path / "r.jsonl", endpoint.Endpoint(api.url, "m"), ["q"])
+    assert [r["id"] for r in read_jsonl(tmp_path / "r.jsonl")] == ["c0", "c2", "c3"]
+    assert "3 of 4 prompts ranked, 12 of 48 answers unusable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parameter", ["max_tokens", "temperature", "seed", "logprobs"])
+def test_a_parameter_that_a_server_refuses_is_renamed_or_left_out(api, parameter):
+    def script(number, text):
+        if parameter in api.bodies[-1]:
+            return 400, json.dumps({"error": f"Unsupported parameter: '{parameter}'"}).encode()
+        return 200, "A"
+
+    api.script = script
+    model = endpoint.Endpoint(api.url, "m")
+    assert list(model.prefer(["Which, A or B?"] * 9)) == [1.0] * 9
+    assert sum(parameter in body for body in api.bodies) == 1
+    if parameter == "max_tokens":
+        assert all("max_completion_tokens" in body for body in api.bodies[1:])
+
+
+def test_log_probs_are_soft_preferences(api):
+    entries = [{"token": " A", "logprob": math.log(0.6)}, {"token": "B", "logprob": math.log(0.2)}]
+    logprobs = {"content": [{"top_logprobs": entries}]}
+    api.script = lambda number, text: (200, chat_completion("A", end="length", logprobs=logprobs))
+    (preference,) = endpoint.Endpoint(api.url, "m").prefer(["Which, A or B?"])
+    assert preference == pytest.approx(0.75)
+    assert [body["max_tokens"] for body in api.bodies] == [1]
+
+
+def test_questions_are_made_as_they_are_needed(api):
+    made = 0
+
+    def questions():
+        nonlocal made
+        for _ in range(1000):
+            made += 1
+            yield "Which, A or B?"
+
+    api.script = lambda number, text: (200, "A")
+    answers = endpoint.Endpoint(api.url, "m").prefer(questions())
+    assert [next(answers) for _ in range(10)] == [1.0] * 10
+    assert made < 100
+
+
+def test_an_answer_that_hangs_does_not_hold_ctrl_c(api, monkeypatch):
+    api.script = lambda number, text: (time.sleep(5), (200, "A"))[1]
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    began = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        list(endpoint.Endpoint(api.url, "m").prefer(["Which, A or B?"]))
+    assert time.time() - began < 2

@@ -1,9 +1,9 @@
 """An AI ranks responses by written principles (Bai et al. 2022, section 4.1).
 
 A judge is a model folder, or the URL of an OpenAI-compatible endpoint. Shown a principle and two
-responses, a model folder prefers A by P(A) / (P(A) + P(B)), an endpoint by its answer, 1 or 0. Each
-pair is asked about in both orders and averaged, against a liking for the first position. A response
-is ranked by its mean chance of winning. The records have these further fields:
+responses, it prefers A by P(A) / (P(A) + P(B)); an endpoint that gives no log-probs by its words, 1
+or 0. Each pair is asked about in both orders and averaged, against a liking for the first position.
+A response is ranked by its mean chance of winning. The records have these further fields:
 
     "preferences"   [i][j]: the chance that response i is better than j; null where unknown
     "asked"         [[i, j, preference for A with i as A, the same with j as A], ...]
@@ -12,12 +12,14 @@ is ranked by its mean chance of winning. The records have these further fields:
 
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from minirlhf import UserError, rollout, world
 from minirlhf.batches import micro_batches, pad
@@ -25,6 +27,8 @@ from minirlhf.data import Prompt, transcript
 from minirlhf.device import open_model
 from minirlhf.feedback.endpoint import Endpoint
 from minirlhf.feedback.rankings import Candidate, append_ranking, rank_by
+from minirlhf.feedback.replies import LEAST_MASS
+from minirlhf.files import read_small
 from minirlhf.model import GPT
 from minirlhf.run import seed_of
 
@@ -44,8 +48,7 @@ Write the response anew, without what the critique finds wrong. \
 Answer with the new response alone."""
 
 CONSTITUTION = Path(__file__).with_name("constitution.txt")
-LEAST_MASS = 0.05  # probability that A and B must have between them to count as an answer
-HOPELESS = 20  # stop if so many answers come first and none is usable
+HOPELESS = 8  # stop after so many prompts if no answer was usable
 
 
 # ------------------------------------------------------------------------- questions
@@ -67,19 +70,33 @@ def without_blank_lines(text: str) -> str:
 def read_constitution(spec: str = "") -> list[str]:
     """Principles from a file, one a paragraph, or from a module's PRINCIPLES. Default: ours."""
     if spec and world.find(spec):
-        return list(world.load(spec, "--constitution", "PRINCIPLES").PRINCIPLES)
-    try:
-        text = Path(spec or CONSTITUTION).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--constitution {spec}: {error}; give a UTF-8 text or a module") from None
-    text = re.sub(r"(?m)^#.*\n?", "", text)
-    paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
-    principles = [paragraph for paragraph in paragraphs if paragraph]
-    if not principles:
+        principles = world.load(spec, "--constitution", "PRINCIPLES").PRINCIPLES
+        if isinstance(principles, str) or not all(isinstance(text, str) for text in principles):
+            raise UserError(f"--constitution {spec}: PRINCIPLES must be a list of texts")
+    else:
+        principles = read_principles(Path(spec or CONSTITUTION))
+    if not any(principles):
         raise UserError(
             f"--constitution {spec} is empty: write principles, a blank line between two"
         )
-    return principles
+    return list(principles)
+
+
+def read_principles(path: Path) -> list[str]:
+    try:
+        text = read_small(path).decode("utf-8-sig")
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--constitution {path}: {error}; give a UTF-8 text or a module") from None
+    if "\0" in text:
+        raise UserError(f"--constitution {path} is no text: give a UTF-8 text or a module")
+    text = re.sub(r"(?m)^#.*\n?", "", text)
+    paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def draw(principles: list[str], *key) -> str:
+    """A principle at random, always the same for a key."""
+    return random.Random(repr(key)).choice(principles)
 
 
 # ------------------------------------------------------------------------- judges
@@ -96,13 +113,14 @@ class LocalModel:
         first = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
         self.common = a[:first]  # ids with which both answers begin
         self.letters = [a[first], b[first]]
+        self.problems = Counter()
 
-    def prefer(self, questions: list[str]) -> Iterator[float | None]:
+    def prefer(self, questions: Iterable[str]) -> Iterator[float | None]:
         """P(A) / (P(A) + P(B)) for each question."""
-        limit = self.model.config.n_positions
-        for start in range(0, len(questions), 128):
-            prompts = [Prompt.of(question) for question in questions[start : start + 128]]
-            rows = [self.model.tokenizer.encode_prompt(p.turns) + self.common for p in prompts]
+        encode, limit = self.model.tokenizer.encode_prompt, self.model.config.n_positions
+        questions = iter(questions)
+        while chunk := list(islice(questions, 128)):
+            rows = [encode(Prompt.of(question).turns) + self.common for question in chunk]
             answers: list[float | None] = [None] * len(rows)
             lengths = [min(len(row), limit) for row in rows]
             for part in micro_batches(lengths, rollout.TOKENS_AT_ONCE):
@@ -110,7 +128,10 @@ class LocalModel:
                 for i, preference in zip(part, preferences):
                     if len(rows[i]) <= limit:
                         answers[i] = preference
-            yield from answers
+            for row, answer in zip(rows, answers):
+                if answer is None:
+                    self.problems["too long" if len(row) > limit else "neither A nor B"] += 1
+                yield answer
 
     @torch.no_grad()
     def _prefer_rows(self, rows: list[list[int]]) -> list[float | None]:
@@ -139,7 +160,10 @@ class LocalModel:
                 for i in batch.finished.nonzero()[:, 0].tolist():
                     answers[batch.prompts[i]] = batch.responses[i]
             for prompt in chunk:
-                yield answers.get(prompt)
+                answer = answers.get(prompt) or None
+                if answer is None:
+                    self.problems["too long, empty or without an end"] += 1
+                yield answer
 
 
 def load(
@@ -160,18 +184,36 @@ def load(
 # ------------------------------------------------------------------------- ranking
 
 
-def counted(answers: Iterable, count: Counter) -> Iterator:
-    """The same answers. Counts all, and those that are None as unusable."""
-    for answer in answers:
-        count["all"] += 1
-        count["unusable"] += answer is None
-        if count["unusable"] == count["all"] == HOPELESS:
+class Tally:
+    """Counts a model's answers and shows how many are left."""
+
+    def __init__(self, total: int, model: LocalModel | Endpoint):
+        interval = 1 if sys.stderr.isatty() else 20  # seconds between two lines of a log
+        self.bar = tqdm(total=total, unit=" answers", mininterval=interval, leave=False)
+        self.all = self.usable = 0
+        self.problems = model.problems
+
+    def count(self, answers: Iterable) -> Iterator:
+        """The same answers. None counts as unusable."""
+        for answer in answers:
+            self.all += 1
+            self.usable += answer is not None
+            self.bar.set_postfix_str(f"{self.all - self.usable} unusable", refresh=False)
+            self.bar.update()
+            yield answer
+
+    def stop_if_hopeless(self) -> None:
+        if self.all and not self.usable:
             raise UserError(
-                f"the first {HOPELESS} answers are all unusable: the model does not understand the "
-                "question, or the texts do not fit its context; take another model (for the toy "
-                "world one of train_sft.py --data toyworld.lessons)"
+                f"{self}: the model does not understand the question, or the texts do not fit its "
+                "context; take another model (for the toy world one of train_sft.py --data "
+                "toyworld.lessons)"
             )
-        yield answer
+
+    def __str__(self) -> str:
+        text = f"{self.all - self.usable} of {self.all} answers unusable"
+        reasons = [f"{reason}: {count}" for reason, count in self.problems.most_common(3)]
+        return f"{text} ({', '.join(reasons)})" if reasons else text
 
 
 def annotate(
@@ -186,46 +228,57 @@ def annotate(
 
     Equal texts tie unasked. A prompt with a response that was never judged is left out.
     """
-    principle_of, questions = {}, []
+    out = Path(out)
+    is_new = not out.exists() or out.stat().st_size == 0
+    ranked = 0
+    tally = Tally(sum(2 * len(pairs(candidate.responses)) for candidate in candidates), judge)
+    answers = tally.count(judge.prefer(questions(candidates, principles, seed)))
+    with tally.bar:
+        for number, candidate in enumerate(candidates, 1):
+            preferences, asked = compare_pairs(candidate.responses, answers)
+            known = [[p for p in row if p is not None] for row in preferences]
+            if all(known):
+                append_ranking(
+                    out,
+                    candidate,
+                    rank_by([sum(row) / len(row) for row in known]),
+                    name,
+                    sync=False,
+                    principle=draw(principles, seed, candidate.id),
+                    preferences=preferences,
+                    asked=asked,
+                )
+                ranked += 1
+            if is_new and number in (HOPELESS, len(candidates)):
+                tally.stop_if_hopeless()
+    print(f"{ranked} of {len(candidates)} prompts ranked, {tally}")
+
+
+def pairs(responses: list[str]) -> list[tuple[int, int]]:
+    """Indices of responses to compare. Equal texts are not."""
+    every = combinations(range(len(responses)), 2)
+    return [(i, j) for i, j in every if responses[i] != responses[j]]
+
+
+def questions(candidates: list[Candidate], principles: list[str], seed: int) -> Iterator[str]:
+    """For each pair of each candidate's responses: one as A, then the other."""
     for candidate in candidates:
-        principle = random.Random(repr((seed, candidate.id))).choice(principles)
-        principle_of[candidate.id] = principle
-        for a, b in combinations(candidate.responses, 2):
-            if a != b:
-                questions.append(ask(JUDGE, candidate.prompt, principle=principle, a=a, b=b))
-                questions.append(ask(JUDGE, candidate.prompt, principle=principle, a=b, b=a))
-    count, ranked = Counter(), 0
-    answers = counted(judge.prefer(questions), count)
-    for candidate in candidates:
-        preferences, asked = compare_pairs(candidate.responses, answers)
-        known = [[p for p in row if p is not None] for row in preferences]
-        if all(known):
-            append_ranking(
-                out,
-                candidate,
-                rank_by([sum(row) / len(row) for row in known]),
-                name,
-                sync=False,
-                principle=principle_of[candidate.id],
-                preferences=preferences,
-                asked=asked,
-            )
-            ranked += 1
-    print(
-        f"{ranked} of {len(candidates)} prompts ranked, "
-        f"{count['unusable']} of {count['all']} answers unusable"
-    )
+        principle = draw(principles, seed, candidate.id)
+        for i, j in pairs(candidate.responses):
+            a, b = candidate.responses[i], candidate.responses[j]
+            yield ask(JUDGE, candidate.prompt, principle=principle, a=a, b=b)
+            yield ask(JUDGE, candidate.prompt, principle=principle, a=b, b=a)
 
 
 def compare_pairs(responses: list[str], answers: Iterator) -> tuple[list[list], list[list]]:
     """The record's "preferences" and "asked", from the next answers: two for each pair."""
-    preferences = [[None] * len(responses) for _ in responses]
+    K = len(responses)
+    preferences = [[0.5 if i != j else None for j in range(K)] for i in range(K)]  # equal texts tie
     asked = []
-    for i, j in combinations(range(len(responses)), 2):
-        once = swapped = 0.5
-        if responses[i] != responses[j]:
-            once, swapped = next(answers), next(answers)
-            asked.append([i, j, once, swapped])
+    for i, j in pairs(responses):
+        once, swapped = next(answers), next(answers)
+        asked.append([i, j, once, swapped])
+        preferences[i][j] = preferences[j][i] = None
         if None not in (once, swapped):
             preferences[i][j] = (once + 1 - swapped) / 2
             preferences[j][i] = (swapped + 1 - once) / 2
