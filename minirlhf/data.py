@@ -128,8 +128,8 @@ def records(
             source = world_records(module, kind, split, count or WORLD_RECORDS, seed)
         else:
             source = readers.read(name)
-        if kind in ("rankings", "labelled"):
-            source = last_answers(source)
+            if kind in ("rankings", "labelled"):
+                source = last_answers(source)
         for place, record in source:
             if not isinstance(record, dict):
                 raise UserError(
