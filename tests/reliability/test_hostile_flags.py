@@ -1,7 +1,8 @@
 """Every numeric flag of every script with hostile values: the script runs, or says one sentence.
 
-Each value gets a process of its own, with limits on time and memory. A run ends with the first step
-that it logs. A quarter of an hour: MINIRLHF_FLAGS=all does it, MINIRLHF_FLAGS=train_ppo,sample some.
+Each value gets a process of its own, with limits on time and memory. A run ends with the first
+step that it logs. MINIRLHF_FLAGS=all runs every script, a quarter of an hour;
+MINIRLHF_FLAGS=train_ppo,sample runs those two.
 """
 
 import importlib
