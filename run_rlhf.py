@@ -10,6 +10,7 @@ stopped when the same command is given again.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -79,9 +80,12 @@ class Loop:
             raise UserError(f"--out {settings.out}: commas separate names; choose one without")
         self.folder = Path(settings.out)
         self.path = self.folder / "loop.json"
+        self.command = command("run_rlhf.py", settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = self.folder / "loop.lock"
         files.lock(self.lock, str(self.folder))
+        files.delete_parts(self.folder)
+        files.delete_parts(self.folder, "round*/*.partial")
         self.state = {"stages": {}} | read_loop(self.folder)
         changes = []
         if "settings" in self.state:
@@ -123,7 +127,7 @@ class Loop:
             stage["seconds"] = round(stage["seconds"] + time.monotonic() - began, 1)
             self.state["stages"][name] = stage
             self.save()
-        report.write(self.folder, running=True)
+        report.write(self.folder, running=True, go_on=self.command)
 
 
 # ---------------------------------------------------------------------- a world of its own
@@ -348,10 +352,13 @@ def main(settings: Settings) -> None:
         judge.load(settings.judge, settings.judge_model, device="cpu")
         judge.read_constitution(settings.constitution)
     loop = Loop(settings)
-    if settings.preset == "toy":
-        toy(settings, loop)
-    else:
-        real(settings, loop)
+    run = toy if settings.preset == "toy" else real
+    try:
+        run(settings, loop)
+    except BaseException:  # Ctrl-C too
+        with suppress(Exception):  # there may be no room for a report
+            report.write(settings.out, go_on=loop.command)
+        raise
     files.unlock(loop.lock)
     print(f"\nwrote {report.write(settings.out)}; open it in a browser")
 

@@ -74,12 +74,11 @@ class Prompt:
 
     @classmethod
     def of(cls, source: str | list, template: str = "chat", **columns) -> "Prompt":
-        """From a text or a list of messages. UserError if it is neither, or is answered already."""
+        """From a text or a list of messages. UserError if it is neither, Skip if it is answered."""
         turns = parse(source, template)
         if turns[-1] == ("assistant", ""):  # a text that ends with the open header "\n\nAssistant:"
             turns = turns[:-1]
-        if not turns or turns[-1][0] not in ("user", "text"):
-            raise UserError("the prompt must end with the user's turn")
+        check_request(turns)
         return cls(turns, source, columns)
 
     def last_request(self) -> str:
@@ -88,6 +87,12 @@ class Prompt:
     def text(self) -> str:
         """In the plain format: a key that belongs to this prompt alone."""
         return PLAIN.prompt_text(self.turns)
+
+
+def check_request(turns: Turns) -> None:
+    """An answer follows the user's turn, and not another answer."""
+    if not turns or turns[-1][0] not in ("user", "text"):
+        raise Skip("the prompt must end with the user's turn")
 
 
 def transcript(turns: Turns) -> str:
@@ -309,7 +314,9 @@ def read_prompts(data: str, *, template: str = "chat", **which) -> list[Prompt]:
 
     def convert(record: Record, place: str) -> Prompt:
         if "prompt" not in record and "chosen" in record:
-            return pair_prompt(record)
+            prompt = pair_prompt(record)
+            check_request(prompt.turns)
+            return prompt
         if "prompt" not in record and "messages" in record:
             turns = in_field("messages", parse, list_field(record, "messages"))
             turns = until_last_request(turns)
@@ -534,6 +541,7 @@ def answered(prompt: Prompt, values: dict[str, Any]) -> tuple[Prompt, list[str]]
     shared = dialogues[0][:-1]
     if any(turns[:-1] != shared for turns in dialogues):
         raise Skip(DIFFER)
+    check_request(shared)
     if shared != prompt.turns:
         prompt = Prompt(shared, messages(shared), prompt.columns)
     return prompt, [turns[-1][1] for turns in dialogues]

@@ -30,9 +30,10 @@ def atomically(path: str | Path):
 
     A reader sees the old file or the new one, never a part, even after a power cut. After an error
     the old file stays and the temporary one is gone. A full disk is an OSError that names `path`.
+    Each process has a temporary path of its own: of two that write a file the last one wins.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
         with temporary.open("r+b") as file:
@@ -46,6 +47,12 @@ def atomically(path: str | Path):
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def delete_parts(folder: Path, pattern: str = "*.partial") -> None:
+    """Delete what processes left that were killed while they wrote. Nobody else writes here now."""
+    for path in folder.glob(pattern):
+        path.unlink()
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

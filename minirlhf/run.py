@@ -184,6 +184,7 @@ class Run:
             ) from None
         self.lock = self.folder / "run.lock"
         files.lock(self.lock, str(self.folder))
+        files.delete_parts(self.folder)
         if settings.resume and (earlier := describe_result(self.folder)):
             self._compare(earlier, earlier.get("finished", False))
             self.seconds_before = earlier.get("seconds", 0.0)
@@ -229,8 +230,7 @@ class Run:
         self.begun = True
 
     def _delete_checkpoint(self) -> None:
-        for path in self.folder.glob(f"{CHECKPOINT}*"):  # also a part of one
-            path.unlink()
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
     def _identity(self) -> dict:
         return {"script": self.script, "settings": asdict(self.settings), "inputs": self.inputs}

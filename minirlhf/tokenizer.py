@@ -38,7 +38,11 @@ BYTES = _PRINTABLE + _OTHERS  # in the order of GPT-2's ids
 SYMBOLS = [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in range(len(_OTHERS))]
 BYTE_OF_SYMBOL = dict(zip(SYMBOLS, BYTES))
 NEVER_IN_TEXT = "ÿ"  # the byte 0xFF, which UTF-8 does not use
-NEEDED = [chr(byte) for byte in range(33, 127)] + ["Ġ"]  # ASCII's, and the blank's
+# A vocabulary may lack control characters and the first bytes of characters that Unicode has not
+# assigned, as SmolLM's does. Text is written with the other bytes.
+_UNUSED = [0xC0, 0xC1, 0xF1, 0xF2]
+TEXT_BYTES = {*b"\t\n\r", *range(32, 127), *range(128, 0xF5)}.difference(_UNUSED)
+NEEDED = [symbol for symbol in SYMBOLS if BYTE_OF_SYMBOL[symbol] in TEXT_BYTES]
 
 
 class Tokenizer:

@@ -12,6 +12,7 @@ from minirlhf import UserError
 from minirlhf.data import (
     Prompt,
     good_and_bad,
+    labelled,
     parse,
     read_demonstrations,
     read_labelled,
@@ -262,9 +263,6 @@ MALFORMED = [  # the reader, a record, and words that the error must hold
     (read_demonstrations, {"question": "x"}, ["'completion'", "missing"]),
     (read_demonstrations, {}, ["'prompt'"]),
     (read_prompts, {"text": "x"}, ["'prompt'", "text"]),
-    (read_prompts, {"prompt": [ASSISTANT_SAYS]}, ["'prompt'", "user's"]),
-    (read_prompts, {"prompt": "\n\nAssistant:"}, ["'prompt'", "user's"]),
-    (read_prompts, {"prompt": [{"role": "system", "content": "x"}]}, ["'prompt'", "user's"]),
     (read_rankings, GOOD, ["'chosen'", "completion"]),
     (read_rankings, {"prompt": "p", "chosen": "c"}, ["'rejected'"]),
     (read_rankings, {"chosen": "c", "rejected": "r"}, ["chosen", "'prompt' is missing"]),
@@ -291,6 +289,10 @@ def test_malformed_records(write, read, record, words):
     assert "\n" not in str(caught.value)
 
 
+TWICE_ANSWERED = {  # in a row
+    "chosen": [USER, ASSISTANT_SAYS, ASSISTANT_SAYS],
+    "rejected": [USER, ASSISTANT_SAYS, ASSISTANT_SAYS | {"content": "x"}],
+}
 USELESS = [
     (read_rankings, PAIR | {"rejected": "c"}, "'chosen' equals 'rejected'"),
     (read_rankings, PAIR | {"rejected": " "}, "empty"),
@@ -306,14 +308,22 @@ USELESS = [
     (read_demonstrations, GOOD | {"prompt": "\n"}, "'prompt'"),
     (read_demonstrations, {"text": ""}, "'text'"),
     (read_demonstrations, {"messages": [USER]}, "no assistant turn"),
+    (read_prompts, {"prompt": [ASSISTANT_SAYS]}, "'prompt': the prompt must end"),
+    (read_prompts, {"prompt": "\n\nAssistant:"}, "'prompt': the prompt must end"),
+    (read_prompts, {"prompt": [{"role": "system", "content": "x"}]}, "the prompt must end"),
+    (read_prompts, TWICE_ANSWERED, "the prompt must end with the user's turn"),
+    (read_rankings, TWICE_ANSWERED, "the prompt must end with the user's turn"),
+    (labelled, TWICE_ANSWERED, "the prompt must end with the user's turn"),
+    (read_demonstrations, TWICE_ANSWERED, "the prompt must end with the user's turn"),
+    (read_demonstrations, GOOD | {"prompt": [USER, ASSISTANT_SAYS]}, "the prompt must end"),
 ]
 
 
 @pytest.mark.parametrize("read, record, words", USELESS)
 def test_useless_records_are_counted_and_fatal_only_alone(write, capsys, read, record, words):
-    good = PAIR if read is read_rankings else GOOD
-    path = write(good, record, good, record)
-    assert len(read(path)) == 2
+    good = PAIR if read in (read_rankings, labelled) else GOOD
+    path = write(good, record, good | {"prompt": "q"}, record)
+    assert len(read(path)) >= 2
     printed = capsys.readouterr().out
     assert "2 of 4" in printed and words in printed and f"{path}, line 2" in printed
     path = write(record)

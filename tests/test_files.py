@@ -90,6 +90,16 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.jsonl"]
 
 
+def test_two_processes_that_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "a.bin"
+    write = f"from minirlhf.files import write_atomically as w; w({str(path)!r}, b'other')"
+    with files.atomically(path) as temporary:
+        temporary.write_bytes(b"ours")
+        subprocess.run([sys.executable, "-c", write], cwd=ROOT, check=True)
+        assert path.read_bytes() == b"other" and temporary.read_bytes() == b"ours"
+    assert path.read_bytes() == b"ours" and os.listdir(tmp_path) == ["a.bin"]
+
+
 def test_a_failing_append_takes_back_its_own_bytes_alone(tmp_path):
     class FullDisk(io.FileIO):
         """Takes five bytes. Before it says that it is full, somebody else writes something."""

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -367,10 +368,13 @@ def test_while_the_loop_runs_the_page_says_so_and_reloads_itself(tmp_path):
     make_folder(tmp_path)
     html, _, _ = read(tmp_path)
     assert "refresh" not in html and "So far" not in html
-    html = report.write(tmp_path, running=True).read_text(encoding="utf-8")
-    assert 'http-equiv="refresh"' in html and "So far" in html
+    go_on = "python run_rlhf.py --out 'a b'"
+    html = report.write(tmp_path, running=True, go_on=go_on).read_text(encoding="utf-8")
+    assert 'http-equiv="refresh"' in html and "So far, at 20" in html and escape(go_on) in html
+    html = report.write(tmp_path, go_on=go_on).read_text(encoding="utf-8")
+    assert "refresh" not in html and "was interrupted at 20" in html and escape(go_on) in html
     html, _, _ = read(tmp_path)
-    assert "refresh" not in html
+    assert "refresh" not in html and "interrupted" not in html
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

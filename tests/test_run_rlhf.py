@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import train_sft
 from minirlhf import UserError, report
 from minirlhf.files import read_json, write_json
-from run_rlhf import Loop, Settings
+from run_rlhf import Loop, Settings, main
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,6 +116,19 @@ def test_a_damaged_file_in_a_report_is_one_sentence(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=name):
         report.write(tmp_path)
+
+
+def test_a_loop_that_is_interrupted_says_so_in_its_report(tmp_path, monkeypatch):
+    def interrupt(settings):
+        report.write(tmp_path, running=True, go_on="x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_sft, "main", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(Settings(out=str(tmp_path), quick=True))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "was interrupted" in page and "refresh" not in page
+    assert f"python run_rlhf.py --out {tmp_path} --quick" in page
 
 
 def test_two_loops_do_not_share_a_folder(work, tmp_path):

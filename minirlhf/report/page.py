@@ -5,6 +5,7 @@ page.html has the texts and the style, and hides sections that have nothing to s
     python -m minirlhf.report out
 """
 
+import time
 from html import escape
 from pathlib import Path
 from string import Template
@@ -18,7 +19,8 @@ from minirlhf.report.summary import collect, duration
 
 PAGE = Path(__file__).with_name("page.html")
 REFRESH = '<meta http-equiv="refresh" content="20">'  # seconds
-SO_FAR = '<p class="so-far">So far: this page reloads itself until the loop is finished.</p>'
+SO_FAR = "So far, at {}. This page reloads itself; if the loop was stopped, this goes on with it:"
+INTERRUPTED = "The loop was interrupted at {}. This goes on with it:"
 DIAGONAL = (50, 100), (50, 100)  # of calibration, %
 VERDICTS = {"look here": 0, "cannot tell": 1, "healthy": 2}
 SCORES = ("gold", "reward", "score")  # of an answer: the first that is there is shown
@@ -262,10 +264,20 @@ SECTIONS = {  # by their names in page.html
 }
 
 
-def write(out: str | Path = "out", running: bool = False) -> Path:
+def state(running: bool, go_on: str) -> str:
+    """Whether the loop still runs is unknown to a page that is opened later: it says when it was
+    written."""
+    if not go_on:
+        return ""
+    words = (SO_FAR if running else INTERRUPTED).format(time.strftime("%Y-%m-%d %H:%M"))
+    return f'<p class="so-far">{words} <code>{html(go_on)}</code></p>'
+
+
+def write(out: str | Path = "out", running: bool = False, go_on: str = "") -> Path:
     """Write report.html and report.json of a folder; returns the page's path.
 
-    running: the page says so and reloads itself, until it is written without this
+    running: the page reloads itself, until it is written without this
+    go_on: the command that goes on with a loop that is not finished
     """
     folder = Path(out)
     if not folder.is_dir():
@@ -277,7 +289,7 @@ def write(out: str | Path = "out", running: bool = False) -> Path:
         key_numbers += f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>"
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         refresh=REFRESH if running else "",
-        so_far=SO_FAR if running else "",
+        so_far=state(running, go_on),
         made=html(" · ".join(data["made"])),
         headline=html(data["headline"]),
         key_numbers=key_numbers,

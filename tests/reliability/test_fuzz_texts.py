@@ -41,6 +41,8 @@ PIECES = [
     b'"summaries": [{"text": "a"}, {"text": "b"}], "info": {"post": ""}, "choice": 1',
 ]
 
+TEXT = "The fox\n\tcan't é, 東京 🦊 " + "".join(map(chr, range(0xA0, 0x250)))
+
 
 def mutate(rng: random.Random, content: bytes, pieces: list[bytes]) -> bytes:
     """Up to three small changes."""
@@ -132,7 +134,7 @@ def test_tokenizer_files(tmp_path, tokenizer):
             (tmp_path / name).write_bytes(content)
         try:
             read = Tokenizer.from_pretrained(tmp_path)
-            assert read.decode(read.encode("The fox can't é")) == "The fox can't é"
+            assert read.decode(read.encode(TEXT)) == TEXT
             used += 1
         except UserError as error:
             assert str(tmp_path) in str(error)
