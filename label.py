@@ -18,11 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from minirlhf import UserError, data, world
+from minirlhf import UserError, world
 from minirlhf.cli import printable, start
 from minirlhf.feedback import chat, judge, rankings
 from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.server import Address, serve
+from minirlhf.records import records
 
 
 @dataclass
@@ -195,7 +196,7 @@ def talk(settings: Settings) -> None:
 
 def summarize(settings: Settings) -> None:
     print(rankings.summarize(settings.out, settings.compare))
-    for line in chat.describe(record for _, record in data.records(settings.out, "rankings")):
+    for line in chat.describe(record for _, record in records(settings.out, "rankings")):
         print(line)
 
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from minirlhf import UserError, lora, losses, rewards, rollout
-from minirlhf.batches import batch_indices, fit, held_out, micro_batches, pad
+from minirlhf.batches import batch_indices, fit, held_out, micro_batches
 from minirlhf.chat import Turns
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
-from minirlhf.rollout import Rollout, in_micro_batches
+from minirlhf.rollout import in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
 from minirlhf.truncate import encode
@@ -155,16 +155,10 @@ def read_online(settings: Settings, policy: GPT) -> list[Prompt]:
 
 def response_logprobs(model: GPT, items: list[Item], temperature: float) -> Tensor:
     """Log-probs of the items' responses, one after another, summed over tokens (N,)."""
-    rows = []
-    prompt_lengths = []
-    for item in items:
-        for response in item.responses:
-            rows.append(item.prompt_ids + response)
-            prompt_lengths.append(len(item.prompt_ids))
-    tokens, lengths = pad(rows)  # (N, T), (N,)
-    tensors = [x.to(model.device) for x in (tokens, torch.tensor(prompt_lengths), lengths)]
-    batch = Rollout([], [], *tensors, finished=torch.ones_like(lengths).bool())
-    return rollout.logprobs(model, batch, temperature).sum(1)
+    pairs = [(item.prompt_ids, response) for item in items for response in item.responses]
+    flat = rollout.pair_logprobs(model, pairs, temperature)  # of all tokens
+    lengths = [len(response) for _, response in pairs]
+    return torch.stack([part.sum() for part in flat.split(lengths)])
 
 
 @torch.no_grad()

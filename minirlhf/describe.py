@@ -19,10 +19,10 @@ from minirlhf.data import (
     read_demonstrations,
     read_prompts,
     read_rankings,
-    records,
     transcript,
 )
 from minirlhf.model import Config
+from minirlhf.records import records
 from minirlhf.tokenizer import Tokenizer
 
 WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")

@@ -66,6 +66,11 @@ def data_files(name: str, split: str) -> list[str]:
     return paths
 
 
+def is_of_split(name: str, record: dict, split: str) -> bool:
+    """Whether a record of a data set belongs to a split; the files of tldr mix theirs."""
+    return name != "tldr" or (record.get("split") == "train") == (split == "train")
+
+
 def _fetch(repository: str, files: list[str], **options) -> Path:
     """The folder of a repository's files in the cache."""
     from huggingface_hub import errors, snapshot_download  # here: scripts shall start fast

@@ -16,13 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from minirlhf import UserError, architectures, checkpoint, hub
-from minirlhf.batches import micro_batches, pad
+from minirlhf.packing import Pair, pack
 from minirlhf.tokenizer import Tokenizer
 
-PACKED_TOKENS = 512  # longest row in which responses share a prompt
 LOGITS_AT_ONCE = 2**24  # elements of (tokens, vocabulary) made at a time: 64 MB in float32
-Group = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of each of its responses
-Pair = tuple[list[int], list[int]]  # a prompt's ids, and a response's
 Index = Tensor | tuple[Tensor, Tensor]  # (B, T) bool, or rows (N,) and columns (N,)
 Rotary = tuple[Tensor, Tensor]  # cosines and sines of the positions' angles
 
@@ -467,100 +464,10 @@ class ScalarGPT(Trunk):
         raw = self.score(at_least_float32(hidden)).squeeze(-1)
         return (raw - self.config.score_mean) / self.config.score_std
 
-    def score_last(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """tokens (B, T), lengths (B,) -> the score at each row's last token (B,)."""
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return self.scores(self.hidden(tokens, wanted=(rows, lengths - 1)))
-
-    def score_groups(self, groups: list[Group]) -> Tensor:
-        """The score at the last token of every group's every response, in order (N,)."""
-        return self.score_pairs([(prompt, x) for prompt, responses in groups for x in responses])
-
     def score_pairs(self, pairs: list[Pair]) -> Tensor:
         """The score at the last token of each response (N,). Neighbours share their prompt."""
         packed = pack(pairs, self.device)
         return self.scores(packed.hidden(self, packed.last))
-
-
-@dataclass
-class Packed:
-    """Prompts and their responses as rows of tokens: neighbours that answer one prompt share it.
-
-    A response sees its prompt and itself, at the positions that it would have in a row of its own.
-    """
-
-    tokens: Tensor  # (G, T) int64, right-padded
-    positions: Tensor | None  # (G, T) int64; None where no prompt is shared: 0..T-1
-    mask: Tensor | None  # (G, 1, T, T) bool, who sees whom; None: plain causality
-    before: tuple[Tensor, Tensor]  # rows and columns (N,) before each token of each response
-    last: tuple[Tensor, Tensor]  # rows and columns (B,) of each response's last token
-
-    def hidden(self, model: Trunk, wanted: Index) -> Tensor:
-        """Final hidden states (N, D) of some positions."""
-        return model.hidden(self.tokens, positions=self.positions, mask=self.mask, wanted=wanted)
-
-
-def pack(pairs: list[Pair], device: torch.device) -> Packed:
-    """Prompts' and responses' ids -> rows."""
-    rows = []  # of ids
-    positions = []  # of each id
-    owners = []  # of each id: -1 for a prompt's, else the number of the response
-    before = []  # (row, column)
-    last = []  # (row, column)
-    for row, numbers in enumerate(with_shared_prompts(pairs)):
-        prompt, _ = pairs[numbers[0]]
-        ids, position, owner = list(prompt), list(range(len(prompt))), [-1] * len(prompt)
-        for number in numbers:
-            _, response = pairs[number]
-            begin = len(ids)
-            ids += response
-            position += range(len(prompt), len(prompt) + len(response))
-            owner += [number] * len(response)
-            columns = [len(prompt) - 1, *range(begin, len(ids) - 1)]
-            before += [(row, column) for column in columns[: len(response)]]
-            last.append((row, len(ids) - 1))
-        rows.append(ids)
-        positions.append(position)
-        owners.append(owner)
-
-    tokens = pad(rows)[0].to(device)  # (G, T)
-    before = torch.tensor(before, dtype=torch.long, device=device).view(-1, 2).unbind(1)
-    last = torch.tensor(last, device=device).unbind(1)
-    if len(rows) == len(pairs):
-        return Packed(tokens, None, None, before, last)
-    owner = pad(owners)[0].to(device)  # (G, T)
-    same = owner[:, :, None] == owner[:, None, :]  # (G, T, T)
-    of_prompt = (owner == -1)[:, None, :]  # (G, 1, T)
-    mask = (same | of_prompt).tril()[:, None]
-    return Packed(tokens, pad(positions)[0].to(device), mask, before, last)
-
-
-def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
-    """Numbers of the pairs, neighbours with one prompt together while PACKED_TOKENS hold them."""
-    groups = []
-    length = 0  # of the last group
-    for number, (prompt, response) in enumerate(pairs):
-        same_prompt = number > 0 and prompt == pairs[number - 1][0]
-        if same_prompt and length + len(response) <= PACKED_TOKENS:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-            length = len(prompt)
-        length += len(response)
-    return groups
-
-
-def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]]:
-    """Numbers of the pairs for each forward pass; those that share a prompt stay together."""
-    groups = with_shared_prompts(pairs)
-    sizes = []
-    for group in groups:
-        prompt, _ = pairs[group[0]]
-        sizes.append(len(prompt) + sum(len(pairs[number][1]) for number in group))
-    batches = []
-    for part in micro_batches(sizes, token_budget):
-        batches.append([number for i in part for number in groups[i]])
-    return batches
 
 
 def ids_without_token(config: Config, tokenizer: Tokenizer | None) -> Tensor | None:

@@ -66,7 +66,8 @@ def micro_batches_of(groups: list[Group], token_budget: int) -> list[list[int]]:
 
 def group_scores(model: ScalarGPT, groups: list[Group]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores, ranks, mask (B, K) and chances (B, K, K); K is the largest number of responses."""
-    flat = model.score_groups([(group.prompt, group.responses) for group in groups])  # (N,)
+    pairs = [(group.prompt, response) for group in groups for response in group.responses]
+    flat = model.score_pairs(pairs)  # (N,)
     sizes = torch.tensor([len(group.ranks) for group in groups])
     B, K = len(groups), int(sizes.max())
     mask = torch.arange(K) < sizes[:, None]  # (B, K)

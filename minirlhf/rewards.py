@@ -27,7 +27,8 @@ import torch
 from minirlhf import UserError, losses, world
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
-from minirlhf.model import Pair, ScalarGPT, packed_micro_batches
+from minirlhf.model import ScalarGPT
+from minirlhf.packing import Pair, packed_micro_batches
 
 LARGEST_SCORE = 1e38  # float32 holds no larger number
 RewardFn = Callable[[list[Prompt], list[str]], list[float]]

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, truncate
+from minirlhf import UserError, losses, truncate
 from minirlhf.batches import fit, pad
 from minirlhf.data import Prompt
-from minirlhf.model import GPT, KVCache, Pair, ScalarGPT, Trunk, pack, packed_micro_batches
+from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
+from minirlhf.packing import Pair, pack, packed_micro_batches
 from minirlhf.tokenizer import Tokenizer
 
 CACHE_BLOCK = 32  # positions by which the cache grows
@@ -346,11 +347,20 @@ def per_token(flat: Tensor, mask: Tensor) -> Tensor:
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
+def pair_logprobs(policy: GPT, pairs: list[Pair], temperature: float = 1.0) -> Tensor:
+    """Log-probs of the responses' tokens, one response after another (N,), float32, nats.
+
+    Every stage uses this function.
+    """
+    packed = pack(pairs, policy.device)
+    hidden = packed.hidden(policy, packed.before)  # (N, D)
+    targets = [i for _, response in pairs for i in response]
+    return policy.token_logprobs(hidden, torch.tensor(targets, device=policy.device), temperature)
+
+
 def logprobs(policy: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
-    """Log-probs of the responses' tokens (B, R), float32, nats. Every stage uses this function."""
-    targets = batch.tokens[batch.is_response]  # (N,)
-    flat = policy.token_logprobs(response_hidden(policy, batch), targets, temperature)
-    return per_token(flat, batch.mask)
+    """The same for a rollout, with a column for each token of a response: (B, R)."""
+    return per_token(pair_logprobs(policy, batch.pairs(), temperature), batch.mask)
 
 
 def values(model: ScalarGPT, batch: Rollout) -> Tensor:
@@ -388,8 +398,7 @@ def exact_kl(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1
         for p_hidden, q_hidden in zip(policy_hidden, reference_hidden):
             log_p = policy.log_softmax(p_hidden, temperature)  # (n, V)
             log_q = reference.log_softmax(q_hidden, temperature)  # (n, V)
-            log_ratio = (log_p - log_q).masked_fill(log_p == -torch.inf, 0)  # (n, V)
-            chunks.append((log_p.exp() * log_ratio).sum(-1))  # (n,)
+            chunks.append(losses.exact_kl(log_p, log_q))  # (n,)
         return per_token(torch.cat(chunks), batch.mask)
 
     return in_micro_batches(kl, policy, batch)

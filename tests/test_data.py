@@ -18,9 +18,9 @@ from minirlhf.data import (
     read_labelled,
     read_prompts,
     read_rankings,
-    records,
     transcript,
 )
+from minirlhf.records import records
 from minirlhf.tokenizer import Tokenizer
 
 DIALOGUE = "\n\nHuman: hi\n\nAssistant:"

@@ -78,13 +78,10 @@ def test_cached_decoding_equals_the_full_forward(tokenizer, kind):
 def test_responses_that_share_a_row_score_as_if_alone(tokenizer, kind):
     model = make(tokenizer, kind, ScalarGPT)
     ids = [torch.randint(tokenizer.vocab_size, (n,)).tolist() for n in (7, 1, 12, 3, 1, 9, 5)]
-    groups = [(ids[0], [ids[1], ids[2], ids[3]]), (ids[4], [ids[5]]), (ids[6], [ids[2], ids[2]])]
-    alone = []
-    for prompt, responses in groups:
-        for response in responses:
-            tokens = torch.tensor([prompt + response])
-            alone.append(model.score_last(tokens, torch.tensor([tokens.shape[1]])).item())
-    assert model.score_groups(groups).tolist() == pytest.approx(alone, abs=1e-4)
+    shared = [(ids[0], ids[1]), (ids[0], ids[2]), (ids[0], ids[3])]
+    pairs = [*shared, (ids[4], ids[5]), (ids[6], ids[2]), (ids[6], ids[2])]
+    alone = [model(torch.tensor([prompt + response]))[0, -1].item() for prompt, response in pairs]
+    assert model.score_pairs(pairs).tolist() == pytest.approx(alone, abs=1e-4)
 
 
 def test_sampled_tokens_have_the_log_probs_that_scoring_gives(tokenizer, kind, prompts):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SHARED, tiny
 
-from minirlhf import architectures, model
+from minirlhf import architectures, model, packing
 from minirlhf.model import GPT, Config, KVCache, ScalarGPT
 
 
@@ -66,31 +66,21 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_padding(tokenizer, cls):
         assert torch.allclose(together[i, : len(row)], alone, atol=2e-4)
 
 
-def test_the_score_is_the_last_tokens(tokenizer):
-    net = tiny(tokenizer, ScalarGPT)
-    tokens = torch.randint(tokenizer.vocab_size, (3, 12))
-    last = net.score_last(tokens, torch.tensor([4, 12, 1]))
-    assert torch.allclose(last, net(tokens)[[0, 1, 2], [3, 11, 0]], atol=1e-4)
-
-
 def test_responses_that_share_a_row_score_as_if_alone(tokenizer):
     net = tiny(tokenizer, ScalarGPT)
     ids = [torch.randint(tokenizer.vocab_size, (n,)).tolist() for n in (7, 1, 12, 3, 1, 9, 5)]
-    groups = [(ids[0], [ids[1], ids[2], ids[3]]), (ids[4], [ids[5]]), (ids[6], [ids[2], ids[2]])]
-    alone = []
-    for prompt, responses in groups:
-        for response in responses:
-            tokens = torch.tensor([prompt + response])
-            alone.append(net.score_last(tokens, torch.tensor([tokens.shape[1]])).item())
-    assert net.score_groups(groups).tolist() == pytest.approx(alone, abs=1e-4)
+    shared = [(ids[0], ids[1]), (ids[0], ids[2]), (ids[0], ids[3])]
+    pairs = [*shared, (ids[4], ids[5]), (ids[6], ids[2]), (ids[6], ids[2])]
+    alone = [net(torch.tensor([prompt + response]))[0, -1].item() for prompt, response in pairs]
+    assert net.score_pairs(pairs).tolist() == pytest.approx(alone, abs=1e-4)
 
 
 @pytest.mark.parametrize("limit", [0, 20, 512])
 def test_neighbours_with_one_prompt_share_it_while_a_row_has_room(limit, tokenizer, monkeypatch):
-    monkeypatch.setattr(model, "PACKED_TOKENS", limit)
+    monkeypatch.setattr(packing, "PACKED_TOKENS", limit)
     net = tiny(tokenizer, ScalarGPT)
     pairs = [([7, 8, 9], [10, 11]), ([7, 8, 9], [12] * 9), ([7, 8, 9], [13] * 8), ([5], [6])]
-    packed = model.pack(pairs, net.device)
+    packed = packing.pack(pairs, net.device)
     assert len(packed.tokens) == {0: 4, 20: 3, 512: 2}[limit]
     hidden = packed.hidden(net, packed.before)
     alone = []

@@ -180,7 +180,7 @@ def test_a_response_beyond_the_context_is_read_as_far_as_it_fits(tokenizer):
     ids = tokenizer.encode_prompt(prompt.turns) + tokenizer.encode_response(prompt.turns, words)
     tokens = torch.tensor([[*ids[: limit - 1], tokenizer.eos_id]])
     with torch.no_grad():
-        expected = model.score_last(tokens, torch.tensor([limit])).tolist()
+        expected = model(tokens)[:, -1].tolist()
     assert rewards.TrainedReward(model)([prompt], [words]) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(UserError, match="no room"):
         rewards.TrainedReward(model)(prompts_of(words), [" the fox"])

@@ -28,8 +28,9 @@ from types import ModuleType
 import torch
 
 from minirlhf import UserError, stats, world
-from minirlhf.data import Prompt, list_field, prompt_of, read, records
+from minirlhf.data import Prompt, list_field, prompt_of
 from minirlhf.files import append_jsonl, lock, unlock
+from minirlhf.records import read, records
 
 # (id, i, j) -> 1 if response i is better than j, 0 if tied, -1 if worse; or a mean of these
 Pairs = dict[tuple, float]

@@ -1,0 +1,92 @@
+"""Responses that share a prompt in a forward pass: several answers to one prompt are one row."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minirlhf.batches import micro_batches, pad
+
+PACKED_TOKENS = 512  # longest row in which responses share a prompt
+Pair = tuple[list[int], list[int]]  # a prompt's ids, and a response's
+
+
+@dataclass
+class Packed:
+    """Prompts and their responses as rows of tokens: neighbours that answer one prompt share it.
+
+    A response sees its prompt and itself, at the positions that it would have in a row of its own.
+    """
+
+    tokens: Tensor  # (G, T) int64, right-padded
+    positions: Tensor | None  # (G, T) int64; None where no prompt is shared: 0..T-1
+    mask: Tensor | None  # (G, 1, T, T) bool, who sees whom; None: plain causality
+    before: tuple[Tensor, Tensor]  # rows and columns (N,) before each token of each response
+    last: tuple[Tensor, Tensor]  # rows and columns (B,) of each response's last token
+
+    def hidden(self, model, wanted: tuple[Tensor, Tensor]) -> Tensor:
+        """A model's final hidden states (N, D) at some rows and columns."""
+        return model.hidden(self.tokens, positions=self.positions, mask=self.mask, wanted=wanted)
+
+
+def pack(pairs: list[Pair], device: torch.device) -> Packed:
+    """Prompts' and responses' ids -> rows."""
+    rows = []  # of ids
+    positions = []  # of each id
+    owners = []  # of each id: -1 for a prompt's, else the number of the response
+    before = []  # (row, column)
+    last = []  # (row, column)
+    for row, numbers in enumerate(with_shared_prompts(pairs)):
+        prompt, _ = pairs[numbers[0]]
+        ids, position, owner = list(prompt), list(range(len(prompt))), [-1] * len(prompt)
+        for number in numbers:
+            _, response = pairs[number]
+            begin = len(ids)
+            ids += response
+            position += range(len(prompt), len(prompt) + len(response))
+            owner += [number] * len(response)
+            columns = [len(prompt) - 1, *range(begin, len(ids) - 1)]
+            before += [(row, column) for column in columns[: len(response)]]
+            last.append((row, len(ids) - 1))
+        rows.append(ids)
+        positions.append(position)
+        owners.append(owner)
+
+    tokens = pad(rows)[0].to(device)  # (G, T)
+    before = torch.tensor(before, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+    last = torch.tensor(last, device=device).unbind(1)
+    if len(rows) == len(pairs):
+        return Packed(tokens, None, None, before, last)
+    owner = pad(owners)[0].to(device)  # (G, T)
+    same = owner[:, :, None] == owner[:, None, :]  # (G, T, T)
+    of_prompt = (owner == -1)[:, None, :]  # (G, 1, T)
+    mask = (same | of_prompt).tril()[:, None]
+    return Packed(tokens, pad(positions)[0].to(device), mask, before, last)
+
+
+def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
+    """Numbers of the pairs, neighbours with one prompt together while PACKED_TOKENS hold them."""
+    groups = []
+    length = 0  # of the last group
+    for number, (prompt, response) in enumerate(pairs):
+        same_prompt = number > 0 and prompt == pairs[number - 1][0]
+        if same_prompt and length + len(response) <= PACKED_TOKENS:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+            length = len(prompt)
+        length += len(response)
+    return groups
+
+
+def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]]:
+    """Numbers of the pairs for each forward pass; those that share a prompt stay together."""
+    groups = with_shared_prompts(pairs)
+    sizes = []
+    for group in groups:
+        prompt, _ = pairs[group[0]]
+        sizes.append(len(prompt) + sum(len(pairs[number][1]) for number in group))
+    batches = []
+    for part in micro_batches(sizes, token_budget):
+        batches.append([number for i in part for number in groups[i]])
+    return batches
