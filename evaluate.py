@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from minirlhf import UserError, agreement, checkpoint, hub, rewards, rollout, world
+from minirlhf import UserError, agreement, checkpoint, hub, rewards, rollout, user_function, world
 from minirlhf.answers import Answers, grouped, measure, score, win_rates
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
@@ -133,7 +133,7 @@ def who_decides(settings: Settings, scorers: dict[str, RewardFn]) -> tuple[str, 
     """The name of a scorer, or the name of a judge that compares, and the judge."""
     name = settings.judge
     if ".py:" in name:
-        return name, rewards.load_function(name, "--judge")
+        return name, user_function.load(name, "--judge")
     if name == "auto":
         name = "gold" if "gold" in scorers else "reward"
     if name not in scorers:

@@ -10,6 +10,7 @@ formulas and papers are in minirlhf/losses.py.
     python train_dpo.py --online --reward out/rm --data toyworld   # sample, rank, learn, again
 """
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, lora, losses, rewards, rollout
-from minirlhf.batches import batch_indices, fit, held_out, micro_batches
+from minirlhf import UserError, lora, losses, memory, rewards, rollout
+from minirlhf.batches import batch_indices, fit, held_out, micro_batches, steps_of
 from minirlhf.chat import Turns
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
@@ -309,23 +310,24 @@ def sample_and_rank(
         temperature=settings.temperature,
         samples_per_prompt=size,
     )
-    scores = torch.tensor(reward_fn(batch.prompts, batch.responses))
-    keeps_score = batch.finished.cpu() | scores.isnan()  # None of a reward stays none
-    scores = torch.where(keeps_score, scores, settings.unfinished_score)
-    rows = []
-    for ids, length in zip(batch.tokens.tolist(), batch.lengths.tolist()):
-        rows.append(ids[:length])
+    scores = torch.tensor(reward_fn(batch.prompts, batch.responses), device=policy.device)
+    scores = batch.with_penalty(scores, settings.unfinished_score)  # (B,)
 
     items = []
-    for i in range(0, len(rows), size):
-        prompt_length = int(batch.prompt_lengths[i])
-        has_score = ~scores[i : i + size].isnan()  # (K,)
-        group = scores[i : i + size][has_score]
-        responses = [rows[i + k][prompt_length:] for k in has_score.nonzero()[:, 0].tolist()]
-        ranks = 1 + (group[:, None] < group).sum(1)  # (K,): how many others are better
-        responses, ranks = distinct(responses, ranks.tolist())
+    pairs = batch.pairs()
+    for first in range(0, len(pairs), size):
+        responses = []
+        own_scores = []
+        group = slice(first, first + size)
+        for (_, response), score in zip(pairs[group], scores[group].tolist()):
+            if not math.isnan(score):
+                responses.append(response)
+                own_scores.append(score)
+        ranks = [1 + sum(other > score for other in own_scores) for score in own_scores]
+        responses, ranks = distinct(responses, ranks)
         if len(set(ranks)) > 1:
-            items.append(Item(batch.prompts[i], rows[i][:prompt_length], responses, ranks=ranks))
+            prompt_ids, _ = pairs[first]
+            items.append(Item(batch.prompts[first], prompt_ids, responses, ranks=ranks))
     return items, scores
 
 
@@ -351,19 +353,6 @@ def check(settings: Settings) -> None:
             "--online compares samples: it needs a --reward, 2 or more --samples_per_prompt and "
             "another --loss than kto"
         )
-
-
-def load_reference(run: Run, policy: GPT) -> GPT:
-    settings = run.settings
-    if settings.lora_rank and settings.reference in ("", settings.init):
-        return lora.base(policy)  # the same weights without the adapters
-    reference = run.open(GPT, settings.reference or settings.init)
-    if reference.tokenizer.vocab != policy.tokenizer.vocab:
-        raise UserError(
-            f"--reference {settings.reference} has other tokens than --init: both read the same "
-            "tokens, so choose a model of the same family"
-        )
-    return reference
 
 
 def look(
@@ -419,12 +408,12 @@ def main(settings: Settings) -> None:
         return run.say_finished()
     run.place(policy, trained=True)
     lora.add(policy, settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
-    reference = load_reference(run, policy)
+    reference = run.open_reference(policy)
     if settings.online:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype, optional=True)
     else:
         add_logprobs(reference, train + validation, settings)
-    steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
+    steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
     print(f"{len(train)} records, {len(validation)} held out, {steps} steps on {run.device}")
@@ -448,13 +437,13 @@ def main(settings: Settings) -> None:
         row |= means | {"loss": loss, "lr": lr, "grad_norm": grad_norm, "compared": len(batch)}
 
         # 4. look at it: held-out comparisons, and how far the policy's own samples have moved
-        if (step + 1) % settings.eval_every == 0 or step + 1 == steps:
+        if run.is_due(step, settings.eval_every):
             row |= look(run, policy, reference, validation, questions, step)
         run.log(step, SHOWN, **row, seconds=time.monotonic() - started)
 
     policy.temperature = settings.temperature  # its folder says at which it is to be sampled
     final = {name: x for name, x in run.row.items() if name.startswith(("validation", "kl"))}
-    run.finish(lora.merge(policy), peak_gib=run.peak_memory(), **final)
+    run.finish(lora.merge(policy), peak_gib=memory.peak(run.device), **final)
 
 
 def then(settings: Settings) -> list[str]:

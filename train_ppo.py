@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, health, lora, losses, rewards, rollout, world
+from minirlhf import UserError, health, lora, losses, memory, rewards, rollout, world
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, mixed, read_demonstrations, read_prompts
@@ -375,8 +375,7 @@ def main(settings: Settings) -> None:
 
         # 2. whole texts are scored; a response that never finished gets the fixed penalty
         raw_scores, each = score_all(reward_fn, batch)  # (B,); several rewards' own means
-        keeps_score = batch.finished | raw_scores.isnan()  # None of a reward stays none
-        scores = torch.where(keeps_score, raw_scores, settings.unfinished_score)  # (B,)
+        scores = batch.with_penalty(raw_scores, settings.unfinished_score)  # (B,)
         watch = {name: score(watched_fn, batch).nanmean() for name, watched_fn in watched.items()}
         if held_out_text and step % settings.log_every == 0:
             watch["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
@@ -425,7 +424,7 @@ def main(settings: Settings) -> None:
             seconds_scoring=scored - sampled,
             seconds_update=updated - scored,
             tokens_per_second=float(mask.sum()) / max(1e-9, updated - started),
-            peak_gib=run.peak_memory(),
+            peak_gib=memory.peak(run.device),
         )
         if step % settings.log_every == 0 or step == settings.steps - 1:
             show(run, step, batch, scores)
@@ -436,7 +435,7 @@ def main(settings: Settings) -> None:
             )
 
     policy.temperature = settings.temperature  # its folder says at which it is to be sampled
-    result = {"peak_gib": run.peak_memory()}
+    result = {"peak_gib": memory.peak(run.device)}
     if held_out_text:
         result["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
     run.finish(lora.merge(policy), **result)
@@ -475,28 +474,18 @@ def load_models(run: Run, policy: GPT) -> Models:
     adapters = (settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
     lora.add(run.place(policy, trained=True), *adapters)
 
-    if settings.lora_rank and settings.reference in ("", settings.init):
-        reference = lora.base(policy)  # the same weights without the adapters
-    else:
-        reference = run.open(GPT, settings.reference or settings.init)
-        check_tokens(policy, reference, f"--reference {settings.reference}", "")
-
+    reference = run.open_reference(policy)
     value = None
     if settings.advantage == "gae":
         start_from = [*rewards.folders(settings.reward), settings.init][0]  # (Stiennon 2020)
         value = run.open(ScalarGPT, start_from, trained=True)
-        remedy = ", or --advantage rloo, which needs no value model"
-        check_tokens(policy, value, f"the value model, made from --reward {start_from},", remedy)
+        if value.tokenizer.vocab != policy.tokenizer.vocab:
+            raise UserError(
+                f"the value model, made from --reward {start_from}, has other tokens than --init: "
+                "use one of the same family, or --advantage rloo, which needs no value model"
+            )
         lora.add(value, *adapters)
     return Models(policy, reference, value)
-
-
-def check_tokens(policy: GPT, model: GPT | ScalarGPT, name: str, remedy: str) -> None:
-    if model.tokenizer.vocab != policy.tokenizer.vocab:
-        raise UserError(
-            f"{name} has other tokens than --init, whose tokens it would read: use a model of the "
-            f"same family{remedy}"
-        )
 
 
 def load_prompts(settings: Settings, policy: GPT) -> list[Prompt]:
@@ -622,8 +611,7 @@ def ask_again(
     options = {"temperature": settings.temperature}
     dice = run.generator("requests")
     batch = rollout.sample(policy, requests, settings.max_tokens, dice, **options)
-    scores = score_all(reward_fn, batch)[0]
-    scores = torch.where(batch.finished, scores, settings.unfinished_score)  # (B,)
+    scores = batch.with_penalty(score_all(reward_fn, batch)[0], settings.unfinished_score)  # (B,)
     run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from minirlhf import UserError, agreement, losses, rollout
-from minirlhf.batches import batch_indices, held_out
+from minirlhf.batches import batch_indices, held_out, steps_of
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, mixed, read_rankings
 from minirlhf.model import GPT, ScalarGPT
@@ -200,7 +200,7 @@ def main(settings: Settings) -> None:
     if run.finished:
         return run.say_finished()
     run.place(model, trained=True)
-    steps = settings.steps or max(1, round(settings.epochs * len(train) / settings.batch_size))
+    steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
     optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
     tracked = {"model": model}
     if settings.keep_best:  # a second model, which a checkpoint holds too
@@ -230,8 +230,7 @@ def main(settings: Settings) -> None:
             "grad_norm": grad_norm,
             "tokens_per_second": sum(group.tokens() for group in batch) / seconds,
         }
-        last = step + 1 == steps
-        if validation and settings.eval_every and (last or (step + 1) % settings.eval_every == 0):
+        if validation and run.is_due(step, settings.eval_every):
             metrics |= look(model, validation, run, settings, tracked.get("best"))
         shown = ("loss", "accuracy", "tokens_per_second", "validation_loss", "validation_accuracy")
         run.log(step, shown, **metrics)

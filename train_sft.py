@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from minirlhf import UserError, lora
-from minirlhf.batches import batch_indices, held_out
+from minirlhf.batches import batch_indices, held_out, steps_of
 from minirlhf.chat import PLAIN, Turns
 from minirlhf.cli import at_least, start
 from minirlhf.data import mixed, read_demonstrations
@@ -148,7 +148,7 @@ def main(settings: Settings) -> None:
     run.track(optimizer, model=model)
     steps = settings.steps
     if settings.epochs:
-        steps = max(1, round(settings.epochs * len(train) / settings.batch_size))
+        steps = steps_of(settings.epochs, len(train), settings.batch_size)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{len(train)} demonstrations, {len(validation)} held out, {steps} steps, "
@@ -176,8 +176,7 @@ def main(settings: Settings) -> None:
             "tokens_per_second": sum(map(row_length, batch)) / seconds,
             "grad_norm": grad_norm,
         }
-        last = step + 1 == steps
-        if validation and (last or (step + 1) % settings.eval_every == 0):
+        if validation and run.is_due(step, settings.eval_every):
             metrics["validation_loss"] = validation_loss(model, validation, settings.token_budget)
         run.log(step, ("loss", "lr", "tokens_per_second", "validation_loss"), **metrics)
 

@@ -9,8 +9,9 @@ from string import ascii_lowercase
 
 import torch
 
+from minirlhf.bpe import SYMBOLS
 from minirlhf.model import GPT, Config, ScalarGPT
-from minirlhf.tokenizer import SYMBOLS, Tokenizer
+from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
 
 PRESETS = {

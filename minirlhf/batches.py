@@ -59,6 +59,11 @@ def batch_indices(n: int, step: int, batch_size: int, seed: int) -> list[int]:
     return [_permutation(n, seed, position // n)[position % n] for position in stream]
 
 
+def steps_of(epochs: float, count: int, batch_size: int) -> int:
+    """Steps that so many passes over the records take."""
+    return max(1, round(epochs * count / batch_size))
+
+
 def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
     """Indices of all rows, longest first, cut where rows * longest would exceed the budget.
 

@@ -17,21 +17,18 @@ which train_ppo.py and train_dpo.py --online then do not learn from.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
-from minirlhf import UserError, losses, world
+from minirlhf import UserError, losses, user_function, world
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
 from minirlhf.model import ScalarGPT
 from minirlhf.packing import Pair, packed_micro_batches
+from minirlhf.user_function import RewardFn
 
-LARGEST_SCORE = 1e38  # float32 holds no larger number
-RewardFn = Callable[[list[Prompt], list[str]], list[float]]
 TOKENS_AT_ONCE = 8192
 
 
@@ -74,132 +71,6 @@ class TrainedReward:
         return scores.tolist()
 
 
-def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -> tuple[list, dict]:
-    """What a user's function is called with: positional arguments and named ones.
-
-    A field that a record lacks is None. A parameter that no record has keeps its default.
-    All are copies, which a function may change.
-    """
-    names = {name for prompt in prompts for name in prompt.columns}
-    columns = {}
-    for name in names:
-        columns[name] = [deepcopy(prompt.columns.get(name)) for prompt in prompts]
-    sources = [deepcopy(prompt.source) for prompt in prompts]
-    responses = list(responses)
-    values = columns | {"prompts": sources, "responses": responses, "completions": responses}
-
-    parameters = inspect.signature(function).parameters
-    positional = []
-    if not {"responses", "completions"} & parameters.keys():
-        positional = [sources, responses]  # def f(p, r): names of the user's own
-    named = {}
-    for parameter in list(parameters.values())[len(positional) :]:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named = columns | named
-        elif parameter.name in values:
-            named[parameter.name] = values[parameter.name]
-        elif parameter.default is parameter.empty:
-            named[parameter.name] = [None] * len(prompts)
-    return positional, named
-
-
-def check_scores(scores, responses: list[str], name: str, optional: bool = False) -> list[float]:
-    """What a user's function gave, if it is one finite number per response, else UserError.
-
-    optional: None is allowed, and becomes NaN.
-    """
-    try:
-        values = [] if isinstance(scores, dict | str) else list(scores)
-    except TypeError:  # a lone number, None
-        values = []
-    if len(values) != len(responses):
-        raise UserError(
-            f"reward function {name} gave {shown(scores)} for {len(responses)} responses: "
-            "return a list with one number for each"
-        )
-    numbers = []
-    for value, response in zip(values, responses):
-        number = math.nan if optional and value is None else as_number(value)
-        if number is None:
-            raise UserError(
-                f"reward function {name} gave {shown(value)} for the response {response[:80]!r}: "
-                "return one finite number for each, below 1e38; None is for RL alone"
-            )
-        numbers.append(number)
-    return numbers
-
-
-def as_number(value) -> float | None:
-    """A number, also numpy's or a tensor's, that float32 can hold; else None."""
-    if isinstance(value, str):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return None
-    return number if abs(number) < LARGEST_SCORE else None
-
-
-def shown(value) -> str:
-    try:
-        return repr(value)[:200]
-    except Exception:  # Python writes no number of more than 4300 digits
-        return f"a {type(value).__name__} that cannot be written"
-
-
-def user_reward(function: Callable, name: str, optional: bool = False) -> RewardFn:
-    """A user's function as a RewardFn; what it raises or returns wrongly is a UserError."""
-
-    def call(prompts, responses):
-        positional, named = arguments(function, prompts, responses)
-        scores = function(*positional, **named)
-        return list(scores) if isinstance(scores, Iterator) else scores  # yield runs here
-
-    def reward_fn(prompts: list[Prompt], responses: list[str]) -> list[float]:
-        try:
-            scores = call(prompts, responses)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:
-            where = first_failure(call, prompts, responses)
-            raise UserError(
-                f"reward function {name} raised {type(error).__name__}: {error} ({where})"
-            ) from error
-        return check_scores(scores, responses, name, optional)
-
-    return reward_fn
-
-
-def first_failure(call: Callable, prompts: list[Prompt], responses: list[str]) -> str:
-    """Names the first response that the function fails on, by trying them one by one."""
-    for i, (prompt, response) in enumerate(zip(prompts, responses)):
-        try:
-            call([prompt], [response])
-        except (Exception, SystemExit):
-            source = str(prompt.source)[-80:]
-            return f"first at response {i} of {len(responses)}: {response[:80]!r} to {source!r}"
-    return f"for no response alone, only for the {len(responses)} together"
-
-
-def load_function(spec: str, flag: str = "--reward") -> Callable:
-    """file.py:name -> that function."""
-    file, _, name = spec.rpartition(":")
-    if not Path(file).exists():
-        raise UserError(f"{flag} {spec}: {file} does not exist")
-    module = world.import_file(file, flag)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UserError(f"{flag} {spec}: {file} has no function {name}; {functions_in(module)}")
-    return function
-
-
-def functions_in(module: ModuleType) -> str:
-    """The functions that a file defines, for an error message."""
-    functions = inspect.getmembers(module, inspect.isfunction)
-    names = [name for name, function in functions if function.__module__ == module.__name__]
-    return f"it has {', '.join(names) or 'none'}"
-
-
 def members(spec: str) -> list[str]:
     """The parts of a comma-separated spec. A path that exists is one part, whatever its name."""
     names = [name.strip() for name in spec.split(",")]
@@ -217,17 +88,17 @@ def folders(spec: str) -> list[str]:
     return [name for name in members(spec) if (Path(name) / "config.json").exists()]
 
 
-def user_function(name: str) -> Callable | None:
+def function_of(name: str) -> Callable | None:
     """The function that a member names, in a file or a world. None: it is a model's folder."""
     if name.rpartition(":")[0].endswith(".py"):
-        return load_function(name)
+        return user_function.load(name)
     module = world.find(name)
     if module is None:
         return None
     if not hasattr(module, "reward"):
         raise UserError(
             f"--reward {name} has no function `reward`: add one, or name another as "
-            f"file.py:function ({functions_in(module)})"
+            f"file.py:function ({user_function.functions_in(module)})"
         )
     return module.reward
 
@@ -236,7 +107,7 @@ def columns(*specs: str) -> set[str] | None:
     """Fields of records that the functions among rewards ask for. None: all (**columns)."""
     asked = set()
     for name in [name for spec in specs if spec for name in members(spec)]:
-        function = user_function(name)
+        function = function_of(name)
         if function is None:
             continue
         parameters = inspect.signature(function).parameters
@@ -247,9 +118,9 @@ def columns(*specs: str) -> set[str] | None:
 
 
 def load_one(name: str, device: torch.device | str, dtype: str, optional: bool) -> RewardFn:
-    function = user_function(name)
+    function = function_of(name)
     if function is not None:
-        return user_reward(function, name, optional)
+        return user_function.as_reward(function, name, optional)
     model = open_model(ScalarGPT, name, device, dtype)
     if not model.score.weight.any():
         raise UserError(

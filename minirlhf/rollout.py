@@ -100,6 +100,11 @@ class Rollout:
         """Rows for each forward pass; neighbours with one prompt stay together, and share it."""
         return packed_micro_batches(self.pairs(), token_budget)
 
+    def with_penalty(self, scores: Tensor, unfinished_score: float) -> Tensor:
+        """Scores (B,): a response without EOS gets the penalty; no score (NaN) stays none."""
+        keeps_score = self.finished | scores.isnan()  # (B,)
+        return torch.where(keeps_score, scores, unfinished_score)
+
     def select(self, rows: list[int]) -> "Rollout":
         """Some of the rows, trimmed to the longest of them."""
         lengths = self.lengths[rows]

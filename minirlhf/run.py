@@ -18,7 +18,6 @@ import json
 import math
 import platform
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,11 +30,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minirlhf import UserError, device, files, inputs
+from minirlhf import UserError, device, files, inputs, lora, memory
 from minirlhf.checkpoint import read_tensors, write_tensors
 from minirlhf.cli import at_least
 from minirlhf.files import append_jsonl, read_json, to_json, write_json
-from minirlhf.model import LOGITS_AT_ONCE
+from minirlhf.model import GPT
 from minirlhf.optim import Muon
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
@@ -123,21 +122,6 @@ def resumed_tokenizer(settings: Any) -> Tokenizer | None:
         return None
     merges = [tuple(pair) for pair in content["merges"]]
     return Tokenizer(Spec(content["vocab"], merges, special_tokens={EOS}))
-
-
-def activation_bytes(model: nn.Module, tokens: int) -> int:
-    """About what autograd keeps of a forward pass over that many tokens."""
-    config = model.config
-    if config.model_type == "gpt2":
-        block = 34 * config.n_embd + 8 * config.inner
-    else:  # the gated MLP's two halves, and queries and keys before and after rotation
-        heads = (4 * config.n_head + 3 * config.kv_heads) * config.head_width
-        block = 24 * config.n_embd + 4 * heads + 16 * config.inner
-    if model.autocast_dtype:
-        block = block // 2
-    blocks = 1 if model.checkpointing else config.n_layer
-    logits = min(LOGITS_AT_ONCE, tokens * config.vocab_size)
-    return tokens * block * blocks + 12 * logits
 
 
 def short(number: float) -> str:
@@ -268,6 +252,19 @@ class Run:
         """device.open_model with the run's settings."""
         return self.place(cls.from_pretrained(folder, **overrides), trained=trained)
 
+    def open_reference(self, policy: GPT) -> GPT:
+        """What the KL is measured against: --reference, or the policy as it starts."""
+        settings = self.settings
+        if settings.lora_rank and settings.reference in ("", settings.init):
+            return lora.base(policy)  # the same weights without the adapters
+        reference = self.open(GPT, settings.reference or settings.init)
+        if reference.tokenizer.vocab != policy.tokenizer.vocab:
+            raise UserError(
+                f"--reference {settings.reference} has other tokens than --init, whose tokens it "
+                "would read: use a model of the same family"
+            )
+        return reference
+
     def adamw(
         self, models: list[nn.Module], lr: float, eps: float = 1e-8, weight_decay: float = 0.0
     ) -> torch.optim.AdamW:
@@ -317,43 +314,18 @@ class Run:
         optimizer.zero_grad(set_to_none=True)
         return norms[0]
 
-    # ---- memory
-
     def memory(self, cached_tokens: int = 0) -> float:
         """Estimate the GiB that a step takes; print them from 1 on, with the flags that lower them.
 
-        cached_tokens: tokens whose keys and values sampling keeps. Sampling and the activations of
-            an update are not there at the same time.
+        cached_tokens: as of memory.estimate
         """
-        weights, activations = 0, 0
-        for model in self.placed:
-            trained = [p for p in model.parameters() if p.requires_grad]
-            weights += sum(p.numel() * p.element_size() for p in model.parameters())
-            weights += 12 * sum(p.numel() for p in trained)  # gradients and two moments
-            if trained:
-                activations += activation_bytes(model, self.settings.token_budget)
-        config = self.placed[0].config
-        number_bytes = 2 if self.placed[0].autocast_dtype else 4
-        numbers = 2 * config.n_layer * config.kv_heads * config.head_width  # of a cached token
-        cache = number_bytes * cached_tokens * numbers
-        total = (weights + max(activations, cache)) / 2**30
+        total, weights = memory.estimate(self.placed, self.settings.token_budget, cached_tokens)
         if total >= 1:
             print(
-                f"memory: about {total:.1f} GiB, {weights / 2**30:.1f} of them weights and "
-                "optimiser; lower --token_budget or use --checkpointing if that is too much"
+                f"memory: about {total:.1f} GiB, {weights:.1f} of them weights and optimiser; "
+                "lower --token_budget or use --checkpointing if that is too much"
             )
         return total
-
-    def peak_memory(self) -> float:
-        """GiB: of the GPU if there is one, else of this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        try:
-            import resource  # not on Windows
-        except ImportError:
-            return math.nan
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
     # ---- checkpoints
 
@@ -444,6 +416,10 @@ class Run:
                     raise KeyboardInterrupt
                 if done % self.settings.save_every == 0 and done < total:
                     self.checkpoint(done)
+
+    def is_due(self, step: int, every: int) -> bool:
+        """At every so many steps, and at the last one. 0: never."""
+        return every > 0 and ((step + 1) % every == 0 or step + 1 == self.total)
 
     def say_finished(self) -> None:
         print(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minirlhf import UserError, stats
 from minirlhf.data import Prompt
-from minirlhf.rewards import as_number, shown
+from minirlhf.user_function import as_number, shown
 
 OTHER = "other"  # the kind of a prompt that no world knows
 

@@ -11,7 +11,7 @@ from conftest import tiny
 
 import evaluate
 import toyworld
-from minirlhf import UserError, rewards, rollout
+from minirlhf import UserError, rollout, user_function
 from minirlhf.answers import score
 from minirlhf.data import Prompt
 from minirlhf.files import read_json
@@ -92,7 +92,7 @@ def test_win_rates_are_clustered_by_prompt():
 
 def test_a_judges_liking_for_the_first_place_cancels(folder):
     def judge(name):
-        return rewards.load_function(f"{folder / 'mine.py'}:{name}", "--judge")
+        return user_function.load(f"{folder / 'mine.py'}:{name}", "--judge")
 
     p, q = Prompt.of("p"), Prompt.of("q")
     responses, baseline = [["a", "bbb"], ["cc", "dd"]], [["aa", "b"], ["cc", "ee"]]

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import train_sft
 from minirlhf import UserError, checkpoint, device, lora, rollout
+from minirlhf.memory import activation_bytes
 from minirlhf.model import GPT, Config, KVCache, ScalarGPT, rotary_at
-from minirlhf.run import activation_bytes
 
 LLAMA3 = {
     "rope_type": "llama3",

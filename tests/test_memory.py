@@ -8,8 +8,9 @@ from conftest import SMALL, tiny
 
 import train_sft
 from minirlhf import device
+from minirlhf.memory import activation_bytes
 from minirlhf.model import GPT, Config, ScalarGPT
-from minirlhf.run import Run, activation_bytes
+from minirlhf.run import Run
 
 
 def saved_bytes(model, tokens) -> int:

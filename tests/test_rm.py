@@ -84,7 +84,7 @@ def test_a_group_scores_as_its_responses_do_alone(tokenizer, tmp_path):
     for i, group in enumerate(groups):
         for k, response in enumerate(group.responses):
             ids = torch.tensor([group.prompt + response])
-            alone = model(ids)[0, -1]
+            alone = model(ids)[0, -1].detach()
             assert float(scores[i, k]) == pytest.approx(float(alone), abs=1e-4)
     result = validate(model, groups, 64)
     assert result["validation_pairs"] == 4 and 0 <= result["validation_accuracy"] <= 1

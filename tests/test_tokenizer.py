@@ -12,14 +12,10 @@ import regex
 from conftest import SHARED
 
 from minirlhf import UserError
+from minirlhf.bpe import BYTES, SYMBOLS, TRAINING_PIECE
 from minirlhf.chat import PLAIN
 from minirlhf.data import parse_dialogue
-from minirlhf.tokenizer import (
-    BYTES,
-    SYMBOLS,
-    TRAINING_PIECE,
-    Tokenizer,
-)
+from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, GPT2, Spec
 
 TEXT = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import regex
 
-from minirlhf.tokenizer import BYTES, SYMBOLS, learn_merges
+from minirlhf.bpe import BYTES, SYMBOLS, learn_merges
 from minirlhf.tokenizer_files import GPT2, LLAMA3, QWEN2, SMOLLM
 
 TEXT = (
