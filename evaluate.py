@@ -50,7 +50,8 @@ class Settings:
 
     # method
     reference: str = ""  # model that the KL is measured against; empty: the baseline
-    ensemble: Literal["mean", "min", "uwo"] = "mean"  # of rewards divided by commas
+    ensemble: Literal["mean", "min", "uwo"] = "mean"  # of several rewards
+    reward_weights: str = ""  # of several rewards, "0.7,0.3": a weighted sum, as in train_ppo.py
     watch: str = ""  # other rewards, comma-separated, that no policy was trained on
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
     split: str = "test"  # of a world's prompts: test (held out) or train
@@ -112,6 +113,16 @@ def find_world(settings: Settings, prompts: list[Prompt]) -> ModuleType | None:
     return module
 
 
+def load_reward(settings: Settings) -> RewardFn:
+    return rewards.load(
+        settings.reward,
+        settings.device,
+        settings.dtype,
+        weights=settings.reward_weights,
+        ensemble=settings.ensemble,
+    )
+
+
 def load_scorers(settings: Settings, prompts: list[Prompt]) -> dict[str, RewardFn]:
     """gold, reward and watch_NAME. A world that tells kinds only judges prompts of its own."""
     place = {"device": settings.device, "dtype": settings.dtype}
@@ -121,7 +132,7 @@ def load_scorers(settings: Settings, prompts: list[Prompt]) -> dict[str, RewardF
     if settings.gold and not is_foreign:
         scorers["gold"] = rewards.load(settings.gold, **place)
     if settings.reward:
-        scorers["reward"] = rewards.load(settings.reward, **place, ensemble=settings.ensemble)
+        scorers["reward"] = load_reward(settings)
     elif settings.watch:
         raise UserError("--watch compares its gain with that of --reward: name that reward too")
     for name in filter(None, settings.watch.split(",")):
@@ -217,9 +228,7 @@ def show(result: dict) -> None:
 
 def judge_reward(settings: Settings) -> dict:
     """How well --reward agrees with the pairs or rankings of --data."""
-    reward = rewards.load(
-        settings.reward, settings.device, settings.dtype, ensemble=settings.ensemble
-    )
+    reward = load_reward(settings)
     rankings = read_rankings(settings.data, template=settings.template)
     report = {"reward": settings.reward, "data": settings.data}
     report |= agreement.measure(reward, rankings)

@@ -8,6 +8,7 @@
 The last line is rejection sampling: train_sft.py learns from the best answers.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -125,6 +126,7 @@ class Sampler:
         if self.reward_fn is None:
             return batch
         scores = self.reward_fn(batch.prompts, batch.responses)
+        scores = [-math.inf if math.isnan(score) else score for score in scores]  # None comes last
         quality = list(zip(batch.finished.tolist(), scores))  # a finished response comes first
         best = []
         for start_ in range(0, len(quality), settings.best_of):

@@ -410,7 +410,7 @@ def main(settings: Settings) -> None:
     lora.add(policy, settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
     reference = run.open_reference(policy)
     if settings.online:
-        reward_fn = rewards.load(settings.reward, run.device, settings.dtype, optional=True)
+        reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
     else:
         add_logprobs(reference, train + validation, settings)
     steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)

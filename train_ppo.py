@@ -352,11 +352,10 @@ def main(settings: Settings) -> None:
         **where,
         weights=settings.reward_weights,
         ensemble=settings.ensemble,
-        optional=True,
     )
     watched = {}
     for name in filter(None, settings.watch.split(",")):
-        watched[f"watch_{name}"] = rewards.load(name, **where, optional=True)
+        watched[f"watch_{name}"] = rewards.load(name, **where)
     optimizer = run.adamw(list(models.trained().values()), settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
     run.track(optimizer, **models.trained())
@@ -619,6 +618,9 @@ def then(settings: Settings) -> list[str]:
     """The command that comes next."""
     policies = f"{settings.init},{settings.out}"
     words = ["python", "evaluate.py", "--policies", policies, "--reward", settings.reward]
+    for flag in ("reward_weights", "ensemble"):
+        if getattr(settings, flag) != getattr(Settings, flag):
+            words += [f"--{flag}", getattr(settings, flag)]
     if settings.data != Settings.data:
         words += ["--data", "HELD_OUT_PROMPTS"]
     return words

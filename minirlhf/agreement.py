@@ -25,11 +25,18 @@ def measure(reward: RewardFn, rankings: list[Ranking]) -> dict:
     """Accuracy on the rankings' comparisons and what length alone would have (stats.beside_length,
     in characters), accuracy by the records' field "subset", a reward model's calibration."""
     rankings = readable(reward, rankings)
-    compared = [ranking for ranking in rankings for _ in untied(ranking)]  # of N comparisons
+    compared = [ranking for ranking in rankings for _ in untied(ranking)]
+    margin, length = margins(reward, rankings)
+    scored = (~margin.isnan()).nonzero()[:, 0].tolist()  # N of them
+    if len(scored) < len(compared):
+        print(f"no score for {len(compared) - len(scored)} of {len(compared)} comparisons")
+    if not scored:
+        raise UserError("the reward gives None for one response of each comparison, or both")
+    compared = [compared[i] for i in scored]
+    margin, length = margin[scored], length[scored]  # (N,)
     number_of: dict = {}
     numbers = [number_of.setdefault(ranking.prompt, len(number_of)) for ranking in compared]
     prompt = torch.tensor(numbers, dtype=torch.long)  # (N,)
-    margin, length = margins(reward, rankings)  # (N,)
     result = stats.beside_length(prompt, margin, length)
 
     subsets = [str(ranking.prompt.columns.get("subset", "")) for ranking in compared]

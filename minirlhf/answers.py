@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from minirlhf import losses, rollout
+from minirlhf import UserError, losses, rollout
 from minirlhf.data import Prompt
 from minirlhf.model import GPT
 from minirlhf.rewards import RewardFn
@@ -23,7 +23,7 @@ class Answers:
 
     batch: Rollout  # P * S rows
     texts: list[list[str]]  # P x S
-    scores: dict[str, Tensor]  # (P, S) by "gold", "reward", "watch_NAME": those that there are
+    scores: dict[str, Tensor]  # (P, S) by "gold", "reward", "watch_NAME"; NaN: no score
     log_ratio: Tensor  # (P, S) log(policy/reference), nats; NaN where the two have other tokens
     exact_kl: Tensor  # (P, S) KL(policy, reference), summed over a response's tokens, nats
 
@@ -45,6 +45,11 @@ def score(
     scores = {}
     for name, scorer in scorers.items():
         scores[name] = torch.tensor(scorer(batch.prompts, batch.responses)).view(-1, samples)
+        missing = int(scores[name].isnan().sum())
+        if missing == len(batch):
+            raise UserError(f"{name} gives None for all {missing} responses: name another")
+        if missing:
+            print(f"{name}: no score for {missing} of {len(batch)} responses, which are left out")
     log_ratio = exact_kl = torch.full((len(batch),), math.nan)
     if policy.tokenizer.vocab == reference.tokenizer.vocab:
         logprobs = in_micro_batches(rollout.logprobs, policy, batch, temperature)  # (B, R)
@@ -79,11 +84,12 @@ def measure(
     if "reward" not in scores:
         return result
     percents = torch.linspace(0, 1, 101)
-    result["reward_percentiles"] = scores["reward"].float().quantile(percents).tolist()
+    result["reward_percentiles"] = scores["reward"].float().nanquantile(percents).tolist()
     result["best_of_n"] = []
     for n in range(1, len(answers.texts[0]) + 1):
         row = {"n": n, "kl_bound": losses.best_of_n_kl_bound(n)}
         for name, values in scores.items():
+            values = values.masked_fill(scores["reward"].isnan(), math.nan)
             row[name] = mean_of(losses.best_of_n(scores["reward"], values, n))
         result["best_of_n"].append(row)
     if "gold" in scores:

@@ -12,7 +12,7 @@ or `completions`), and whatever other fields of the records it names:
         return [float(a in r) for a, r in zip(answer, responses)]
 
 What it does to its arguments changes nothing: they are copies. None is no score for a response,
-which train_ppo.py and train_dpo.py --online then do not learn from.
+which training does not learn from, sample.py chooses last, and evaluate.py leaves out.
 """
 
 import inspect
@@ -117,10 +117,10 @@ def columns(*specs: str) -> set[str] | None:
     return asked
 
 
-def load_one(name: str, device: torch.device | str, dtype: str, optional: bool) -> RewardFn:
+def load_one(name: str, device: torch.device | str, dtype: str) -> RewardFn:
     function = function_of(name)
     if function is not None:
-        return user_function.as_reward(function, name, optional)
+        return user_function.as_reward(function, name)
     model = open_model(ScalarGPT, name, device, dtype)
     if not model.score.weight.any():
         raise UserError(
@@ -173,13 +173,11 @@ def load(
     *,
     weights: str = "",
     ensemble: str = "mean",
-    optional: bool = False,
 ) -> RewardFn:
     """A reward function from its spec (see the top of this file).
 
     weights: "0.7,0.3" makes several members a weighted sum; else they are an ensemble
     ensemble: mean, min or uwo, as of losses.combine_scores
-    optional: functions may give None for a response, which becomes NaN
     """
     names = members(spec)
     if ensemble != "mean" and (weights or len(names) < 2):
@@ -187,7 +185,7 @@ def load(
             f"--ensemble {ensemble} combines several rewards (--reward out/rm1,out/rm2), unweighted"
         )
     factors = parse_weights(weights, len(names)) if weights else None
-    functions = [load_one(name, device, dtype, optional) for name in names]
+    functions = [load_one(name, device, dtype) for name in names]
     if len(functions) == 1 and factors is None:
         return functions[0]
 

@@ -31,6 +31,8 @@ def estimate(
 ) -> dict:
     """A statistic of sums with its 95 % jackknife interval over prompts (Miller 1974).
 
+    Entries with NaN are left out.
+
     prompt: (N,) the prompt that each entry belongs to; prompts are the independent units
     numerators, denominators: (N,) tensors; statistic gets their sums, in this order
     share: the statistic is a share: where no prompt deviates, "rule of three" (Hanley 1983)
@@ -39,7 +41,9 @@ def estimate(
     say: where a denominator is 0 they have none).
     """
     columns = torch.stack([*numerators, *denominators]).double()  # (k, N)
-    index = prompt.unique(return_inverse=True)[1]  # (N,)
+    known = ~columns.isnan().any(0)  # (N,)
+    columns = columns[:, known]
+    index = prompt[known].unique(return_inverse=True)[1]
     prompts = int(index.max()) + 1 if len(index) else 0
     sums = torch.zeros(len(columns), prompts, dtype=torch.double)  # (k, P)
     sums.index_add_(1, index, columns)
@@ -60,14 +64,18 @@ def mean_of(x: Tensor, share: bool = False) -> dict:
     """Mean over prompts with its interval, as of `estimate`; x is (P,), or (P, S) for S samples."""
     x = x.double()
     if x.dim() > 1 and len(x) > 0:
-        x = x.mean(1)
+        x = x.nanmean(1)
     x = x.flatten()
     return estimate(torch.arange(len(x)), [x], [torch.ones_like(x)], share=share)
 
 
 def right(margin: Tensor) -> Tensor:
-    """1 where the better response is preferred (margin above 0), 1/2 for a tie, else 0."""
-    return (margin.sign() + 1) / 2
+    """1 where the better response is preferred (margin above 0), 1/2 for a tie, else 0.
+
+    NaN stays NaN.
+    """
+    share = (margin.sign() + 1) / 2
+    return share.masked_fill(margin.isnan(), math.nan)
 
 
 def accuracy(prompt: Tensor, margin: Tensor) -> dict:

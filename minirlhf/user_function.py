@@ -43,11 +43,9 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
     return positional, named
 
 
-def check_scores(scores, responses: list[str], name: str, optional: bool = False) -> list[float]:
-    """What a user's function gave, if it is one finite number per response, else UserError.
-
-    optional: None is allowed, and becomes NaN.
-    """
+def check_scores(scores, responses: list[str], name: str) -> list[float]:
+    """What a user's function gave: a finite number for each response, or None, which becomes NaN.
+    Else UserError."""
     try:
         values = [] if isinstance(scores, dict | str) else list(scores)
     except TypeError:  # a lone number, None
@@ -59,11 +57,11 @@ def check_scores(scores, responses: list[str], name: str, optional: bool = False
         )
     numbers = []
     for value, response in zip(values, responses):
-        number = math.nan if optional and value is None else as_number(value)
+        number = math.nan if value is None else as_number(value)
         if number is None:
             raise UserError(
                 f"reward function {name} gave {shown(value)} for the response {response[:80]!r}: "
-                "return one finite number for each, below 1e38; None is for RL alone"
+                "return one finite number for each, below 1e38, or None"
             )
         numbers.append(number)
     return numbers
@@ -87,7 +85,7 @@ def shown(value) -> str:
         return f"a {type(value).__name__} that cannot be written"
 
 
-def as_reward(function: Callable, name: str, optional: bool = False) -> RewardFn:
+def as_reward(function: Callable, name: str) -> RewardFn:
     """A user's function as a RewardFn; what it raises or returns wrongly is a UserError."""
 
     def call(prompts, responses):
@@ -105,7 +103,7 @@ def as_reward(function: Callable, name: str, optional: bool = False) -> RewardFn
             raise UserError(
                 f"reward function {name} raised {type(error).__name__}: {error} ({where})"
             ) from error
-        return check_scores(scores, responses, name, optional)
+        return check_scores(scores, responses, name)
 
     return reward_fn
 

@@ -22,7 +22,7 @@ def wins(scores: Tensor, baseline: Tensor) -> Tensor:
     """Share of each prompt's S x S comparisons that are won, (P,); ties count half."""
     difference = scores[:, :, None] - baseline[:, None, :]  # (P, S, S)
     difference = torch.where(difference.abs() < 1e-9, 0.0, difference)
-    return stats.right(difference).double().mean((1, 2))
+    return stats.right(difference).double().nanmean((1, 2))
 
 
 def judged(
@@ -85,11 +85,13 @@ def ranked_right(scores: Tensor, gold: Tensor) -> dict:
 
 
 def pairs(gold: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
-    """All N pairs of responses to one prompt of which gold finds one better.
+    """All N pairs of responses to one prompt of which gold finds one better, without NaN.
 
     gold, features: (P, S)
     Returns each pair's prompt (N,), and each feature of the better and the worse response (2, N).
     """
+    unknown = torch.stack(features).isnan().any(0)  # (P, S)
+    gold = gold.masked_fill(unknown, torch.nan)
     margin = gold[:, :, None] - gold[:, None, :]  # (P, S, S)
     prompt, better, worse = (margin > 1e-9).nonzero(as_tuple=True)
     gathered = [torch.stack([x[prompt, better], x[prompt, worse]]).double() for x in features]

@@ -16,6 +16,7 @@ from minirlhf.answers import score
 from minirlhf.data import Prompt
 from minirlhf.files import read_json
 from minirlhf.model import GPT, ScalarGPT
+from minirlhf.report import write as write_report
 from minirlhf.report.summary import collect
 from minirlhf.stats import mean_of
 from minirlhf.tokenizer import Tokenizer
@@ -24,6 +25,10 @@ from minirlhf.winrate import assess, distinct_ngrams, judged, ranked_right, wins
 FUNCTIONS = """
 def brevity(prompts, responses):
     return [-len(r) / 20 for r in responses]
+def sometimes(prompts, responses):
+    return [None if len(r) % 3 == 0 else len(r) for r in responses]
+def never(prompts, responses):
+    return [None for r in responses]
 def vowels(prompts, responses):
     return [float(sum(map(r.count, "aeiou"))) for r in responses]
 def shorter(prompt, pair):
@@ -88,6 +93,16 @@ def test_win_rates_are_clustered_by_prompt():
     assert wins(scores, baseline).tolist() == by_hand == [0.625, 0.25]
     repeated = mean_of(wins(scores.repeat(1, 50), baseline.repeat(1, 50)))  # the same two prompts
     assert repeated == mean_of(wins(scores, baseline))
+
+
+def test_what_has_no_score_is_left_out():
+    nan = math.nan
+    scores = torch.tensor([[1.0, nan, 3.0], [4.0, 4.0, 4.0], [nan, nan, nan]])
+    cell = mean_of(scores)
+    assert (cell["mean"], cell["prompts"]) == (3.0, 2)
+    baseline = torch.tensor([[2.0, nan, nan], [nan, 5.0, 5.0], [1.0, 1.0, 1.0]])
+    assert mean_of(wins(scores, baseline))["mean"] == 0.25  # of [1/2, 0, NaN]
+    assert ranked_right(scores, torch.tensor([[1.0, 2.0, 3.0]] * 3))["pairs"] == 1 + 3
 
 
 def test_a_judges_liking_for_the_first_place_cancels(folder):
@@ -206,6 +221,29 @@ def test_an_evaluation_by_a_judge_that_compares(folder, tmp_path, capsys):
 def test_an_evaluation_by_a_reward(folder, tmp_path):
     report = evaluate.main(settings_of(folder, tmp_path, reward=f"{folder / 'mine.py'}:brevity"))
     assert report["judge"] == "reward" and "win_rate_previous" in report["results"][1]
+
+
+def test_a_reward_that_gives_none_now_and_then(folder, tmp_path, capsys):
+    functions = folder / "mine.py"
+    options = {"data": "toyworld", "count": 24, "reward": f"{functions}:sometimes"}
+    report = evaluate.main(settings_of(folder, tmp_path, **options))
+    assert "reward: no score for " in capsys.readouterr().out
+    for result in report["results"][:2]:
+        assert result["reward"]["mean"] > 0 and result["reward_accuracy"]["mean"] > 0
+        assert all(row["gold"]["mean"] is not None for row in result["best_of_n"])
+    assert write_report(tmp_path).exists()
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "p", "chosen": "abcd", "rejected": "abcdefg"[:n]} for n in (2, 3, 5)]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    settings = settings_of(folder, tmp_path, policies="", reward=f"{functions}:sometimes")
+    result = evaluate.main(replace(settings, data=str(pairs)))
+    assert (result["accuracy"]["mean"], result["accuracy"]["pairs"]) == (0.5, 2)
+    assert "no score for 1 of 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="None for all"):
+        evaluate.main(settings_of(folder, tmp_path, reward=f"{functions}:never"))
+    weighted = f"{functions}:sometimes,{functions}:vowels"
+    settings = settings_of(folder, tmp_path, reward=weighted, reward_weights="2,0")
+    assert evaluate.main(settings)["results"][0]["reward"]["mean"] > 0
 
 
 def test_the_exact_kl_is_what_the_sampled_one_estimates(folder, prompts):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import train_ppo
 import train_rm
 from minirlhf import cli
 
@@ -114,5 +115,7 @@ def test_a_finished_run_says_which_command_comes_next(stages, tmp_path):
     assert "finished already" in again.stdout and again.stdout.endswith(f"next: {command}\n")
     shown = run_script("train_ppo.py", *flags[:4], "--out", tmp_path / "x", "--show_batch")
     assert shown.returncode == 0 and "next:" not in shown.stdout
+    settings = train_ppo.Settings(reward="out/rm,my.py:f", reward_weights="0.7,0.3")
+    assert train_ppo.then(settings)[-3:] == ["out/rm,my.py:f", "--reward_weights", "0.7,0.3"]
     settings = train_rm.Settings(init="out/sft", normalize_on="a folder", out="out/rm")
     assert train_rm.then(settings)[3:] == ["a folder", "--reward", "out/rm"]

@@ -112,7 +112,7 @@ def of_correlation(scores: Tensor, words: Tensor, gold: Tensor | None = None) ->
     prompt = torch.arange(len(words)).repeat_interleave(words.shape[1])  # (P * S,)
 
     def deviations(x):
-        return (x - x.mean(1, keepdim=True)).double().flatten()  # (P * S,)
+        return (x - x.nanmean(1, keepdim=True)).double().flatten()  # (P * S,)
 
     def r(xy, xx, yy):
         return xy / (xx * yy).sqrt()
@@ -275,7 +275,7 @@ def of_held_out(judge: str, reward: tuple[Tensor, Tensor], other: tuple[Tensor, 
     """
 
     def gain(before: Tensor, after: Tensor) -> Tensor:
-        return (after - before).mean(1) / before.std()  # (P,)
+        return (after - before).nanmean(1) / before[~before.isnan()].std()  # (P,)
 
     by_reward, by_judge = gain(*reward), gain(*other)
     return verdict(
@@ -293,7 +293,7 @@ def of_frontier(policies: list[tuple[float, Tensor]]) -> dict:
     """
     policies = sorted(policies, key=lambda policy: policy[0])
     golds = [gold for _, gold in policies]
-    peak = max(golds[:-1], key=lambda gold: float(gold.mean()))
+    peak = max(golds[:-1], key=lambda gold: float(gold.nanmean()))
     facts = [f"{measured(mean_of(gold))} at {number(kl)} nats" for kl, gold in policies]
     return verdict(
         "best gold at a smaller KL, less gold at the largest",
