@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minirlhf import UserError
+from minirlhf import UserError, cuda
 
 SMALL = 30e6  # parameters
 WIDE = 256  # from this width on, a CPU's training steps gain by bfloat16: docs/speed.md
@@ -41,14 +41,14 @@ def pick_autocast(name: str, device: torch.device, width: int = 0) -> torch.dtyp
     that multiplies bfloat16 itself, for models of a certain width.
     """
     if name == "auto":
-        gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        gains = device.type == "cuda" and cuda.has_bfloat16()
         if device.type == "cpu" and width >= WIDE:
             gains = cpu_multiplies_bf16()
         name = "bfloat16" if gains else "float32"
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: choose from auto, float32, bfloat16")
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = name == "bfloat16"
+        cuda.allow_tf32(name == "bfloat16")
     return DTYPES[name]
 
 

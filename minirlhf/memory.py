@@ -6,6 +6,7 @@ import sys
 import torch
 from torch import nn
 
+from minirlhf import cuda
 from minirlhf.model import LOGITS_AT_ONCE
 
 
@@ -49,7 +50,7 @@ def estimate(
 def peak(device: torch.device) -> float:
     """GiB so far: of the GPU if there is one, else of this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        return cuda.peak_memory()
     try:
         import resource  # not on Windows
     except ImportError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, losses, truncate
+from minirlhf import UserError, cuda, losses, truncate
 from minirlhf.batches import fit, pad
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
@@ -22,10 +22,9 @@ from minirlhf.tokenizer import Tokenizer
 CACHE_BLOCK = 32  # positions by which the cache grows
 CACHED_AT_ONCE = 32768  # rows * positions of the cache; more prompts are sampled in turn
 TOKENS_AT_ONCE = 8192  # tokens of a micro-batch that needs no gradients
-STEPS_UNTIL_COUNT = {"cuda": 8}  # counting the live rows waits for the GPU. Other devices: 1
+CAPTURES = ("cuda",)  # kinds of devices on which a decoding step is captured as a graph
 NO_FLOAT64 = ("mps",)  # kinds of devices
 NEARLY_0 = 1e-6  # a temperature at which float32 logits over it are coarse or infinite
-LIVE_SHARE_TO_SHRINK = {"cuda": 0.75}  # fewer rows need a new CUDA graph. Other devices: 1
 TEMPERATURE = 0.7  # of a model whose folder names none: what the training scripts sample at
 
 
@@ -167,23 +166,25 @@ class Decoder:
     """Computes one more token for each row of a cache.
 
     On a GPU the step's many small kernels are captured as a CUDA graph and replayed together. A
-    new graph is captured when the number of rows or the cache's length changes.
+    new graph is captured when the number of rows or the cache's length changes. Where that fails,
+    the steps run one kernel after another.
     """
 
     def __init__(self, model: GPT, cache: KVCache):
         self.model = model
         self.cache = cache
+        self.captures = model.device.type in CAPTURES
         self.shape = None  # (rows, cache length) of the captured graph
 
     def __call__(self, tokens: Tensor, at: Tensor) -> Tensor:
         """tokens (n,) at positions (n,) -> hidden states (n, D), which the next call overwrites."""
-        if at.device.type != "cuda":
-            return self._step(tokens, at)
-        if self.shape != (len(at), self.cache.length):
+        if self.captures and self.shape != (len(at), self.cache.length):
             self._capture(tokens, at)
+        if not self.captures:
+            return self._step(tokens, at)
         self.tokens.copy_(tokens)
         self.at.copy_(at)
-        self.graph.replay()
+        self.replay()
         return self.hidden
 
     def _step(self, tokens: Tensor, at: Tensor) -> Tensor:
@@ -193,21 +194,16 @@ class Decoder:
         self.shape = (len(at), self.cache.length)
         self.tokens = tokens.clone()
         self.at = at.clone()
-        self.graph = torch.cuda.CUDAGraph()
-        stream = _capture_stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._step(self.tokens, self.at)  # warm-up: libraries initialise outside the capture
-            self.graph.capture_begin()
-            self.hidden = self._step(self.tokens, self.at)
-            self.graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            self.replay, self.hidden = cuda.capture(lambda: self._step(self.tokens, self.at))
+        except RuntimeError as error:
+            self.captures = False
+            say_once(f"sampling goes on without CUDA graphs, slower: {str(error).splitlines()[0]}")
 
 
 @functools.cache
-def _capture_stream() -> torch.cuda.Stream:
-    """One stream for all captures: each stream keeps the memory that it has used."""
-    return torch.cuda.Stream()
+def say_once(text: str) -> None:
+    print(text)
 
 
 @torch.no_grad()
@@ -242,8 +238,10 @@ def generate(
 
     # 2. token by token; n rows are in the batch, and live ones go on
     decode = Decoder(model, cache)
-    steps_until_count = STEPS_UNTIL_COUNT.get(device.type, 1)
-    live_share_to_shrink = LIVE_SHARE_TO_SHRINK.get(device.type, 1.0)
+    steps_until_count, live_share_to_shrink = 1, 1.0
+    if device.type in CAPTURES:
+        steps_until_count = cuda.STEPS_UNTIL_COUNT
+        live_share_to_shrink = cuda.LIVE_SHARE_TO_SHRINK
     at = lengths.repeat_interleave(samples_per_prompt)  # (n,) position of the next token
     row = torch.arange(len(at), device=device)  # (n,) where in `out` its response goes
     live = torch.ones_like(row, dtype=torch.bool)  # (n,)

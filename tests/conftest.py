@@ -16,6 +16,14 @@ from minirlhf.tokenizer import Tokenizer
 # a shell's background jobs ignore Ctrl-C, and so would the scripts that the tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 # real data, where a checkout has it beside it or the environment says where
 SHARED = Path(os.environ.get("MINIRLHF_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TEXT = (
