@@ -23,6 +23,10 @@ def allow_tf32(allowed: bool) -> None:
     torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
+def name() -> str:
+    return torch.cuda.get_device_name()
+
+
 def peak_memory() -> float:
     """GiB that tensors have taken at most."""
     return torch.cuda.max_memory_allocated() / 2**30

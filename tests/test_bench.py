@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import ours, run, shapes
+from bench import gpu_check, ours, run, shapes
 from bench.shapes import Row, Task, make_models
 from minirlhf.model import GPT, Config
 
@@ -57,3 +57,11 @@ def test_the_table_is_printed_and_written(small_table, tmp_path, capsys):
     assert [row["name"] for row in report["rows"]] == ["score"]
     assert report["rows"][0]["ours"] > 0
     assert 0 < report["rows"][0]["of_ceiling"] < 1
+
+
+def test_the_check_of_a_gpu_runs_where_there_is_none(small_table, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "RESPONSE", 4)
+    settings = {"preset": "tiny", "device": "cpu", "dtype": "float32", "out": str(tmp_path)}
+    gpu_check.main(gpu_check.Settings(tests=False, loop=False, **settings))
+    table = capsys.readouterr().out.rpartition("|---|")[2]
+    assert "bandwidth" in table and "estimated" in table and "pairs/s" in table

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from minirlhf import health
+from minirlhf import cuda, health
 from minirlhf.files import read_json, read_jsonl, to_json
 from minirlhf.report.probes import number, share
 from minirlhf.run import describe_result, read_loop
@@ -110,7 +110,7 @@ def provenance() -> dict[str, str]:
     """For a stage of loop.json."""
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
-        machine += f", {torch.cuda.get_device_name()}"
+        machine += f", {cuda.name()}"
     commit = ""
     try:
         git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
