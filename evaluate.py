@@ -27,6 +27,7 @@ from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
 from minirlhf.files import write_json
 from minirlhf.model import GPT
+from minirlhf.progress import waiting
 from minirlhf.report import probes
 from minirlhf.rewards import RewardFn
 from minirlhf.rollout import Rollout
@@ -211,19 +212,23 @@ def side_by_side(prompts: list[Prompt], answers: dict[str, Answers]) -> list[dic
     return examples
 
 
-def show(result: dict) -> None:
-    """A policy's main numbers, and what its probes found."""
-    names = ("gold", "reward", "win_rate", "kl", "words")
-    numbers = [f"{name} {probes.measured(result[name])}" for name in names if name in result]
-    if result["finished"] < 1:
-        numbers.append(f"finished {result['finished']:.0%}")
-        if "reward_as_trained" in result:
+def show(results: list[dict]) -> None:
+    """A table of the policies' main numbers, and what their probes found."""
+    names = ("win_rate", "gold", "reward", "kl", "words", "finished")
+    names = [name for name in names if name in results[0]]
+    width = max(len(result["policy"]) for result in results)
+    print(" " * width, *(name.rjust(13) for name in names))
+    for result in results:
+        cells = [probes.measured(result[name]) for name in names[:-1]]
+        cells.append(f"{result['finished']:.0%}")
+        print(result["policy"].ljust(width), *(cell.rjust(13) for cell in cells))
+    for result in results:
+        if result["finished"] < 1 and "reward_as_trained" in result:
             penalised = probes.measured(result["reward_as_trained"])
-            numbers.append(f"reward with training's penalty for the rest {penalised}")
-    print(f"{result['policy']}: {', '.join(numbers)}")
-    for row in result.get("probes", ()):
-        if row["verdict"] == "look here":
-            print(f"    look here: {row['says']}")
+            print(f"{result['policy']}: with the penalty for unfinished answers reward {penalised}")
+        for row in result.get("probes", ()):
+            if row["verdict"] == "look here":
+                print(f"{result['policy']}: look here: {row['says']}")
 
 
 def judge_reward(settings: Settings) -> dict:
@@ -267,7 +272,10 @@ def main(settings: Settings) -> dict:
         policy = open_model(GPT, folder, **place)
         generator = torch.Generator(policy.device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = sample(settings, policy, prompts, generator)
-        answer = score(batch, settings.samples, policy, reference, scorers, settings.temperature)
+        with waiting("scoring"):
+            answer = score(
+                batch, settings.samples, policy, reference, scorers, settings.temperature
+            )
         answers[folder] = answer
         result = {"policy": folder} | measure(prompts, answer, module, settings.unfinished_score)
         result |= win_rates(prompts, list(answers.values()), wins_by, judge)
@@ -279,8 +287,7 @@ def main(settings: Settings) -> dict:
         results.append(result)
     if settings.reward and "gold" in scorers:
         probes.add_frontier(results, answers)
-    for result in results:
-        show(result)
+    show(results)
 
     # 3. write all of it down
     if written := demonstrations(settings, module, scorers.get("gold")):

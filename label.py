@@ -23,6 +23,7 @@ from minirlhf.cli import printable, start
 from minirlhf.feedback import chat, judge, rankings
 from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.server import Address, serve
+from minirlhf.progress import waiting
 from minirlhf.records import records
 
 
@@ -75,12 +76,14 @@ def simulate(settings: Settings, name: str, candidates: list, done: set) -> None
         seed = settings.seed + 7919 * k
         annotate = rankings.simulated_annotator(module, noise, settings.bias, seed)
         annotators.append((name if len(noises) == 1 else f"{name}{k + 1}", annotate))
-    for i, candidate in enumerate(candidates):
-        chosen = annotators if i % 10 == 0 else [annotators[i % len(annotators)]]
-        for annotator, annotate in chosen:
-            if (candidate.id, annotator) not in done:
-                ranks = annotate(candidate.prompt.source, candidate.responses)
-                rankings.append_ranking(settings.out, candidate, ranks, annotator, sync=False)
+    with waiting("ranking", len(candidates), "prompts") as bar:
+        for i, candidate in enumerate(candidates):
+            chosen = annotators if i % 10 == 0 else [annotators[i % len(annotators)]]
+            for annotator, annotate in chosen:
+                if (candidate.id, annotator) not in done:
+                    ranks = annotate(candidate.prompt.source, candidate.responses)
+                    rankings.append_ranking(settings.out, candidate, ranks, annotator, sync=False)
+            bar.update()
 
 
 def parse_order(line: str, count: int) -> dict:

@@ -97,12 +97,16 @@ class Loop:
             )
         self.state["settings"] = asdict(settings)
         self.save()
+        self.number = 0  # of the stage
+        self.stages = 0  # in all
 
     def save(self) -> None:
         files.write_json(self.path, self.state)
 
     def stage(self, name: str, script: ModuleType, settings) -> None:
         """Run script.main(settings), unless the same was done before with the same inputs."""
+        self.number += 1
+        title = f"== {self.number}/{self.stages} {name}"
         stage = {
             "command": command(f"{script.__name__}.py", settings),
             "settings": asdict(settings),
@@ -114,9 +118,9 @@ class Loop:
         earlier = self.state["stages"].get(name, {})
         if not inputs.changes(earlier, settings, stage["inputs"], MAY_CHANGE_ON_RESUME):
             if earlier.get("finished"):
-                return print(f"== {name}: done before")
+                return print(f"{title}: done before")
             stage["seconds"] = earlier.get("seconds", 0.0)
-        print(f"\n== {name}\n$ {stage['command']}", flush=True)
+        print(f"\n{title}\n$ {stage['command']}", flush=True)
         if hasattr(settings, "resume"):
             settings.resume = True  # where there is nothing to resume, it starts
         began = time.monotonic()
@@ -136,6 +140,7 @@ class Loop:
 def toy(settings: Settings, loop: Loop) -> None:
     out = settings.out
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
+    loop.stages = 2 + 4 * settings.rounds
 
     # stage 1: learn to answer as the demonstrations do
     sft = train_sft.Settings(data=settings.world, out=f"{out}/sft", **common)
@@ -259,7 +264,9 @@ def real(settings: Settings, loop: Loop) -> None:
     memory = {"token_budget": settings.token_budget, "checkpointing": settings.checkpointing}
     tokenizer = Tokenizer.from_pretrained(hub.model_folder(settings.init))
     policy = settings.init
+    loop.stages = 4
     if settings.sft_steps or tokenizer.chat_format == "plain":
+        loop.stages = 5
         sft = train_sft.Settings(
             init=settings.init,
             data=f"{out}/pairs.jsonl",
@@ -360,7 +367,10 @@ def main(settings: Settings) -> None:
             report.write(settings.out, go_on=loop.command)
         raise
     files.unlock(loop.lock)
-    print(f"\nwrote {report.write(settings.out)}; open it in a browser")
+    page = report.write(settings.out)
+    for line in report.ending(settings.out):
+        print(line)
+    print(f"report: {page}, for your browser")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
+from minirlhf.progress import waiting
 from minirlhf.rollout import in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
@@ -378,8 +379,8 @@ def look(
     ref_logprobs = in_micro_batches(rollout.logprobs, reference, batch, temperature)  # (B, R)
     row["kl"] = (logprobs - ref_logprobs).sum(1)  # (B,)
     row["finished"] = batch.finished
-    shown = zip(batch.prompts[:8], batch.responses)
-    run.samples(step, [{"prompt": p.source, "response": r} for p, r in shown], show=1)
+    shown = zip(batch.prompts[:8], batch.responses, row["kl"].tolist())
+    run.samples(step, [{"prompt": p.source, "response": r, "kl": kl} for p, r, kl in shown], show=4)
     return row
 
 
@@ -412,7 +413,8 @@ def main(settings: Settings) -> None:
     if settings.online:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
     else:
-        add_logprobs(reference, train + validation, settings)
+        with waiting("log-probs of the reference"):
+            add_logprobs(reference, train + validation, settings)
     steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)

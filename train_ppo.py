@@ -426,7 +426,7 @@ def main(settings: Settings) -> None:
             peak_gib=memory.peak(run.device),
         )
         if step % settings.log_every == 0 or step == settings.steps - 1:
-            show(run, step, batch, scores)
+            show(run, step, episodes, scores, kl)
             ask_again(run, step, policy, requests, reward_fn)
         if settings.kl_target:
             run.extra["kl_coef"] = losses.adapt_kl_coef(
@@ -578,11 +578,19 @@ def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt:
     return numbers
 
 
-def show(run: Run, step: int, batch: Rollout, scores: Tensor) -> None:
-    """Warnings and samples, for the eye."""
+def show(run: Run, step: int, episodes: Episodes, scores: Tensor, kl: Tensor) -> None:
+    """Warnings and samples, for the eye; of the first sample every token, for the report."""
     for warning in health.warnings(run.row):
         print(f"    warning: {warning}")
-    run.samples(step, sample_rows(batch, scores)[:8], show=1)
+    rows = sample_rows(episodes.batch, scores)[:8]
+    for row, row_kl in zip(rows, kl.sum(1).tolist()):
+        row["kl"] = row_kl
+    _, response = episodes.batch.pairs()[0]
+    tokenizer = run.tracked["policy"].tokenizer
+    rows[0]["tokens"] = [tokenizer.decode([token]) for token in response]
+    rows[0]["token_kl"] = kl[0, : len(response)].tolist()
+    rows[0]["token_advantages"] = episodes.advantages[0, : len(response)].tolist()
+    run.samples(step, rows, show=4)
 
 
 def sample_rows(batch: Rollout, scores: Tensor) -> list[dict]:

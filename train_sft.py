@@ -21,6 +21,7 @@ from minirlhf.cli import at_least, start
 from minirlhf.data import mixed, read_demonstrations
 from minirlhf.model import GPT, Config
 from minirlhf.optim import cosine_decay
+from minirlhf.progress import waiting
 from minirlhf.run import Run, resumed_tokenizer, seed_of
 from minirlhf.supervised import add_gradient, row_length, row_prompt, to_rows, validation_loss
 from minirlhf.tokenizer import Tokenizer
@@ -104,7 +105,8 @@ def fresh_model(settings: Settings, demonstrations: list[Turns]) -> GPT:
     tokenizer = resumed_tokenizer(settings)
     if tokenizer is None:
         texts = [PLAIN.text(turns) for turns in demonstrations]
-        tokenizer = Tokenizer.train(texts, settings.vocab_size)
+        with waiting("training the tokenizer"):
+            tokenizer = Tokenizer.train(texts, settings.vocab_size)
     config = Config(
         vocab_size=tokenizer.vocab_size,
         n_positions=settings.n_positions,
@@ -129,7 +131,8 @@ def main(settings: Settings) -> None:
         model = GPT.from_pretrained(settings.init, settings.chat_format)
     else:
         model = fresh_model(settings, demonstrations)
-    rows = to_rows(model, demonstrations, cut=settings.truncate)
+    with waiting("encoding"):
+        rows = to_rows(model, demonstrations, cut=settings.truncate)
     train, validation = held_out(rows, key=row_prompt, fraction=settings.validation)
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):

@@ -29,6 +29,12 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def one_line(text: str, width: int = 0) -> str:
+    """The same on one line, of at most so many columns unless 0."""
+    text = printable(" ".join(text.split()))
+    return text[: width - 1] + "…" if 0 < width < len(text) else text
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UserError(f"{message}; see --help")

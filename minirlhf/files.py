@@ -21,7 +21,21 @@ except ImportError:  # Windows
     fcntl = None
 
 
+MAKERS = {  # what a file or folder is called -> the command that makes one of that name
+    "sft": "train_sft.py --out",
+    "rm": "train_rm.py --out",
+    "ppo": "train_ppo.py --out",
+    "dpo": "train_dpo.py --out",
+    "candidates.jsonl": "sample.py --data toyworld --samples 4 --candidates_out",
+    "rankings.jsonl": "label.py --out",
+}
 LARGEST_FILE = 2**25  # bytes; the largest files that are read whole are tokenizers', some 20 MB
+
+
+def how_to_make(path: str | Path) -> str:
+    """The command that makes a stage's result, by its name; "" for any other name."""
+    command = MAKERS.get(Path(path).name)
+    return f"python {command} {path}" if command else ""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from minirlhf import UserError
-from minirlhf.files import write_atomically
+from minirlhf.files import how_to_make, write_atomically
 
 GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names from before there were owners
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -39,6 +39,8 @@ def model_folder(name: str | Path) -> Path:
     repository = str(name)
     if repository in GPT2:
         repository = f"openai-community/{name}"
+    if command := how_to_make(path):
+        raise UserError(f"{name} does not exist: `{command}` makes it")
     in_a_folder = path.parent != Path() and path.parent.exists()
     if in_a_folder or not REPOSITORY.fullmatch(repository):
         raise UserError(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from minirlhf import UserError
+from minirlhf.files import how_to_make
 
 Place = str  # "file.jsonl, line 17"
 
@@ -110,7 +111,10 @@ def read_file(name: str) -> Iterator[tuple[Place, Any]]:
         yield from reader(name)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # missing, or not intact
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--data {name}: {reason}; check the file's name and content") from None
+        advice = "check the file's name and content"
+        if isinstance(error, FileNotFoundError) and (command := how_to_make(name)):
+            advice = f"`{command}` makes it"
+        raise UserError(f"--data {name}: {reason}; {advice}") from None
 
 
 def reader_for(first: str, name: str, reader: Callable) -> Callable:

@@ -11,6 +11,7 @@ from typing import Any
 from minirlhf import UserError, formats, hub, readers, world
 from minirlhf.formats import Record
 from minirlhf.parsing import LEARNT, MESSAGE_FIELDS, Skip, kind_of
+from minirlhf.progress import waiting
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 # what records of rankings hold besides, and whoever wants it reads
@@ -98,7 +99,8 @@ def world_records(module, kind: str, split: str, count: int, seed: int):
     if write is None:
         raise UserError(f"--data {module.__name__}: the module has no function {kind}")
     try:
-        written = list(write(split, count, seed))
+        with waiting(f"{module.__name__} writes {kind}"):
+            written = list(write(split, count, seed))
     except UserError:
         raise
     except Exception as error:

@@ -17,6 +17,7 @@ from minirlhf.batches import fit, pad
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
 from minirlhf.packing import Pair, pack, packed_micro_batches
+from minirlhf.progress import waiting
 from minirlhf.tokenizer import Tokenizer
 
 CACHE_BLOCK = 32  # positions by which the cache grows
@@ -297,12 +298,13 @@ def sample(
     longest = max(len(ids) for ids in prompt_ids) + max_tokens
     at_once = max(1, CACHED_AT_ONCE // (K * longest))
     response_ids, finished = [], []
-    with model.cast_once():
+    with model.cast_once(), waiting("sampling", K * len(prompt_ids), "responses") as bar:
         for i in range(0, len(prompt_ids), at_once):
             part = prompt_ids[i : i + at_once]
             ids, ended = generate(model, part, max_tokens, generator, **options)
             response_ids += ids
             finished += ended
+            bar.update(len(ids))
     prompts = [prompt for prompt in prompts for _ in range(K)]
     prompt_ids = [ids for ids in prompt_ids for _ in range(K)]
     responses = []

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import platform
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -32,10 +33,11 @@ from tqdm import tqdm
 
 from minirlhf import UserError, device, files, inputs, lora, memory
 from minirlhf.checkpoint import read_tensors, write_tensors
-from minirlhf.cli import at_least
+from minirlhf.cli import at_least, one_line
 from minirlhf.files import append_jsonl, read_json, to_json, write_json
 from minirlhf.model import GPT
 from minirlhf.optim import Muon
+from minirlhf.progress import BAR
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
 
@@ -125,9 +127,8 @@ def resumed_tokenizer(settings: Any) -> Tokenizer | None:
 
 
 def short(number: float) -> str:
-    """Three digits or a whole number, eight columns."""
-    style = ".0f" if 1000 <= abs(number) < 1e7 else ".3g"
-    return format(number, style).rjust(8)
+    """Three digits or a whole number: 0.693, 17,433."""
+    return format(number, ",.0f" if 1000 <= abs(number) < 1e7 else ".3g")
 
 
 class Run:
@@ -153,6 +154,7 @@ class Run:
         self.tracked: dict[str, nn.Module] = {}
         self.extra: dict[str, float] = {}  # numbers that belong to a checkpoint: a KL coefficient
         self.row: dict = {}  # the last row of metrics.jsonl
+        self.columns: list[str] = []  # on the console, below their names
         self.finished = self._open_folder()
 
     # ---- folder and settings
@@ -403,7 +405,7 @@ class Run:
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to do; checkpoints every save_every steps and when told to stop."""
         self.total = total
-        bar = tqdm(total=total, initial=self.first_step, unit="step", mininterval=1, disable=None)
+        bar = tqdm(total=total, initial=self.first_step, unit="steps", mininterval=1, **BAR)
         with self._signals(), bar:
             for step in range(self.first_step, total):
                 yield step
@@ -442,14 +444,14 @@ class Run:
         """Minutes and seconds; from the second logged step on, as the first one warms up."""
         if self.first_logged is None:
             self.first_logged = step, time.monotonic()
-            return "    -"
+            return "-"
         first, since = self.first_logged
         seconds = (time.monotonic() - since) / max(1, step - first) * (self.total - step - 1)
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
-        """Add a row to metrics.jsonl; every log_every steps, and with a validation, also a line
-        on the console.
+        """Add a row to metrics.jsonl; every log_every steps, and with a validation, also to the
+        table on the console.
 
         Tensors become their means. show: the metrics on the console, by default all.
         """
@@ -462,20 +464,44 @@ class Run:
         eta = self._eta(step)
         validated = any(name.startswith("validation") for name in metrics)
         if step % self.settings.log_every == 0 or step == self.total - 1 or validated:
-            numbers = []
-            for name in show or metrics:
-                if isinstance(row.get(name), int | float):
-                    numbers.append(f"{name} {short(row[name])}")
-            tqdm.write(f"step {step:>5}/{self.total}  {'  '.join(numbers)}  left {eta:>5}")
+            self._add_to_table(show or tuple(metrics), eta)
         return row
 
+    def _add_to_table(self, names: tuple[str, ...], eta: str) -> None:
+        """The last row's numbers; first their names, where they are not those above."""
+        cells = {}
+        for name in names:
+            value = self.row.get(name)
+            if isinstance(value, int | float) or name in self.columns:
+                cells[name] = "" if value is None else short(value)
+        titles = ["step", *(name.replace("_per_second", "/s") for name in cells), "left"]
+        texts = [f"{self.row['step']}/{self.total}", *cells.values(), eta]
+        lines = [texts]
+        if list(cells) != self.columns:
+            self.columns = list(cells)
+            lines = [titles, texts]
+        widths = [8, *(max(7, len(title)) for title in titles[1:-1]), 5]
+        for line in lines:
+            tqdm.write("  ".join(text.rjust(width) for text, width in zip(line, widths)))
+
     def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
-        """Add responses to samples.jsonl; the first `show` also go to the console."""
+        """Add responses to samples.jsonl; the first `show` are also a table on the console."""
         self._begin()
         append_jsonl(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
+        if not show:
+            return
+        self.columns = []  # named again below this table
+        numbers = [name for name in ("score", "kl") if name in rows[0]]
+        room = shutil.get_terminal_size((100, 24)).columns - 7 * len(numbers) - 5
+        left, right = int(0.4 * room), int(0.6 * room)
+
+        def say(cells: list[str], request: str, answer: str) -> None:
+            line = "".join(cell.rjust(7) for cell in cells)
+            tqdm.write(f" {line}  {one_line(request, left):{left}}  {one_line(answer, right)}")
+
+        say(numbers, "request", "answer")
         for row in rows[:show]:
             prompt = row["prompt"]
             if isinstance(prompt, list):  # messages
                 prompt = prompt[-1]["content"]
-            score = f"{row['score']:+.2f} " if "score" in row else ""
-            tqdm.write(f"    {score}{prompt.strip()[-100:]!r} -> {row['response'][:140]!r}")
+            say([f"{row[name]:.2f}" for name in numbers], prompt, row["response"])

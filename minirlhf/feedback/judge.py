@@ -12,7 +12,7 @@ A response is ranked by its mean chance of winning. The records have these furth
 
 import random
 import re
-import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import combinations, islice
@@ -49,6 +49,7 @@ Answer with the new response alone."""
 
 CONSTITUTION = Path(__file__).with_name("constitution.txt")
 HOPELESS = 8  # stop after so many prompts if no answer was usable
+A_WHILE = 60  # seconds between two lines of a log
 
 
 # ------------------------------------------------------------------------- questions
@@ -188,8 +189,8 @@ class Tally:
     """Counts a model's answers and shows how many are left."""
 
     def __init__(self, total: int, model: LocalModel | Endpoint):
-        interval = 1 if sys.stderr.isatty() else 20  # seconds between two lines of a log
-        self.bar = tqdm(total=total, unit=" answers", mininterval=interval, leave=False)
+        self.bar = tqdm(total=total, unit=" answers", mininterval=1, leave=False, disable=None)
+        self.last_line = time.monotonic()
         self.all = self.usable = 0
         self.problems = model.problems
 
@@ -200,6 +201,9 @@ class Tally:
             self.usable += answer is not None
             self.bar.set_postfix_str(f"{self.all - self.usable} unusable", refresh=False)
             self.bar.update()
+            if self.bar.disable and time.monotonic() > self.last_line + A_WHILE:
+                self.last_line = time.monotonic()
+                print(f"{self.all} of {self.bar.total} answers, {self.all - self.usable} unusable")
             yield answer
 
     def stop_if_hopeless(self) -> None:

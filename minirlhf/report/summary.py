@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from minirlhf import cuda, health
+from minirlhf.cli import one_line
 from minirlhf.files import read_json, read_jsonl, to_json
 from minirlhf.report.probes import number, share
 from minirlhf.run import describe_result, read_loop
@@ -229,6 +231,35 @@ def key_numbers(data: dict) -> list[tuple[str, str, str]]:
     if data["stages"]:
         numbers.append(("time", duration(data["seconds"]), f"for {len(data['stages'])} stages"))
     return numbers
+
+
+def ending(out: str | Path) -> list[str]:
+    """For the terminal: what happened, one request before and after, and where to go on."""
+    data = read_json(Path(out) / "report.json")
+    warnings = [f"warning: {warning}" for warning in data["warnings"]]
+    if len(data["policies"]) < 2:
+        return [*warnings, data["headline"]]
+    before, after = data["policies"][0], data["policies"][-1]
+    score = "gold" if "gold" in after else "reward"
+    change = f"{number(before[score]['mean'])} -> {number(after[score]['mean'])}"
+    lines = ["", data["headline"], f"The mean {score} score of an answer: {change}."]
+
+    def gain(example: dict) -> float:
+        answers = example["answers"]
+        return answers[after["policy"]][score] - answers[before["policy"]][score]
+
+    examples = sorted(data["examples"], key=gain)
+    typical = examples[len(examples) // 2]  # neither the best nor the worst of them
+    prompt = typical["prompt"]
+    lines += ["", one_line(prompt[-1]["content"] if isinstance(prompt, list) else prompt)]
+    for result in (before, after):
+        answer = typical["answers"][result["policy"]]
+        text = one_line(answer["response"])
+        lines.append(f"{result['stage']:>10} {number(answer[score]):>6}  {text}")
+    policies = f"{before['policy']},{after['policy']}"
+    talk = ["python", "sample.py", "--init", after["policy"], "--chat"]
+    teach = ["python", "label.py", "--chat", "--policies", policies]
+    return [*lines, "", *warnings, f"next: {shlex.join(talk)}", f"      {shlex.join(teach)}"]
 
 
 def duration(seconds: float) -> str:
