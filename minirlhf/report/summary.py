@@ -236,9 +236,8 @@ def key_numbers(data: dict) -> list[tuple[str, str, str]]:
 def ending(out: str | Path) -> list[str]:
     """For the terminal: what happened, one request before and after, and where to go on."""
     data = read_json(Path(out) / "report.json")
-    warnings = [f"warning: {warning}" for warning in data["warnings"]]
     if len(data["policies"]) < 2:
-        return [*warnings, data["headline"]]
+        return ["", data["headline"]]
     before, after = data["policies"][0], data["policies"][-1]
     score = "gold" if "gold" in after else "reward"
     change = f"{number(before[score]['mean'])} -> {number(after[score]['mean'])}"
@@ -256,10 +255,13 @@ def ending(out: str | Path) -> list[str]:
         answer = typical["answers"][result["policy"]]
         text = one_line(answer["response"])
         lines.append(f"{result['stage']:>10} {number(answer[score]):>6}  {text}")
+    lines.append("")
+    if data["warnings"]:
+        lines.append(f"warnings: {len(data["warnings"])}, the first: {data['warnings'][0]}")
     policies = f"{before['policy']},{after['policy']}"
     talk = ["python", "sample.py", "--init", after["policy"], "--chat"]
     teach = ["python", "label.py", "--chat", "--policies", policies]
-    return [*lines, "", *warnings, f"next: {shlex.join(talk)}", f"      {shlex.join(teach)}"]
+    return [*lines, f"next: {shlex.join(talk)}", f"      {shlex.join(teach)}"]
 
 
 def duration(seconds: float) -> str:
