@@ -257,7 +257,7 @@ def ending(out: str | Path) -> list[str]:
         lines.append(f"{result['stage']:>10} {number(answer[score]):>6}  {text}")
     lines.append("")
     if data["warnings"]:
-        lines.append(f"warnings: {len(data["warnings"])}, the first: {data['warnings'][0]}")
+        lines.append(f"warnings: {len(data['warnings'])}, the first: {data['warnings'][0]}")
     policies = f"{before['policy']},{after['policy']}"
     talk = ["python", "sample.py", "--init", after["policy"], "--chat"]
     teach = ["python", "label.py", "--chat", "--policies", policies]
