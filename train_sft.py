@@ -133,7 +133,7 @@ def main(settings: Settings) -> None:
         model = fresh_model(settings, demonstrations)
     with waiting("encoding"):
         rows = to_rows(model, demonstrations, cut=settings.truncate)
-    train, validation = held_out(rows, key=row_prompt, fraction=settings.validation)
+        train, validation = held_out(rows, key=row_prompt, fraction=settings.validation)
     if settings.show_batch:
         for i in batch_indices(len(train), 0, settings.batch_size, settings.seed):
             print(model.tokenizer.show(*train[i]), end="\n\n")

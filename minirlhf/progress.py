@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 SOON = 1.5  # seconds: what takes less shows nothing
 BAR = {
-    "bar_format": "{desc}{percentage:3.0f} % |{bar}| {n}/{total} {unit}, {remaining} left",
+    "bar_format": "{desc}{percentage:3.0f} % |{bar}| {n}/{total} {unit} in {elapsed}, {remaining} left",
     "smoothing": 0,  # the time left follows from the mean speed
     "leave": False,
     "disable": None,  # where standard error is no terminal

@@ -106,7 +106,8 @@ def post(port: str, token: str, path: str, content: dict | None = None) -> dict:
 
 # the smallest contrast of any text, with its element; backgrounds are opaque where they are set
 CONTRAST = """(() => {
-  const channels = color => color.match(/[\\d.]+/g).map(Number)
+  const channels = color => color.match(/[\\d.]+/g)
+    .map(c => color.startsWith("color(srgb") ? 255 * c : Number(c))
   const light = color => channels(color).slice(0, 3).map(c => c / 255)
     .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0)

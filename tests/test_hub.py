@@ -104,6 +104,8 @@ def test_a_folder_is_itself(server, tmp_path):
     for name in ("out/sft", "./models", "nothing", str(tmp_path / "no"), "a/b/c"):
         with pytest.raises(UserError, match="does not exist"):
             hub.model_folder(name)
+    with pytest.raises(UserError, match=r"`python train_rm.py --out out/round1/rm` makes it"):
+        hub.model_folder("out/round1/rm")
     assert not server.tokens  # nobody was asked
 
 

@@ -145,7 +145,9 @@ def make_folder(
             row |= {"length": 25, "explained_variance": math.nan if i == 0 else 0.6}
             rows.append(row)
             text = {"step": i, "prompt": "Of the batch", "response": answer, "score": 0.1}
-            samples += [text, text | {"prompt": "Asked again?", "fixed": True}]
+            tokens = {"tokens": [" <b>", "\n"], "token_kl": [0.5, -1]}
+            tokens["token_advantages"] = [2, None]
+            samples += [text | tokens, text | {"prompt": "Asked again?", "fixed": True}]
         write_jsonl(folder / "ppo" / "metrics.jsonl", rows)
         write_jsonl(folder / "ppo" / "samples.jsonl", samples)
         policies.append(str(folder / "ppo"))
@@ -194,6 +196,7 @@ def test_the_page_is_one_offline_file_with_every_section(tmp_path):
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
     assert not {"script", "link", "iframe", "img"} & set(page.tags)
     assert "#010203" not in html and "#040506" not in html  # figures take the page's colours
+    assert " <b>" in page.words and html.count("--strength: 1.00") == 2  # of KL, of advantage
     assert any("<script>alert('x')</script><b>& $headline" in words for words in page.words)
     for words in ("What is 5 plus 7?", "Old?", "I am Ada.", "Hello!", "Who am I?"):
         assert words in page.words
@@ -254,7 +257,8 @@ def test_the_fixed_requests_at_several_moments_of_training(tmp_path):
     path.write_text(whole.replace("Asked again?", "Another request"))  # nothing to compare
     assert len(collect(tmp_path)["moments"]) == 40
     path.write_text(whole)
-    assert page.words.count("Asked again?") == 1 and "Of the batch" not in page.words
+    assert page.words.count("Asked again?") == 1
+    assert page.words.count("Of the batch") == 1  # above its tokens
     heads = html.split("<th>request</th>")[3].split("</tr>")[0]
     assert heads.count("<th>") == 4 and "round 1, iteration 1<" in heads
     assert "round 2, iteration 40<" in heads
@@ -399,3 +403,17 @@ def test_python_m_minirlhf_report_names_a_missing_folder(tmp_path):
     command = [sys.executable, "-m", "minirlhf.report", missing]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 2 and str(missing) in done.stderr
+
+
+def test_the_loop_ends_with_what_was_gained_a_typical_pair_and_the_next_command(tmp_path):
+    make_folder(tmp_path, answer="It is\x1b[31m 12.\n")
+    _, _, data = read(tmp_path)
+    lines = report.ending(tmp_path)
+    sft, ppo = tmp_path / "sft", tmp_path / "round2" / "ppo"
+    assert data["headline"] in lines and "0.60 -> 2.30" in " ".join(lines)
+    assert "       SFT   0.50  I do not know." in lines
+    assert r"   round 2   2.50  It is\x1b[31m 12." in lines
+    assert lines[-2:] == [
+        f"next: python sample.py --init {ppo} --chat",
+        f"      python label.py --chat --policies {sft},{ppo}",
+    ]

@@ -412,24 +412,37 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(train, tmp_path):
 # ---- what is printed and logged
 
 
-def test_the_console_is_aligned_and_has_no_eta_at_first(train, tmp_path, capsys):
+def test_the_console_is_a_table_and_has_no_eta_at_first(train, tmp_path, capsys):
     run = Run(Settings(str(tmp_path / "x"), log_every=1), "train_x.py")
-    run.total = 4
+    run.total = 5
+    show = ("loss", "words_per_second", "late", "absent")
     for step, value in enumerate((1.5, -12345.678, 1e-7, float("nan"))):
-        run.log(step, ("loss", "rate", "absent"), loss=value, rate=torch.tensor([1.0, 2.0]), n=3)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
-    assert len(lines) == 4 and len({line.index("left") for line in lines}) == 1
-    assert ":" not in lines[0] and all(":" in line for line in lines[1:])
+        run.log(step, show, loss=value, words_per_second=torch.tensor([1.0, 2.0]), n=3)
+    run.log(4, show, loss=1, words_per_second=17433.2, late=0.5)
+    *early, second_header, last = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert early[0] == ["step", "loss", "words/s", "left"]
+    assert early[1] == ["0/5", "1.5", "1.5", "-"] and early[2][1] == "-12,346"
+    assert len(early) == 5 and all(":" in line[-1] for line in early[2:])
+    assert second_header == ["step", "loss", "words/s", "late", "left"]
+    assert last[:4] == ["4/5", "1", "17,433", "0.5"]
     rows = read_jsonl(tmp_path / "x" / "metrics.jsonl")
-    assert rows[0] == {"step": 0, "loss": 1.5, "rate": 1.5, "n": 3} and rows[3]["loss"] is None
+    assert (
+        rows[0] == {"step": 0, "loss": 1.5, "words_per_second": 1.5, "n": 3}
+        and rows[3]["loss"] is None
+    )
 
 
 def test_samples_are_shown_and_kept(tmp_path, capsys):
     run = Run(Settings(str(tmp_path / "x")), "train_x.py")
     messages = [{"role": "user", "content": "Where is the fox?"}]
     run.samples(3, [{"prompt": messages, "response": "日本", "score": 0.5}], show=1)
-    assert "fox" in capsys.readouterr().out
-    (row,) = read_jsonl(tmp_path / "x" / "samples.jsonl")
+    header, shown = capsys.readouterr().out.splitlines()
+    assert header.split() == ["score", "request", "answer"]
+    assert shown.split(maxsplit=1)[0] == "0.50" and "fox" in shown and shown.endswith("日本")
+    run.samples(3, [{"prompt": "x " * 900, "response": "\x1b[2J\r\n" + "y" * 900}], show=1)
+    assert max(map(len, (shown := capsys.readouterr().out).splitlines())) <= 100
+    assert "\x1b" not in shown and "\r" not in shown
+    row = read_jsonl(tmp_path / "x" / "samples.jsonl")[0]
     assert row == {"step": 3, "prompt": messages, "response": "日本", "score": 0.5}
 
 

@@ -40,6 +40,7 @@ def work(tmp_path):
         script = SimpleNamespace(__name__="script", main=write)
         device = settings.get("device", "auto")
         loop = Loop(Settings(out=str(folder), **settings))
+        loop.stages = 2
         data = str(tmp_path / "data.jsonl")
         for name in ("first.jsonl", "second.jsonl"):
             out = str(folder / name)
@@ -51,9 +52,11 @@ def work(tmp_path):
     return call
 
 
-def test_what_is_done_is_not_done_again_in_a_copied_folder_either(work, tmp_path):
+def test_what_is_done_is_not_done_again_in_a_copied_folder_either(work, tmp_path, capsys):
     assert work(tmp_path / "x") == ["first.jsonl", "second.jsonl"]
+    assert "\n== 2/2 second.jsonl\n$ python script.py" in capsys.readouterr().out
     assert work(tmp_path / "x", device="cpu", rounds=3) == []
+    assert "\n== 2/2 second.jsonl: done before\n" in capsys.readouterr().out
     shutil.copytree(tmp_path / "x", tmp_path / "y")
     assert work(tmp_path / "y") == []
     (tmp_path / "y" / "first.jsonl").write_text("{}\n")

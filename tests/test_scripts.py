@@ -80,6 +80,7 @@ def test_missing_files_and_folders(stages, tmp_path):
         (("train_ppo.py", "--init", bare, "--reward", rm, *out), "bare"),
         (("train_ppo.py", "--init", stages / "sft", "--reward", tmp_path / "r.py:f", *out), "r.py"),
         (("train_sft.py", "--stepz", "3", *out), "--steps"),
+        (("train_rm.py", "--data", tmp_path / "rankings.jsonl", *out), "`python label.py --out"),
     ]:
         assert_one_sentence(run_script(*words), name)
     assert not list((tmp_path / "x").glob("*"))

@@ -112,6 +112,26 @@ def show_answer(when: str, answer: dict, score: str, is_best: bool) -> Html:
     return Html(f'<div class="{style}"><p class="score">{head}</p><p>{text}</p></div>')
 
 
+def token_strips(row: dict) -> Html:
+    """One response twice: its tokens tinted by KL, and by advantage."""
+    strips = []
+    for title, name in (("KL, nats", "token_kl"), ("advantage, whitened", "token_advantages")):
+        values = [value or 0.0 for value in row[name]]  # None: it had no score
+        largest = max(map(abs, values), default=0) or 1
+        spans = []
+        for token, value in zip(row["tokens"], values):
+            style = "above" if value > 0 else "below"
+            strength = f"--strength: {abs(value) / largest:.2f}"
+            text = html(token.replace("\n", "⏎"))
+            tip = f'title="{number(value)}"'
+            spans.append(f'<span class="{style}" style="{strength}" {tip}>{text}</span>')
+        span = f"from {number(min(values, default=0))} to {number(max(values, default=0))}"
+        strips.append(f"<p>{title}: {span}, sum {number(sum(values))}</p><p>{''.join(spans)}</p>")
+    head = f"One response of the last round, token by token; score {number(row['score'])}"
+    body = f"{show_prompt(row['prompt'])}{''.join(strips)}"
+    return Html(f'<figure class="tokens"><figcaption>{head}</figcaption>{body}</figure>')
+
+
 def better_section(data: dict) -> str:
     policies = data["policies"]
     results = data["demonstrations"] + policies
@@ -226,6 +246,7 @@ def ppo_section(data: dict) -> str:
         + panel("Response length", "length", "tokens")
         + panel("Entropy", "entropy", "nats per token")
         + (answers_table(few(data["moments"])) if data["examples"] else "")  # else it is above
+        + (token_strips(data["tokens"]) if data["tokens"] else "")
         + table(["last tenth of a round", *shown, "healthy"], rows)
     )
 

@@ -50,7 +50,13 @@ def collect(out: Path) -> dict:
     data |= read_loop(out)
     data |= read_json(out / "evaluation.json", results=list, examples=list, judge=str)
     data = json.loads(to_json(data))  # NaN becomes None
-    data |= {"sft": columns(out / "sft"), "reward_models": {}, "ppo": {}, "moments": []}
+    data |= {
+        "sft": columns(out / "sft"),
+        "reward_models": {},
+        "ppo": {},
+        "moments": [],
+        "tokens": {},
+    }
     folders = [path for path in out.glob("round*") if path.name[5:].isdecimal()]
     for folder in sorted(folders, key=lambda path: int(path.name[5:])):
         name = f"round {folder.name[5:]}"
@@ -64,7 +70,9 @@ def collect(out: Path) -> dict:
             }
         if metrics := columns(folder / "ppo"):
             data["ppo"][name] = {"at_the_end": at_the_end(metrics), "metrics": metrics}
-            data["moments"] += moments(folder / "ppo", name)
+            samples = read_jsonl(folder / "ppo" / "samples.jsonl")
+            data["moments"] += moments(samples, name)
+            data["tokens"] = next((row for row in reversed(samples) if "tokens" in row), {})
     data["moments"] = [m for m in data["moments"] if requests(m) == requests(data["moments"][-1])]
     results = data.pop("results")
     name_stages(results)
@@ -78,10 +86,10 @@ def collect(out: Path) -> dict:
     return data
 
 
-def moments(folder: Path, name: str) -> list[dict]:
+def moments(samples: list[dict], name: str) -> list[dict]:
     """The answers to train_ppo.py's fixed requests at each step that has them."""
     steps = {}
-    for row in read_jsonl(folder / "samples.jsonl"):
+    for row in samples:
         if row.get("fixed"):
             when = f"{name}, iteration {row['step'] + 1}"
             steps.setdefault(when, []).append(row)
