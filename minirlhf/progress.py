@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 SOON = 1.5  # seconds: what takes less shows nothing
+SHAPE = "{desc}{percentage:3.0f} % |{bar}| {n}/{total} {unit} in {elapsed}, {remaining} left"
 BAR = {
-    "bar_format": "{desc}{percentage:3.0f} % |{bar}| {n}/{total} {unit} in {elapsed}, {remaining} left",
+    "bar_format": SHAPE,
     "smoothing": 0,  # the time left follows from the mean speed
     "leave": False,
     "disable": None,  # where standard error is no terminal
