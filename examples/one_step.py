@@ -488,7 +488,10 @@ def main(settings: Settings) -> None:
     check_folder(settings.reward, "--reward", "`python train_rm.py`, which needs rankings,")
     policy = open_model(GPT, settings.init, "cpu")
     value = open_model(ScalarGPT, settings.reward, "cpu")
-    train_ppo.check_tokens(policy, value, f"--reward {settings.reward}", "")
+    if value.tokenizer.vocab != policy.tokenizer.vocab:
+        raise UserError(
+            f"--reward {settings.reward} has other tokens than --init: start both from one"
+        )
     prompts = read_prompts(settings.data, split="test", count=20, seed=settings.seed)
     prompts = rollout.prompts_that_fit(policy, prompts, train_ppo.Settings.max_tokens)[:REQUESTS]
     tokenizer = policy.tokenizer

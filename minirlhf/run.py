@@ -127,8 +127,10 @@ def resumed_tokenizer(settings: Any) -> Tokenizer | None:
 
 
 def short(number: float) -> str:
-    """Three digits or a whole number: 0.693, 17,433."""
-    return format(number, ",.0f" if 1000 <= abs(number) < 1e7 else ".3g")
+    """Three digits or a whole number, in seven columns: 0.693, 17,433, 0.00097."""
+    if 1000 <= abs(number) < 1e7:
+        return format(number, ",.0f")
+    return format(number, ".3g" if abs(number) >= 0.001 else ".2g")
 
 
 class Run:

@@ -76,6 +76,8 @@ class Browser:
         while True:
             message = json.loads(self.receive())
             if message.get("id") == self.number:
+                if "navigated" in message.get("error", {}).get("message", ""):
+                    return self.call(method, **params)  # the page was just being replaced
                 assert "error" not in message, message
                 return message["result"]
             self.events.append(message)

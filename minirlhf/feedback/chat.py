@@ -112,7 +112,10 @@ class Panel:
         excesses = []
         for policy in self.policies.values():
             tokens = len(policy.tokenizer.encode_prompt((*self.system, *said)))
-            room = policy.config.n_positions - self.options.max_tokens
+            context = policy.config.n_positions
+            room = context - min(
+                self.options.max_tokens, context // 3
+            )  # for a longer one there may be none
             excesses.append((tokens - room, tokens))
         return max(excesses)
 
