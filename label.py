@@ -96,7 +96,7 @@ def parse_order(line: str, count: int) -> dict:
         elif re.fullmatch(r"h\d{1,4}", word):
             harmful.append(int(word[1:]) - 1)
         elif word != "b":
-            raise UserError(f"{word!r} is no number, h and a number, or b")
+            raise UserError(f"{word!r:.40} is no number, h and a number, or b")
     if not groups and "b" in words:
         groups = [list(range(1, count + 1))]
     if sorted(chain(*groups)) != list(range(1, count + 1)):

@@ -147,8 +147,10 @@ def tldr_comparison(record: dict) -> None:
         choice = record["choice"]
     except (KeyError, TypeError):
         return
-    if len(summaries) != 2 or choice not in (0, 1):
+    are_texts = all(isinstance(text, str) for text in summaries)
+    if not are_texts or len(summaries) != 2 or choice not in (0, 1):
         return
+    choice = int(choice)
     sides = [text if text.startswith(" ") else " " + text for text in summaries]
     title = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {info.get('title')}"
     for name in ("info", "summaries", "choice"):

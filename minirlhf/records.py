@@ -193,4 +193,4 @@ def say_unused(names: list[str], kind: str) -> None:
 
 def listing(names: Iterable[str]) -> str:
     """Names from a file, which could hold a line break, or steer a terminal."""
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names)
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names)[:999]

@@ -251,6 +251,8 @@ GOOD = {"prompt": "p", "completion": "c"}
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 RANKING = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2]}
 
+TLDR = {"info": {"post": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0.0}
+
 
 MALFORMED = [  # the reader, a record, and words that the error must hold
     (read_demonstrations, "{oops", ["JSON", "oops"]),
@@ -266,6 +268,7 @@ MALFORMED = [  # the reader, a record, and words that the error must hold
     (read_rankings, GOOD, ["'chosen'", "completion"]),
     (read_rankings, {"prompt": "p", "chosen": "c"}, ["'rejected'"]),
     (read_rankings, {"chosen": "c", "rejected": "r"}, ["chosen", "'prompt' is missing"]),
+    (read_rankings, TLDR | {"summaries": [{"text": 3}, {"text": "b"}]}, ["'prompt'"]),
     (read_rankings, RANKING | {"ranks": [1, 2, 3]}, ["2 'responses'", "3 'ranks'"]),
     (read_rankings, RANKING | {"responses": ["a"], "ranks": [1]}, ["1 'responses'"]),
     (read_rankings, RANKING | {"ranks": [1, "2"]}, ["'ranks'", "'2'"]),

@@ -107,6 +107,8 @@ def test_a_damaged_loop_json_is_one_sentence(content, work, tmp_path):
     [
         ("evaluation.json", '{"results": ['),
         ("evaluation.json", '{"results": {}}'),
+        ("evaluation.json", '{"results": [3]}'),
+        ("evaluation.json", '{"results": [{"policy": "x", "win_rate": 1}]}'),
         ("sft/metrics.jsonl", '{"step": 0}\nNone\n{"step": 2}\n'),
         ("round1/rm/run.json", "null"),
     ],

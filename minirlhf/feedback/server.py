@@ -283,7 +283,7 @@ def read_link(path: Path) -> tuple[int, str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return 0, ""
-    match = re.search(r":(\d{1,5})/\?token=([\w-]{32})\"", text)
+    match = re.search(r":(\d{1,5})/\?token=([\w-]{32})\"", text, re.ASCII)
     return (int(match[1]), match[2]) if match else (0, "")
 
 

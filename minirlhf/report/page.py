@@ -294,6 +294,22 @@ def state(running: bool, go_on: str) -> str:
     return f'<p class="so-far">{words} <code>{html(go_on)}</code></p>'
 
 
+def fill(data: dict, running: bool, go_on: str) -> str:
+    """The page's HTML."""
+    key_numbers = ""
+    for row in data["key_numbers"]:
+        name, value, note = map(html, row)
+        key_numbers += f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>"
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        refresh=REFRESH if running else "",
+        so_far=state(running, go_on),
+        made=html(" · ".join(data["made"])),
+        headline=html(data["headline"]),
+        key_numbers=key_numbers,
+        **{name: section(data) for name, section in SECTIONS.items()},
+    )
+
+
 def write(out: str | Path = "out", running: bool = False, go_on: str = "") -> Path:
     """Write report.html and report.json of a folder; returns the page's path.
 
@@ -303,19 +319,14 @@ def write(out: str | Path = "out", running: bool = False, go_on: str = "") -> Pa
     folder = Path(out)
     if not folder.is_dir():
         raise UserError(f"{out} is no folder: name the one that run_rlhf.py --out made")
-    data = collect(folder)
-    key_numbers = ""
-    for row in data["key_numbers"]:
-        name, value, note = map(html, row)
-        key_numbers += f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>"
-    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
-        refresh=REFRESH if running else "",
-        so_far=state(running, go_on),
-        made=html(" · ".join(data["made"])),
-        headline=html(data["headline"]),
-        key_numbers=key_numbers,
-        **{name: section(data) for name, section in SECTIONS.items()},
-    )
+    try:
+        data = collect(folder)
+        page = fill(data, running, go_on)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: evaluation.json or another file there holds what no script writes "
+            f"({type(error).__name__}: {error!s:.99}): run that stage again, or restore a copy"
+        ) from error
     write_json(folder / "report.json", data)
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"

@@ -1,7 +1,4 @@
-"""Model folders from strangers: nothing they hold is run, and each refusal is one sentence.
-
-Fuzzing is seeded; MINIRLHF_FUZZ=100000 sets the number of inputs.
-"""
+"""Model folders from strangers: nothing they hold is run, and each refusal is one sentence."""
 
 import json
 import os
@@ -17,8 +14,6 @@ from safetensors.torch import load_file
 
 from minirlhf import UserError, checkpoint
 from minirlhf.model import GPT
-
-FUZZ = int(os.environ.get("MINIRLHF_FUZZ", 400))
 
 
 @pytest.fixture
@@ -118,46 +113,6 @@ def test_headers_that_lie_are_refused(folder, content):
     refused(folder)
 
 
-# ---- fuzzing
-
-
-def mutated(rng: random.Random, content: bytes, words: list[bytes]) -> bytes:
-    """Up to three insertions, deletions, flips, repetitions or replacements."""
-    content = bytearray(content)
-    for _ in range(rng.randrange(4)):
-        at = rng.randrange(len(content) + 1)
-        match rng.randrange(5):
-            case 0:
-                content[at:at] = rng.choice(words)
-            case 1:
-                del content[at : at + rng.randrange(1, 9)]
-            case 2 if content:
-                content[at % len(content)] ^= 1 << rng.randrange(8)
-            case 3:
-                content[at:at] = content[at : at + rng.randrange(1, 30)]
-            case 4:
-                content[at : at + rng.randrange(12)] = rng.choice(words)
-    return bytes(content)
-
-
-JSON_WORDS = [
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b'"',
-    b",",
-    b":",
-    b"\\",
-    b"\n",
-    b"\xef\xbb\xbf",
-    b"\xff",
-    b"\0",
-]
-JSON_WORDS += [b"null", b"true", b"1e999", b"-0", b"NaN", b"Infinity", b"9" * 400, b"[" * 2000]
-HEADER_WORDS = [b"F16", b"I64", b"BF16", b"BOOL", b'"shape":[', b"0", b"9" * 20, b"-"]
-
-
 def opens_or_is_refused(folder) -> bool:
     try:
         GPT.from_pretrained(folder)
@@ -167,34 +122,11 @@ def opens_or_is_refused(folder) -> bool:
     return True
 
 
-def test_fuzz_config(folder):
-    rng = random.Random(3)
-    path = folder / "config.json"
-    good = path.read_bytes()
-    opened = 0
-    for _ in range(FUZZ):
-        path.write_bytes(mutated(rng, good, JSON_WORDS))
-        opened += opens_or_is_refused(folder)
-    assert 0 < opened < FUZZ
-
-
-def test_fuzz_safetensors_headers(folder):
-    rng = random.Random(3)
-    path = folder / "model.safetensors"
-    good = path.read_bytes()
-    header = 8 + struct.unpack("<Q", good[:8])[0]
-    opened = 0
-    for _ in range(FUZZ):
-        path.write_bytes(mutated(rng, good[:header], JSON_WORDS + HEADER_WORDS) + good[header:])
-        opened += opens_or_is_refused(folder)
-    assert 0 < opened < FUZZ
-
-
 def test_a_flipped_bit_never_changes_a_weight(folder, policy):
     rng = random.Random(0)
     path = folder / "model.safetensors"
     good = path.read_bytes()
-    for _ in range(max(40, FUZZ // 20)):
+    for _ in range(40):
         flipped = bytearray(good)
         flipped[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
@@ -203,15 +135,3 @@ def test_a_flipped_bit_never_changes_a_weight(folder, policy):
             assert all(torch.equal(a, b) for a, b in zip(again.parameters(), policy.parameters()))
         path.write_bytes(good[: rng.randrange(len(good))])
         refused(folder, "model.safetensors")
-
-
-def test_fuzz_index(folder):
-    rng = random.Random(3)
-    (folder / "model.safetensors").rename(folder / "part.safetensors")
-    path = folder / "model.safetensors.index.json"
-    good = json.dumps({"weight_map": {"wte.weight": "part.safetensors"}}).encode()
-    opened = 0
-    for _ in range(FUZZ):
-        path.write_bytes(mutated(rng, good, [*JSON_WORDS, b"/", b"..", b".safetensors"]))
-        opened += opens_or_is_refused(folder)
-    assert 0 < opened < FUZZ
