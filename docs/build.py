@@ -1,0 +1,140 @@
+"""Writes the numbers of the main command into README.md and docs/results.md, from finished runs.
+
+    for seed in 0 1 2 3; do python run_rlhf.py --seed $seed --out out/seed$seed; done
+    python docs/build.py out/seed0 out/seed1 out/seed2 out/seed3
+
+What the pages need of each run is kept in docs/numbers.json; without arguments the pages are
+written anew from there. A page has its numbers between <!-- NAME --> and <!-- end -->.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # minirlhf
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))  # lab
+
+from lab.intervals import over_seeds
+
+from minirlhf.files import read_json, write_atomically, write_json
+
+DOCS = Path(__file__).parent
+NUMBERS = DOCS / "numbers.json"
+
+
+def of_run(folder: Path) -> dict:
+    """What the pages say of one run, from its report.json."""
+    report = read_json(folder / "report.json")
+    if not report.get("policies"):
+        sys.exit(f"{folder}: no finished run of run_rlhf.py")
+    sft, *rounds = report["policies"]
+    return {
+        "seed": report["settings"]["seed"],
+        "made": report["made"],
+        "seconds": report["seconds"],
+        "gold": [policy["gold"] for policy in report["policies"]],
+        "demonstrations": report["demonstrations"][0]["gold"],
+        "finished": sft["finished"],
+        "validation_loss": last(report["sft"]["validation_loss"]),
+        "reward_model": sft["reward_accuracy"],
+        "reward_model_on_last": rounds[-1]["reward_accuracy"],
+        "win_rates": [policy["win_rate"] for policy in rounds],
+        "win_rate_over_previous": rounds[-1]["win_rate_previous"],
+        "kl": [policy["kl"] for policy in rounds],
+        "parts": [policy["parts"] for policy in report["policies"]],
+        "first_ratio_off": [max(numbers(ppo["metrics"])) for ppo in report["ppo"].values()],
+    }
+
+
+def last(values: list) -> float:
+    return [value for value in values if value is not None][-1]
+
+
+def numbers(metrics: dict) -> list[float]:
+    return [value for value in metrics["first_ratio_off"] if value is not None]
+
+
+# ---- the pages
+
+
+def loop_table(runs: list[dict]) -> str:
+    """docs/results.md: each number for each seed, and its mean with Student's interval."""
+
+    def row(what: str, style: str, values: list[float]) -> str:
+        each = ", ".join(format(value, style) for value in values)
+        return f"| {what} | {each} | {over_seeds(values):{style}} |"
+
+    def means(name: str, index: int | None = None) -> list[float]:
+        rows = [run[name] if index is None else run[name][index] for run in runs]
+        return [row["mean"] for row in rows]
+
+    lines = [
+        f"| | seeds {', '.join(str(run['seed']) for run in runs)} | mean |",
+        "|---|---|---|",
+        row("SFT: validation loss", ".3f", [run["validation_loss"] for run in runs]),
+        row("SFT: gold", ".2f", means("gold", 0)),
+        row("demonstrations for the same prompts: gold", ".2f", means("demonstrations")),
+        row("reward model: orders SFT's answers as gold does", ".3f", means("reward_model")),
+        row("the same, of the last round's answers", ".3f", means("reward_model_on_last")),
+    ]
+    for number in range(len(runs[0]["win_rates"])):
+        name = f"round {number + 1}"
+        lines.append(row(f"{name}: win rate against SFT", ".3f", means("win_rates", number)))
+        lines.append(row(f"{name}: gold", ".2f", means("gold", number + 1)))
+        lines.append(row(f"{name}: KL to SFT, nats", ".2f", means("kl", number)))
+    wins = means("win_rate_over_previous")
+    lines.append(row("last round: win rate against the one before", ".3f", wins))
+    for part in ("helpful", "tone"):
+        for which, name in ((0, "SFT"), (-1, "last round")):
+            values = [run["parts"][which][part]["mean"] for run in runs]
+            lines.append(row(f"{name}: {part}", ".2f", values))
+    seconds = ", ".join(f"{run['seconds'] / 60:.1f}" for run in runs)
+    lines.append(f"| minutes, beside whatever else ran | {seconds} | |")
+    made = "; ".join(dict.fromkeys(", ".join(run["made"][1:]) for run in runs))
+    return "\n".join(lines) + f"\n\nMade on {runs[0]['made'][0]}: {made}."
+
+
+def three_numbers(runs: list[dict]) -> str:
+    """README.md: of the first seed."""
+    run = runs[0]
+    gold, wins, kl = run["gold"], run["win_rates"][-1], run["kl"][-1]
+    round_name = f"round {len(run['win_rates'])}"
+    return "\n".join(
+        [
+            f"- **{gold[0]['mean']:.2f} to {gold[-1]['mean']:.2f}** is how far gold rises from SFT "
+            f"to the end of {round_name}.",
+            f"- **{wins['mean']:.0%} ± {wins['interval']:.0%}** of {round_name}'s answers beat "
+            "SFT's, by gold.",
+            f"- **{kl['mean']:.1f} nats** of KL per answer is how far the policy moved for it.",
+        ]
+    )
+
+
+PAGES = {
+    DOCS.parent / "README.md": {"three numbers": three_numbers},
+    DOCS / "results.md": {"loop": loop_table},
+}
+
+
+def write_pages(runs: list[dict]) -> None:
+    for path, blocks in PAGES.items():
+        text = path.read_text(encoding="utf-8")
+        for name, write in blocks.items():
+            pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+            content = write(runs)
+            text, count = pattern.subn(lambda match, new=content: match[1] + new + match[2], text)
+            if count != 1:
+                sys.exit(f"{path}: there is no block <!-- {name} -->")
+        write_atomically(path, text.encode())
+
+
+def main(folders: list[str]) -> None:
+    if folders:
+        runs = [of_run(Path(folder)) for folder in folders]
+        write_json(NUMBERS, sorted(runs, key=lambda run: run["seed"]))
+    write_pages(json.loads(NUMBERS.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
