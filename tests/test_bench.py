@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import gpu_check, ours, run, shapes
+from bench import gpu_check, growth, ours, run, shapes
 from bench.shapes import Row, Task, make_models
 from minirlhf.model import GPT, Config
 
@@ -65,3 +65,14 @@ def test_the_check_of_a_gpu_runs_where_there_is_none(small_table, monkeypatch, t
     gpu_check.main(gpu_check.Settings(tests=False, loop=False, **settings))
     table = capsys.readouterr().out.rpartition("|---|")[2]
     assert "bandwidth" in table and "estimated" in table and "pairs/s" in table
+
+
+def test_growth_is_measured_and_drawn(monkeypatch, tmp_path):
+    for name, value in {"LENGTHS": (12,), "BATCHES": (1, 2), "WIDTHS": (32,), "AT_ONCE": 4}.items():
+        monkeypatch.setattr(growth, name, value)
+    monkeypatch.setattr(growth, "measure", lambda function, *arguments: function(*arguments))
+    growth.main(growth.Settings(out=str(tmp_path)))
+    results = json.loads((tmp_path / "growth.json").read_text())
+    assert [rows for rows, _ in results["training by batch"]] == [1, 2]
+    assert results["sampling by length"][0][1] > 0 and results["memory"][0][1] > 0
+    assert (tmp_path / "growth.png").stat().st_size > 1000
