@@ -258,7 +258,8 @@ def main(settings: Settings) -> dict:
     folders = list(dict.fromkeys([baseline, *folders]))
     if settings.temperature < 0:
         settings = replace(settings, temperature=common_temperature(folders))
-    reference = open_model(GPT, settings.reference or baseline, **place)
+    reference_folder = settings.reference or baseline
+    reference = open_model(GPT, reference_folder, **place)
     prompts = load_prompts(settings, settings.count, reference)
     module = find_world(settings, prompts)
     scorers = load_scorers(settings, prompts)
@@ -269,7 +270,9 @@ def main(settings: Settings) -> dict:
     results = []
     answers = {}
     for folder in folders:
-        policy = open_model(GPT, folder, **place)
+        policy = reference
+        if folder != reference_folder:
+            policy = open_model(GPT, folder, **place)
         generator = torch.Generator(policy.device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = sample(settings, policy, prompts, generator)
         with waiting("scoring"):
@@ -280,7 +283,8 @@ def main(settings: Settings) -> dict:
         result = {"policy": folder} | measure(prompts, answer, module, settings.unfinished_score)
         result |= win_rates(prompts, list(answers.values()), wins_by, judge)
         if settings.reward:
-            result["probes"] = probes.of_policy(answer, answers[baseline], scorers)
+            with waiting("probing"):
+                result["probes"] = probes.of_policy(answer, answers[baseline], scorers)
         if beliefs:
             row = probe_beliefs(settings, policy, beliefs, module, generator)
             result["probes"].append(row)

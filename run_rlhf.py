@@ -26,6 +26,7 @@ from minirlhf import UserError, files, hub, inputs, report
 from minirlhf.batches import held_out
 from minirlhf.cli import at_least, command, start
 from minirlhf.data import Ranking, read_rankings
+from minirlhf.device import pick_device
 from minirlhf.feedback import judge
 from minirlhf.run import MAY_CHANGE_ON_RESUME, read_loop
 from minirlhf.tokenizer import Tokenizer
@@ -61,7 +62,9 @@ class Settings:
     init: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model to start from, by name or folder
     data: str = "hh-helpful-base"  # preference pairs, by name or as files
     lora_rank: int = 0  # train low-rank adapters of this rank: far less memory; 0: all weights
-    token_budget: int = 4096  # tokens in a micro-batch; lower it if memory runs out, results stay
+    longest_pair: int = 0  # leave out pairs of more tokens; 0: what the model's context holds
+    max_tokens: int = 128  # longest answer
+    token_budget: int = 0  # tokens in a micro-batch: memory, not results; 0: 4096, on a CPU 1024
     checkpointing: bool = False  # recompute activations: far less memory, a third more work
 
     # run
@@ -258,11 +261,15 @@ def real(settings: Settings, loop: Loop) -> None:
     """
     out = settings.out
     quick = settings.quick
-    split_pairs(settings)
-    longest = 16 if quick else 128
-    common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
-    memory = {"token_budget": settings.token_budget, "checkpointing": settings.checkpointing}
     tokenizer = Tokenizer.from_pretrained(hub.model_folder(settings.init))
+    split_pairs(settings, tokenizer)
+    longest = 16 if quick else settings.max_tokens
+    common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
+    on_cpu = pick_device(settings.device).type == "cpu"
+    memory = {
+        "token_budget": settings.token_budget or (1024 if on_cpu else 4096),
+        "checkpointing": settings.checkpointing,
+    }
     policy = settings.init
     loop.stages = 4
     if settings.sft_steps or tokenizer.chat_format == "plain":
@@ -283,11 +290,10 @@ def real(settings: Settings, loop: Loop) -> None:
         init=policy,
         data=f"{out}/pairs.jsonl",
         out=f"{out}/round1/rm",
-        lr=2e-5,
+        lr=5e-5,
         epochs=1,
-        batch_size=16,
         max_tokens=longest,
-        normalize_samples=16 if quick else 256,
+        normalize_samples=16 if quick else 128,
         **common,
         **memory,
     )
@@ -304,10 +310,10 @@ def real(settings: Settings, loop: Loop) -> None:
             out=f"{out}/round1/ppo",
             advantage="rloo",
             samples_per_prompt=4,
-            prompts_per_step=4 if quick else 16,
+            prompts_per_step=4 if quick else 8,
             max_tokens=longest,
-            steps=settings.ppo_steps or (3 if quick else 200),
-            lr=1e-5,
+            steps=settings.ppo_steps or (3 if quick else 100),
+            lr=2e-5,
             kl_coef=settings.kl_coef,
             lora_rank=settings.lora_rank,
             **common,
@@ -323,6 +329,7 @@ def real(settings: Settings, loop: Loop) -> None:
             gold=f"{out}/judge",
             data=f"{out}/questions.jsonl",
             count=24 if quick else settings.evaluation,
+            samples=2,
             max_tokens=longest,
             out=f"{out}/evaluation.json",
             **common,
@@ -330,13 +337,25 @@ def real(settings: Settings, loop: Loop) -> None:
     )
 
 
-def split_pairs(settings: Settings) -> None:
+def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
     """Pairs for training, for the judge and for questions; what begins alike stays together."""
 
     def first_turn(ranking: Ranking) -> tuple[str, str]:
         return ranking.prompt.turns[0]
 
-    rest, questions = held_out(read_rankings(settings.data), first_turn, 0.1, settings.seed)
+    def length(ranking: Ranking) -> int:
+        turns = ranking.prompt.turns
+        responses = [tokenizer.encode_response(turns, text) for text in ranking.responses]
+        return len(tokenizer.encode_prompt(turns)) + max(map(len, responses))
+
+    rankings = read_rankings(settings.data)
+    if settings.longest_pair:
+        count = len(rankings)
+        rankings = [ranking for ranking in rankings if length(ranking) <= settings.longest_pair]
+        print(f"data: {len(rankings)} of {count} pairs have at most {settings.longest_pair} tokens")
+        if not rankings:
+            raise UserError(f"--longest_pair {settings.longest_pair} leaves no pair: raise it")
+    rest, questions = held_out(rankings, first_turn, 0.1, settings.seed)
     pairs, judged = held_out(rest, first_turn, 0.4, settings.seed + 1)
     for name, part in (("pairs", pairs), ("judge", judged), ("questions", questions)):
         rows = []

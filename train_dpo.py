@@ -26,6 +26,7 @@ from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
+from minirlhf.packing import row_sizes
 from minirlhf.progress import waiting
 from minirlhf.rollout import in_micro_batches
 from minirlhf.run import Run, seed_of
@@ -117,8 +118,8 @@ class Item:
         return len(self.prompt_ids) + max(len(response) for response in self.responses)
 
     def tokens(self) -> int:
-        """The prompt counts once: its responses share it."""
-        return len(self.prompt_ids) + sum(map(len, self.responses))
+        """The prompt counts once for the responses that share a row with it."""
+        return sum(row_sizes([(self.prompt_ids, response) for response in self.responses]))
 
 
 def read(settings: Settings, policy: GPT) -> list[Item]:
@@ -166,12 +167,15 @@ def response_logprobs(model: GPT, items: list[Item], temperature: float) -> Tens
 @torch.no_grad()
 def add_logprobs(model: GPT, items: list[Item], settings: Settings) -> None:
     """Set the items' `reference_logprobs` to those under this model."""
-    for part in micro_batches([item.tokens() for item in items], settings.token_budget):
-        part_items = [items[i] for i in part]
-        logprobs = response_logprobs(model, part_items, settings.temperature).tolist()
-        for item in part_items:
-            size = len(item.responses)
-            item.reference_logprobs, logprobs = logprobs[:size], logprobs[size:]
+    parts = micro_batches([item.tokens() for item in items], settings.token_budget)
+    with waiting("log-probs", len(items), "records") as bar:
+        for part in parts:
+            part_items = [items[i] for i in part]
+            logprobs = response_logprobs(model, part_items, settings.temperature).tolist()
+            for item in part_items:
+                size = len(item.responses)
+                item.reference_logprobs, logprobs = logprobs[:size], logprobs[size:]
+            bar.update(len(part))
 
 
 # --- losses: the sum over items, and what there is to look at
@@ -410,15 +414,15 @@ def main(settings: Settings) -> None:
     run.place(policy, trained=True)
     lora.add(policy, settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
     reference = run.open_reference(policy)
+    steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
+    print(f"{len(train)} records, {len(validation)} held out, {steps} steps on {run.device}")
+    run.memory(rollout.CACHED_AT_ONCE if settings.online else 0)
     if settings.online:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
     else:
-        with waiting("log-probs of the reference"):
-            add_logprobs(reference, train + validation, settings)
-    steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
+        add_logprobs(reference, train + validation, settings)
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
-    print(f"{len(train)} records, {len(validation)} held out, {steps} steps on {run.device}")
 
     for step in run.steps(steps):
         # 2. a batch: from the file, or answered by the policy and ranked now

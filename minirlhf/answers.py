@@ -51,7 +51,9 @@ def score(
         if missing:
             print(f"{name}: no score for {missing} of {len(batch)} responses, which are left out")
     log_ratio = exact_kl = torch.full((len(batch),), math.nan)
-    if policy.tokenizer.vocab == reference.tokenizer.vocab:
+    if policy is reference:
+        log_ratio = exact_kl = torch.zeros(len(batch))
+    elif policy.tokenizer.vocab == reference.tokenizer.vocab:
         logprobs = in_micro_batches(rollout.logprobs, policy, batch, temperature)  # (B, R)
         ref_logprobs = in_micro_batches(rollout.logprobs, reference, batch, temperature)  # (B, R)
         log_ratio = (logprobs - ref_logprobs).sum(1).cpu()

@@ -79,14 +79,19 @@ def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
     return groups
 
 
+def row_sizes(pairs: list[Pair]) -> list[int]:
+    """Tokens of each row that `pack` makes."""
+    sizes = []
+    for numbers in with_shared_prompts(pairs):
+        prompt, _ = pairs[numbers[0]]
+        sizes.append(len(prompt) + sum(len(pairs[number][1]) for number in numbers))
+    return sizes
+
+
 def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]]:
     """Numbers of the pairs for each forward pass; those that share a prompt stay together."""
     groups = with_shared_prompts(pairs)
-    sizes = []
-    for group in groups:
-        prompt, _ = pairs[group[0]]
-        sizes.append(len(prompt) + sum(len(pairs[number][1]) for number in group))
     batches = []
-    for part in micro_batches(sizes, token_budget):
+    for part in micro_batches(row_sizes(pairs), token_budget):
         batches.append([number for i in part for number in groups[i]])
     return batches

@@ -10,6 +10,7 @@ from minirlhf import losses, stats
 from minirlhf.batches import fit, micro_batches
 from minirlhf.data import Ranking
 from minirlhf.model import ScalarGPT
+from minirlhf.packing import row_sizes
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.truncate import encode
 
@@ -26,8 +27,8 @@ class Group:
     where: str  # the file it came from
 
     def tokens(self) -> int:
-        """The prompt counts once: its responses share it."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        """The prompt counts once for the responses that share a row with it."""
+        return sum(row_sizes([(self.prompt, response) for response in self.responses]))
 
     def longest(self) -> int:
         return len(self.prompt) + max(map(len, self.responses))

@@ -294,3 +294,11 @@ def test_show_batch_and_help(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     notes = cli.comments(train_dpo.Settings)
     assert all(notes[field.name][1] for field in fields(train_dpo.Settings))
+
+
+def test_a_prompt_counts_for_each_row_that_it_stands_in():
+    """A budget for micro-batches is one of the tokens that are computed."""
+    short = train_dpo.Item(Prompt.of("x"), [5] * 200, [[6] * 100, [7] * 100])
+    long = train_dpo.Item(Prompt.of("x"), [5] * 400, [[6] * 100, [7] * 100])
+    assert short.tokens() == 200 + 100 + 100
+    assert long.tokens() == 400 + 100 + 400 + 100

@@ -16,6 +16,7 @@ from minirlhf.model import GPT, Config
 from minirlhf.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
+PARTS = ("pairs.jsonl", "judge.jsonl", "questions.jsonl")
 ANSWERS = ["I would try the lake in spring.", "No idea.", "It depends on the weather."]
 
 
@@ -28,6 +29,7 @@ def test_the_preset_runs_on_human_preferences(chat, tmp_path):
         rows.append(
             {"chosen": f"{question} {ANSWERS[i % 3]}", "rejected": f"{question} Why do you ask?"}
         )
+    rows.append({"chosen": f"{question} {'many ' * 400}", "rejected": f"{question} None."})
     pairs = tmp_path / "my_pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     torch.manual_seed(0)
@@ -37,15 +39,22 @@ def test_the_preset_runs_on_human_preferences(chat, tmp_path):
     GPT(Config(tokenizer.vocab_size, 256, 32, 2, 4), tokenizer).save_pretrained(tmp_path / "init")
     out = tmp_path / "out"
     settings = run_rlhf.Settings(
-        preset="real", init=str(tmp_path / "init"), data=str(pairs), out=str(out), quick=True
+        preset="real",
+        init=str(tmp_path / "init"),
+        data=str(pairs),
+        out=str(out),
+        quick=True,
+        longest_pair=200,
     )
     run_rlhf.main(settings)
 
     parts = []
-    for name in ("pairs.jsonl", "judge.jsonl", "questions.jsonl"):
+    for name in PARTS:
         parts.append({row["prompt"] for row in read_jsonl(out / name)})
     assert all(parts)
     assert sum(map(len, parts)) == len(set.union(*parts)) == 90  # nothing is on two sides
+    chosen = [row["chosen"] for name in PARTS for row in read_jsonl(out / name)]
+    assert len(chosen) == 90  # the pair that is too long is left out
     report = read_json(out / "report.json")
     stages = [policy["stage"] for policy in report["policies"]]
     assert stages == ["init" if chat else "SFT", "round 1"]
