@@ -112,10 +112,8 @@ class Panel:
         excesses = []
         for policy in self.policies.values():
             tokens = len(policy.tokenizer.encode_prompt((*self.system, *said)))
-            context = policy.config.n_positions
-            room = context - min(
-                self.options.max_tokens, context // 3
-            )  # for a longer one there may be none
+            context = policy.config.n_positions  # a third of it is enough for an answer
+            room = context - min(self.options.max_tokens, context // 3)
             excesses.append((tokens - room, tokens))
         return max(excesses)
 
