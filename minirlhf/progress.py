@@ -8,26 +8,33 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 SOON = 1.5  # seconds: what takes less shows nothing
-SHAPE = "{desc}{percentage:3.0f} % |{bar}| {n}/{total} {unit} in {elapsed}, {remaining} left"
-BAR = {
-    "bar_format": SHAPE,
-    "smoothing": 0,  # the time left follows from the mean speed
-    "leave": False,
-    "disable": None,  # where standard error is no terminal
-}
+LATER = 10  # the same for a wait within another, whose clock moves already
+SHAPE = "{desc} {percentage:3.0f} % |{bar}| {n}/{total} {unit} in {elapsed}, {remaining} left"
+_open: list[tqdm] = []
 
 
 @contextmanager
-def waiting(what: str, total: int | None = None, unit: str = "") -> Iterator[tqdm]:
+def waiting(
+    what: str, total: int | None = None, unit: str = "", initial: int = 0
+) -> Iterator[tqdm]:
     """A line that is gone at the end. update(n) counts; its clock goes on by itself."""
-    options = dict(BAR, desc=what, total=total, unit=unit, delay=SOON)
-    if not total:
-        options["bar_format"] = "{desc}: {elapsed}"
-    bar = tqdm(**options)
+    soon = LATER if _open else SOON
+    bar = tqdm(
+        desc=what,
+        total=total,
+        unit=unit,
+        initial=initial,
+        bar_format=SHAPE if total else "{desc}: {elapsed}",
+        smoothing=0,  # the time left follows from the mean speed
+        delay=soon,
+        leave=False,
+        disable=None,  # where standard error is no terminal
+    )
+    _open.append(bar)
     over = threading.Event()
 
     def tick() -> None:
-        over.wait(SOON)
+        over.wait(soon)
         while not over.wait(1):
             bar.refresh()
             bar.last_print_t = time.time()  # so that closing it clears the line
@@ -41,4 +48,5 @@ def waiting(what: str, total: int | None = None, unit: str = "") -> Iterator[tqd
         over.set()
         if not bar.disable:
             clock.join()
+        _open.remove(bar)
         bar.close()

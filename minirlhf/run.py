@@ -37,7 +37,7 @@ from minirlhf.cli import at_least, one_line
 from minirlhf.files import append_jsonl, read_json, to_json, write_json
 from minirlhf.model import GPT
 from minirlhf.optim import Muon
-from minirlhf.progress import BAR
+from minirlhf.progress import waiting
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
 
@@ -407,16 +407,14 @@ class Run:
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to do; checkpoints every save_every steps and when told to stop."""
         self.total = total
-        bar = tqdm(total=total, initial=self.first_step, unit="steps", mininterval=1, **BAR)
-        with self._signals(), bar:
+        with self._signals(), waiting("training", total, "steps", self.first_step) as bar:
             for step in range(self.first_step, total):
                 yield step
                 bar.update()
                 done = step + 1
                 if self.stop_signal is not None:
                     self.checkpoint(done)
-                    bar.close()
-                    print(f"stopped at step {done}; {self.folder} can be resumed", flush=True)
+                    tqdm.write(f"stopped at step {done}; {self.folder} can be resumed")
                     raise KeyboardInterrupt
                 if done % self.settings.save_every == 0 and done < total:
                     self.checkpoint(done)

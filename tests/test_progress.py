@@ -39,7 +39,7 @@ def in_terminal(code: str) -> str:
 
 def test_a_wait_moves_and_is_gone_at_its_end():
     shown = in_terminal(WAIT.format(seconds=1.0))
-    assert "sampling 50 %" in shown and "2/4 responses in 00:02, 00:02 left" in shown
+    assert "sampling  50 %" in shown and "2/4 responses in 00:02, 00:02 left" in shown
     assert shown.count("reading: 00:0") >= 1
     assert shown.endswith("\rdone\r\n")
 
