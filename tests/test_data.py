@@ -268,7 +268,7 @@ MALFORMED = [  # the reader, a record, and words that the error must hold
     (read_rankings, GOOD, ["'chosen'", "completion"]),
     (read_rankings, {"prompt": "p", "chosen": "c"}, ["'rejected'"]),
     (read_rankings, {"chosen": "c", "rejected": "r"}, ["chosen", "'prompt' is missing"]),
-    (read_rankings, TLDR | {"summaries": [{"text": 3}, {"text": "b"}]}, ["'prompt'"]),
+    (read_rankings, TLDR | {"summaries": [{"text": 3}, {"text": "b"}]}, ["'chosen'"]),
     (read_rankings, RANKING | {"ranks": [1, 2, 3]}, ["2 'responses'", "3 'ranks'"]),
     (read_rankings, RANKING | {"responses": ["a"], "ranks": [1]}, ["1 'responses'"]),
     (read_rankings, RANKING | {"ranks": [1, "2"]}, ["'ranks'", "'2'"]),
