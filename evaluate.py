@@ -22,7 +22,7 @@ import torch
 
 from minirlhf import UserError, agreement, checkpoint, hub, rewards, rollout, user_function, world
 from minirlhf.answers import Answers, grouped, measure, score, win_rates
-from minirlhf.cli import at_least, start
+from minirlhf.cli import at_least, start, wrapped
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
 from minirlhf.files import write_json
@@ -228,7 +228,7 @@ def show(results: list[dict]) -> None:
             print(f"{result['policy']}: with the penalty for unfinished answers reward {penalised}")
         for row in result.get("probes", ()):
             if row["verdict"] == "look here":
-                print(f"{result['policy']}: look here: {row['says']}")
+                print(wrapped(f"{result['policy']}: look here: {row['says']}", indent=4))
 
 
 def judge_reward(settings: Settings) -> dict:

@@ -6,7 +6,9 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 import typing
 from collections.abc import Callable
 from dataclasses import fields
@@ -33,6 +35,15 @@ def one_line(text: str, width: int = 0) -> str:
     """The same on one line, of at most so many columns unless 0."""
     text = printable(" ".join(text.split()))
     return text[: width - 1] + "…" if 0 < width < len(text) else text
+
+
+def terminal_width() -> int:
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def wrapped(text: str, indent: int = 0) -> str:
+    """The same in lines that the terminal need not break; all but the first are indented."""
+    return textwrap.fill(text, terminal_width(), subsequent_indent=" " * indent)
 
 
 class _Parser(argparse.ArgumentParser):

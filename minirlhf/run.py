@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import platform
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from tqdm import tqdm
 
 from minirlhf import UserError, device, files, inputs, lora, memory
 from minirlhf.checkpoint import read_tensors, write_tensors
-from minirlhf.cli import at_least, one_line
+from minirlhf.cli import at_least, one_line, terminal_width
 from minirlhf.files import append_jsonl, read_json, to_json, write_json
 from minirlhf.model import GPT
 from minirlhf.optim import Muon
@@ -474,7 +473,8 @@ class Run:
             value = self.row.get(name)
             if isinstance(value, int | float) or name in self.columns:
                 cells[name] = "" if value is None else short(value)
-        titles = ["step", *(name.replace("_per_second", "/s") for name in cells), "left"]
+        titles = [title.replace("_per_second", "/s") for title in ("step", *cells, "left")]
+        titles = [title.replace("validation_", "val_") for title in titles]
         texts = [f"{self.row['step']}/{self.total}", *cells.values(), eta]
         lines = [texts]
         if list(cells) != self.columns:
@@ -492,7 +492,7 @@ class Run:
             return
         self.columns = []  # named again below this table
         numbers = [name for name in ("score", "kl") if name in rows[0]]
-        room = shutil.get_terminal_size((100, 24)).columns - 7 * len(numbers) - 5
+        room = terminal_width() - 7 * len(numbers) - 5
         left, right = int(0.4 * room), int(0.6 * room)
 
         def say(cells: list[str], request: str, answer: str) -> None:

@@ -410,7 +410,8 @@ def test_the_loop_ends_with_what_was_gained_a_typical_pair_and_the_next_command(
     _, _, data = read(tmp_path)
     lines = report.ending(tmp_path)
     sft, ppo = tmp_path / "sft", tmp_path / "round2" / "ppo"
-    assert data["headline"] in lines and "0.60 -> 2.30" in " ".join(lines)
+    said = " ".join(lines).replace("\n", " ")
+    assert data["headline"] in said and "0.60 -> 2.30" in said
     assert "       SFT   0.50  I do not know." in lines
     assert r"   round 2   2.50  It is\x1b[31m 12." in lines
     assert lines[-2:] == [

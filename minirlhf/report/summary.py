@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minirlhf import cuda, health
-from minirlhf.cli import one_line
+from minirlhf.cli import one_line, wrapped
 from minirlhf.files import read_json, read_jsonl, to_json
 from minirlhf.report.probes import number, share
 from minirlhf.run import describe_result, read_loop
@@ -245,11 +245,11 @@ def ending(out: str | Path) -> list[str]:
     """For the terminal: what happened, one request before and after, and where to go on."""
     data = read_json(Path(out) / "report.json")
     if len(data["policies"]) < 2:
-        return ["", data["headline"]]
+        return ["", wrapped(data["headline"])]
     before, after = data["policies"][0], data["policies"][-1]
     score = "gold" if "gold" in after else "reward"
     change = f"{number(before[score]['mean'])} -> {number(after[score]['mean'])}"
-    lines = ["", data["headline"], f"The mean {score} score of an answer: {change}."]
+    lines = ["", wrapped(data["headline"]), f"The mean {score} score of an answer: {change}."]
 
     def gain(example: dict) -> float:
         answers = example["answers"]
@@ -261,11 +261,12 @@ def ending(out: str | Path) -> list[str]:
     lines += ["", one_line(prompt[-1]["content"] if isinstance(prompt, list) else prompt)]
     for result in (before, after):
         answer = typical["answers"][result["policy"]]
-        text = one_line(answer["response"])
-        lines.append(f"{result['stage']:>10} {number(answer[score]):>6}  {text}")
+        head = f"{result['stage']:>10} {number(answer[score]):>6}  "
+        lines.append(wrapped(head + one_line(answer["response"]), len(head)))
     lines.append("")
     if data["warnings"]:
-        lines.append(f"warnings: {len(data['warnings'])}, the first: {data['warnings'][0]}")
+        first = f"warnings: {len(data['warnings'])}, the first: {data['warnings'][0]}"
+        lines.append(wrapped(first, 10))
     policies = f"{before['policy']},{after['policy']}"
     talk = ["python", "sample.py", "--init", after["policy"], "--chat"]
     teach = ["python", "label.py", "--chat", "--policies", policies]
