@@ -115,7 +115,7 @@ def show_answer(when: str, answer: dict, score: str, is_best: bool) -> Html:
 def token_strips(row: dict) -> Html:
     """One response twice: its tokens tinted by KL, and by advantage."""
     strips = []
-    for title, name in (("KL, nats", "token_kl"), ("advantage, whitened", "token_advantages")):
+    for title, name in (("KL, nats", "token_kl"), ("advantage", "token_advantages")):
         values = [value or 0.0 for value in row[name]]  # None: it had no score
         largest = max(map(abs, values), default=0) or 1
         spans = []
