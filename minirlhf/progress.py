@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from minirlhf.cli import terminal_width
+
 SOON = 1.5  # seconds: what takes less shows nothing
 LATER = 10  # the same for a wait within another, whose clock moves already
 SHAPE = "{desc} {percentage:3.0f} % |{bar}| {n}/{total} {unit} in {elapsed}, {remaining} left"
@@ -24,6 +26,7 @@ def waiting(
         total=total,
         unit=unit,
         initial=initial,
+        ncols=terminal_width() - 2,  # room for a ^C
         bar_format=SHAPE if total else "{desc}: {elapsed}",
         smoothing=0,  # the time left follows from the mean speed
         delay=soon,
