@@ -23,11 +23,11 @@ import torch
 from minirlhf import UserError, agreement, checkpoint, hub, rewards, rollout, user_function, world
 from minirlhf.answers import Answers, grouped, measure, score, win_rates
 from minirlhf.cli import at_least, start, wrapped
+from minirlhf.console import waiting
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
 from minirlhf.files import write_json
 from minirlhf.model import GPT
-from minirlhf.progress import waiting
 from minirlhf.report import probes
 from minirlhf.rewards import RewardFn
 from minirlhf.rollout import Rollout

@@ -20,10 +20,10 @@ from typing import Literal
 
 from minirlhf import UserError, world
 from minirlhf.cli import printable, start
+from minirlhf.console import waiting
 from minirlhf.feedback import chat, judge, rankings
 from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.server import Address, serve
-from minirlhf.progress import waiting
 from minirlhf.records import records
 
 

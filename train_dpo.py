@@ -23,11 +23,11 @@ from minirlhf import UserError, lora, losses, memory, rewards, rollout
 from minirlhf.batches import batch_indices, fit, held_out, micro_batches, steps_of
 from minirlhf.chat import Turns
 from minirlhf.cli import at_least, start
+from minirlhf.console import waiting
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
 from minirlhf.packing import row_sizes
-from minirlhf.progress import waiting
 from minirlhf.rollout import in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right

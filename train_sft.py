@@ -18,10 +18,10 @@ from minirlhf import UserError, lora
 from minirlhf.batches import batch_indices, held_out, steps_of
 from minirlhf.chat import PLAIN, Turns
 from minirlhf.cli import at_least, start
+from minirlhf.console import waiting
 from minirlhf.data import mixed, read_demonstrations
 from minirlhf.model import GPT, Config
 from minirlhf.optim import cosine_decay
-from minirlhf.progress import waiting
 from minirlhf.run import Run, resumed_tokenizer, seed_of
 from minirlhf.supervised import add_gradient, row_length, row_prompt, to_rows, validation_loss
 from minirlhf.tokenizer import Tokenizer

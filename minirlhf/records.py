@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from minirlhf import UserError, formats, hub, readers, world
+from minirlhf.console import waiting
 from minirlhf.formats import Record
 from minirlhf.parsing import LEARNT, MESSAGE_FIELDS, Skip, kind_of
-from minirlhf.progress import waiting
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
 # what records of rankings hold besides, and whoever wants it reads

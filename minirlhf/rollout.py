@@ -14,10 +14,10 @@ from torch import Tensor
 
 from minirlhf import UserError, cuda, losses, truncate
 from minirlhf.batches import fit, pad
+from minirlhf.console import waiting
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
 from minirlhf.packing import Pair, pack, packed_micro_batches
-from minirlhf.progress import waiting
 from minirlhf.tokenizer import Tokenizer
 
 CACHE_BLOCK = 32  # positions by which the cache grows

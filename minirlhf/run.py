@@ -32,11 +32,11 @@ from tqdm import tqdm
 
 from minirlhf import UserError, device, files, inputs, lora, memory
 from minirlhf.checkpoint import read_tensors, write_tensors
-from minirlhf.cli import at_least, one_line, terminal_width
+from minirlhf.cli import at_least
+from minirlhf.console import Table, waiting
 from minirlhf.files import append_jsonl, read_json, to_json, write_json
 from minirlhf.model import GPT
 from minirlhf.optim import Muon
-from minirlhf.progress import waiting
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
 
@@ -125,13 +125,6 @@ def resumed_tokenizer(settings: Any) -> Tokenizer | None:
     return Tokenizer(Spec(content["vocab"], merges, special_tokens={EOS}))
 
 
-def short(number: float) -> str:
-    """Three digits or a whole number, in seven columns: 0.693, 17,433, 0.00097."""
-    if 1000 <= abs(number) < 1e7:
-        return format(number, ",.0f")
-    return format(number, ".3g" if abs(number) >= 0.001 else ".2g")
-
-
 class Run:
     """Making a Run only checks its folder: an older run stays there until `log` has a line."""
 
@@ -155,7 +148,7 @@ class Run:
         self.tracked: dict[str, nn.Module] = {}
         self.extra: dict[str, float] = {}  # numbers that belong to a checkpoint: a KL coefficient
         self.row: dict = {}  # the last row of metrics.jsonl
-        self.columns: list[str] = []  # on the console, below their names
+        self.table = Table()
         self.finished = self._open_folder()
 
     # ---- folder and settings
@@ -463,45 +456,12 @@ class Run:
         eta = self._eta(step)
         validated = any(name.startswith("validation") for name in metrics)
         if step % self.settings.log_every == 0 or step == self.total - 1 or validated:
-            self._add_to_table(show or tuple(metrics), eta)
+            self.table.add(f"{step}/{self.total}", row, show or tuple(metrics), eta)
         return row
-
-    def _add_to_table(self, names: tuple[str, ...], eta: str) -> None:
-        """The last row's numbers; first their names, where they are not those above."""
-        cells = {}
-        for name in names:
-            value = self.row.get(name)
-            if isinstance(value, int | float) or name in self.columns:
-                cells[name] = "" if value is None else short(value)
-        titles = [title.replace("_per_second", "/s") for title in ("step", *cells, "left")]
-        titles = [title.replace("validation_", "val_") for title in titles]
-        texts = [f"{self.row['step']}/{self.total}", *cells.values(), eta]
-        lines = [texts]
-        if list(cells) != self.columns:
-            self.columns = list(cells)
-            lines = [titles, texts]
-        widths = [8, *(max(7, len(title)) for title in titles[1:-1]), 5]
-        for line in lines:
-            tqdm.write("  ".join(text.rjust(width) for text, width in zip(line, widths)))
 
     def samples(self, step: int, rows: list[dict], show: int = 0) -> None:
         """Add responses to samples.jsonl; the first `show` are also a table on the console."""
         self._begin()
         append_jsonl(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
-        if not show:
-            return
-        self.columns = []  # named again below this table
-        numbers = [name for name in ("score", "kl") if name in rows[0]]
-        room = terminal_width() - 7 * len(numbers) - 5
-        left, right = int(0.4 * room), int(0.6 * room)
-
-        def say(cells: list[str], request: str, answer: str) -> None:
-            line = "".join(cell.rjust(7) for cell in cells)
-            tqdm.write(f" {line}  {one_line(request, left):{left}}  {one_line(answer, right)}")
-
-        say(numbers, "request", "answer")
-        for row in rows[:show]:
-            prompt = row["prompt"]
-            if isinstance(prompt, list):  # messages
-                prompt = prompt[-1]["content"]
-            say([f"{row[name]:.2f}" for name in numbers], prompt, row["response"])
+        if rows[:show]:
+            self.table.add_samples(rows[:show])

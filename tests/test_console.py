@@ -1,4 +1,4 @@
-"""What moves in a terminal; a log file has clean lines."""
+"""What moves in a terminal; a log has clean lines."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ import termios
 
 WAIT = """
 import time
-from minirlhf.progress import waiting
+from minirlhf.console import waiting
 with waiting("sampling", 4, "responses") as bar:
     for _ in range(4):
         time.sleep({seconds})
