@@ -61,6 +61,7 @@ def test_the_table_is_printed_and_written(small_table, tmp_path, capsys):
 
 def test_the_check_of_a_gpu_runs_where_there_is_none(small_table, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_check, "RESPONSE", 4)
+    monkeypatch.setattr(gpu_check, "TIMED", "score,dpo")
     settings = {"preset": "tiny", "device": "cpu", "dtype": "float32", "out": str(tmp_path)}
     gpu_check.main(gpu_check.Settings(tests=False, loop=False, **settings))
     table = capsys.readouterr().out.rpartition("|---|")[2]
