@@ -20,6 +20,8 @@ def activation_bytes(model: nn.Module, tokens: int) -> int:
         block = 24 * config.n_embd + 4 * heads + 16 * config.inner
     if model.autocast_dtype:
         block = block // 2
+        if model.device.type == "cpu":
+            block += 16 * config.n_embd  # attention to short rows is in float32
     blocks = 1 if model.checkpointing else config.n_layer
     logits = min(LOGITS_AT_ONCE, tokens * config.vocab_size)
     return tokens * block * blocks + 12 * logits

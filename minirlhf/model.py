@@ -19,6 +19,7 @@ from minirlhf import UserError, architectures, checkpoint, hub
 from minirlhf.packing import Pair, pack
 from minirlhf.tokenizer import Tokenizer
 
+SHORT = 128  # tokens; a CPU attends to shorter rows in float32: in half the time of bfloat16
 LOGITS_AT_ONCE = 2**24  # elements of (tokens, vocabulary) made at a time: 64 MB in float32
 Index = Tensor | tuple[Tensor, Tensor]  # (B, T) bool, or rows (N,) and columns (N,)
 Rotary = tuple[Tensor, Tensor]  # cosines and sines of the positions' angles
@@ -153,6 +154,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     mask (B, 1, T, S) bool; None: causal.
     """
     B, H, T, hd = q.shape
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < T <= SHORT:
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), mask).bfloat16()
     sharing = H // k.shape[1]
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=sharing > 1)
