@@ -216,12 +216,14 @@ def show(results: list[dict]) -> None:
     """A table of the policies' main numbers, and what their probes found."""
     names = ("win_rate", "gold", "reward", "kl", "words", "finished")
     names = [name for name in names if name in results[0]]
-    width = max(len(result["policy"]) for result in results)
-    print(" " * width, *(name.rjust(13) for name in names))
+    rows = [["policy", *names]]
     for result in results:
         cells = [probes.measured(result[name]) for name in names[:-1]]
-        cells.append(f"{result['finished']:.0%}")
-        print(result["policy"].ljust(width), *(cell.rjust(13) for cell in cells))
+        rows.append([result["policy"], *cells, f"{result['finished']:.0%}"])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for policy, *cells in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:]))
+        print(policy.ljust(widths[0]), *numbers, sep="  ")
     for result in results:
         if result["finished"] < 1 and "reward_as_trained" in result:
             penalised = probes.measured(result["reward_as_trained"])

@@ -23,6 +23,7 @@ from torch import Tensor
 from minirlhf import UserError, health, lora, losses, memory, rewards, rollout, world
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
+from minirlhf.console import say
 from minirlhf.data import Prompt, mixed, read_demonstrations, read_prompts
 from minirlhf.model import GPT, ScalarGPT
 from minirlhf.optim import linear_decay
@@ -581,7 +582,7 @@ def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt:
 def show(run: Run, step: int, episodes: Episodes, scores: Tensor, kl: Tensor) -> None:
     """Warnings and samples, for the eye; of the first sample every token, for the report."""
     for warning in health.warnings(run.row):
-        print(f"    warning: {warning}")
+        say(f"    warning: {warning}")
     rows = sample_rows(episodes.batch, scores)[:8]
     for row, row_kl in zip(rows, kl.sum(1).tolist()):
         row["kl"] = row_kl

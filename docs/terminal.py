@@ -127,7 +127,7 @@ def styles_of(lines: list[str]) -> list[str]:
     styles = []
     for number, line in enumerate(lines):
         style = next((style for start, style in starts.items() if line.startswith(start)), "")
-        if line.split()[:1] in (["step"], ["score"], ["win_rate"]):
+        if line.split()[:1] in (["step"], ["score"], ["policy"]):
             style = "names"
         before = lines[number - 1] if number else ""
         if len(before) == COLUMNS or (styles[-1:] == ["end"] and not before.endswith(".")):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from minirlhf.cli import one_line, terminal_width
+from minirlhf.cli import one_line, terminal_width, wrapped
 
 SOON = 1.5  # seconds: what takes less shows nothing
 LATER = 10  # the same for a wait within another, whose clock moves already
@@ -55,6 +55,11 @@ def waiting(
         bar.close()
 
 
+def say(text: str) -> None:
+    """print, above the lines that move."""
+    tqdm.write(wrapped(text, 4))
+
+
 def short(number: float) -> str:
     """Three digits or a whole number, in seven columns: 0.693, 17,433, 0.00097."""
     if 1000 <= abs(number) < 1e7:
@@ -92,13 +97,13 @@ class Table:
         room = terminal_width() - 7 * len(numbers) - 5
         left, right = int(0.4 * room), int(0.6 * room)
 
-        def say(cells: list[str], request: str, answer: str) -> None:
+        def add(cells: list[str], request: str, answer: str) -> None:
             line = "".join(cell.rjust(7) for cell in cells)
             tqdm.write(f" {line}  {one_line(request, left):{left}}  {one_line(answer, right)}")
 
-        say(numbers, "request", "answer")
+        add(numbers, "request", "answer")
         for row in rows:
             prompt = row["prompt"]
             if isinstance(prompt, list):  # messages
                 prompt = prompt[-1]["content"]
-            say([f"{row[name]:.2f}" for name in numbers], prompt, row["response"])
+            add([f"{row[name]:.2f}" for name in numbers], prompt, row["response"])

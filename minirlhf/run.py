@@ -28,12 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from minirlhf import UserError, device, files, inputs, lora, memory
 from minirlhf.checkpoint import read_tensors, write_tensors
 from minirlhf.cli import at_least
-from minirlhf.console import Table, waiting
+from minirlhf.console import Table, say, waiting
 from minirlhf.files import append_jsonl, read_json, to_json, write_json
 from minirlhf.model import GPT
 from minirlhf.optim import Muon
@@ -406,7 +405,7 @@ class Run:
                 done = step + 1
                 if self.stop_signal is not None:
                     self.checkpoint(done)
-                    tqdm.write(f"stopped at step {done}; {self.folder} can be resumed")
+                    say(f"stopped at step {done}; {self.folder} can be resumed")
                     raise KeyboardInterrupt
                 if done % self.settings.save_every == 0 and done < total:
                     self.checkpoint(done)
