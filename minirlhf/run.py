@@ -438,7 +438,8 @@ class Run:
             return "-"
         first, since = self.first_logged
         seconds = (time.monotonic() - since) / max(1, step - first) * (self.total - step - 1)
-        return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"{minutes}:{seconds:02}"
 
     def log(self, step: int, show: tuple[str, ...] = (), **metrics) -> dict:
         """Add a row to metrics.jsonl; every log_every steps, and with a validation, also to the
