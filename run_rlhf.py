@@ -25,7 +25,6 @@ import train_sft
 from minirlhf import UserError, files, hub, inputs, report
 from minirlhf.batches import held_out
 from minirlhf.cli import at_least, command, start
-from minirlhf.console import waiting
 from minirlhf.data import Ranking, read_rankings
 from minirlhf.device import pick_device
 from minirlhf.feedback import judge
@@ -387,8 +386,7 @@ def main(settings: Settings) -> None:
             report.write(settings.out, go_on=loop.command)
         raise
     files.unlock(loop.lock)
-    with waiting("report"):
-        page = report.write(settings.out)
+    page = report.write(settings.out)
     for line in report.ending(settings.out):
         print(line)
     print(f"report: {page}, for your browser")

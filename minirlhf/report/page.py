@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 
 from minirlhf import UserError, health
+from minirlhf.console import waiting
 from minirlhf.data import parse
 from minirlhf.files import write_atomically, write_json
 from minirlhf.report.figures import dots, histogram, lines, points
@@ -310,6 +311,7 @@ def fill(data: dict, running: bool, go_on: str) -> str:
     )
 
 
+@waiting("writing the report")
 def write(out: str | Path = "out", running: bool = False, go_on: str = "") -> Path:
     """Write report.html and report.json of a folder; returns the page's path.
 
