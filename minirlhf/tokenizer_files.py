@@ -206,7 +206,7 @@ def token_before_text(path: Path, post_processor: Any) -> str:
         template = step.get("single")
         if step.get("type") != "TemplateProcessing" or not isinstance(template, list):
             raise not_supported(path, "post_processor", step, KINDS)
-        kinds = [kind for part in template for kind in part]
+        kinds = [kind for part in template for kind in checked(path, "post_processor", part, dict)]
         if kinds == ["SpecialToken", "Sequence"]:
             token = checked(path, "post_processor", template[0]["SpecialToken"], dict).get("id")
         elif kinds != ["Sequence"]:

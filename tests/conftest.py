@@ -26,6 +26,9 @@ def pytest_collection_modifyitems(items):
 
 # real data, where a checkout has it beside it or the environment says where
 SHARED = Path(os.environ.get("MINIRLHF_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+# tests/reliability: damaged inputs to each parser, kills of each script
+FUZZ = int(os.environ.get("MINIRLHF_FUZZ", "300"))
+KILLS = int(os.environ.get("MINIRLHF_KILLS", "4"))
 TEXT = (
     "\n\nHuman: What is 2 + 3?\n\nAssistant: It is 5. \n\nHuman: Tell me of a fox.\n\n"
     "Assistant: The fox ran home. The dog slept by the fire, and the cat looked on. Why not? "

@@ -644,6 +644,28 @@ def test_log_probs_are_soft_preferences(api):
     assert [body["max_tokens"] for body in api.bodies] == [1]
 
 
+def test_only_a_model_that_thinks_gets_room_to_think(api):
+    def limits(answer: bytes, whole: bytes) -> list[int]:
+        def script(number, text):
+            return 200, whole if api.bodies[number - 1]["max_tokens"] > 100 else answer
+
+        api.script, first = script, len(api.bodies)
+        answers = list(endpoint.Endpoint(api.url, "m").prefer(["Which, A or B?"] * 3))
+        assert answers == [0.0 if b"think" in answer else None] * 3
+        return [body["max_tokens"] for body in api.bodies[first:]]
+
+    whole = chat_completion("<think>So</think>B")
+    assert limits(chat_completion("<think>So", end="length"), whole) == [1, 32, 1024, 1024, 1024]
+    assert limits(chat_completion("Well, so", end="length"), whole) == [1, 32, 32, 32]
+
+
+def test_a_slow_server_gets_fewer_questions_at_once(api, monkeypatch):
+    monkeypatch.setattr(endpoint, "TIMEOUT", 1.2)
+    api.script = lambda number, text: (time.sleep(0.25), (200, "A"))[1]
+    assert list(endpoint.Endpoint(api.url, "m").prefer(["Which, A or B?"] * 7)) == [1.0] * 7
+    assert api.most_open == 2
+
+
 def test_questions_are_made_as_they_are_needed(api):
     made = 0
 

@@ -28,9 +28,9 @@ from minirlhf import UserError, rollout, stats
 from minirlhf.chat import Turns
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
-from minirlhf.feedback.rankings import Candidate, append_ranking, open_rankings
+from minirlhf.feedback.rankings import Candidate, append_ranking, is_ranking, open_rankings
 from minirlhf.model import GPT
-from minirlhf.parsing import messages
+from minirlhf.parsing import messages, parse
 from minirlhf.run import seed_of
 
 FIELDS = {"talk", "policies", "picked"}
@@ -200,6 +200,9 @@ class Talk:
         self.records = {}  # id -> the last record of a choice
         for record in open_rankings(self.out):
             if record.get("annotator") == name and record.keys() >= FIELDS:
+                if not is_choice(record):
+                    number = record.get("id")
+                    raise UserError(f"{self.out}: the choice {number!r:.40} is damaged: mend it")
                 self.records[record["id"]] = record
         self.id = self._last_conversation() or secrets.token_hex(6)
 
@@ -378,6 +381,16 @@ class Talk:
     def _refuse_while_speaking(self) -> None:
         if self.speaking.locked():
             raise UserError("answers are on their way: wait until they are there")
+
+
+def is_choice(record: dict) -> bool:
+    """Whether the fields of a record, which somebody may have edited, hold what they must."""
+    picked, said = record["picked"], record.get("prompt")
+    if not is_ranking(record) or not isinstance(record["talk"], str):
+        return False
+    if type(picked) is not int or not 0 <= picked < len(record["responses"]):
+        return False
+    return isinstance(said, list) and said == messages(parse(said))
 
 
 # ---- which policy wins

@@ -30,7 +30,7 @@ LONGEST_WAIT = 12.0  # seconds before a try, whatever the server asks for; a min
 TIMEOUT = 120.0  # seconds for a whole reply
 PATIENCE = 180.0  # seconds after which a request is not tried again
 LARGEST_REPLY = 2**23  # bytes
-PARALLEL_REQUESTS = 8
+PARALLEL_REQUESTS = 8  # fewer where the first one says that their turns would come too late
 AHEAD = 32  # questions that are made before the first of them is answered
 MOST_LOST = 32  # answers in a row that never came
 
@@ -67,10 +67,11 @@ class Endpoint:
         self.problems = Counter()
         self.is_api = False  # whether it has ever replied as such an API does
         self.lost = 0  # answers in a row that never came
+        self.slowest = 0.0  # seconds of a reply
         self.accepted = set()  # parameters that it has taken
         self.refused = set()  # parameters that it does not take
         self.gives_logprobs: bool | None = None  # None: not known yet
-        self.thinks: bool | None = None
+        self.thinks = False
         host = parts["host"].strip("[]")
         local = is_this_machine(host)
         self.key = read_key(host, safe=local or parts["scheme"].lower() == "https")
@@ -124,13 +125,17 @@ class Endpoint:
             return answer
 
         pending = deque()
-        ahead = AHEAD if self.accepted else 1  # a first question spares the others refusals
+        ahead = 1  # the first question shows what the server refuses, and how slow it is
         try:
             for item in items:
                 pending.append(in_background(ask_one, item))
                 if len(pending) >= ahead:
                     yield next_answer()
-                    ahead = AHEAD
+                    if ahead == 1:
+                        ahead = AHEAD
+                        at_once = int(TIMEOUT / 2 / max(self.slowest, 0.01))
+                        for _ in range(PARALLEL_REQUESTS - max(1, at_once)):
+                            slots.acquire()
             while pending:
                 yield next_answer()
         finally:  # after an error or Ctrl-C nothing more is asked
@@ -151,15 +156,12 @@ class Endpoint:
                 self.gives_logprobs = bool(reply.first_tokens)
             if preference is not None or not (reply.is_cut or reply.is_rejected):
                 return preference, reply.problem or "no verdict"
-        was_thinking = self.thinks
-        reply = ask(THINKING_TOKENS if was_thinking else VERDICT_TOKENS)
-        preference = read_preference(reply)
-        may_think = not was_thinking and (reply.thinks or self.thinks is None)
-        if preference is None and reply.is_cut and may_think:
+        thinks = self.thinks  # another question may find it out meanwhile
+        reply = ask(THINKING_TOKENS if thinks else VERDICT_TOKENS)
+        if reply.is_cut and not reply.text and not thinks:  # nothing but thoughts, shown or not
+            self.thinks = True
             reply = ask(THINKING_TOKENS)
-            preference = read_preference(reply)
-            self.thinks = reply.thinks
-        return preference, reply.problem or "no verdict"
+        return read_preference(reply), reply.problem or "no verdict"
 
     def ask(self, turns: Turns, stopped: threading.Event | None = None, **parameters) -> Reply:
         """The model's answer, perhaps one that cannot be used. Broken replies are asked for again.
@@ -175,7 +177,9 @@ class Endpoint:
                 break
             pause = BACK_OFF * 2**attempt
             try:
+                asked = time.monotonic()
                 reply = in_background(self._request, turns, parameters).result(TIMEOUT)
+                self.slowest = max(self.slowest, time.monotonic() - asked)
                 self.lost = 0
                 return reply
             except TryAgain as error:

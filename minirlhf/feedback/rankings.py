@@ -250,7 +250,7 @@ def _by_annotator(data: str) -> dict[str, list[dict]]:
     """Rankings of the same candidates by annotator; a copy of a ranking counts once."""
     annotators, responses = {}, {}
     for where, record in records(data, "rankings"):
-        if not _is_ranking(record):
+        if not is_ranking(record):
             raise UserError(f"{where}: this is no ranking that label.py wrote")
         key, name = record["id"], record["annotator"]
         if responses.setdefault(key, record["responses"]) != record["responses"]:
@@ -265,11 +265,11 @@ def _by_annotator(data: str) -> dict[str, list[dict]]:
     return {name: list(rankings.values()) for name, rankings in annotators.items()}
 
 
-def _is_ranking(record: dict) -> bool:
+def is_ranking(record: dict) -> bool:
     """Whether a record has the fields that a summary needs, with values that they can have."""
     ranks, responses = record.get("ranks"), record.get("responses")
-    asked = record.get("asked", [])
-    if not all(isinstance(value, list) for value in (ranks, responses, asked)):
+    asked, policies = record.get("asked", []), record.get("policies", responses)
+    if not all(isinstance(value, list) for value in (ranks, responses, asked, policies)):
         return False
     if not all(isinstance(question, list) and len(question) == 4 for question in asked):
         return False
@@ -280,8 +280,8 @@ def _is_ranking(record: dict) -> bool:
         isinstance(record.get("id"), str | int)
         and isinstance(record.get("annotator"), str)
         and isinstance(record.get("prompt"), str | list)
-        and len(ranks) == len(responses)
-        and all(isinstance(text, str) for text in responses)
+        and len(ranks) == len(responses) == len(policies)
+        and all(isinstance(text, str) for text in (*responses, *policies))
         and all(isinstance(number, int | float) and abs(number) < 1e9 for number in numbers)
     )
 

@@ -1,6 +1,6 @@
 """Lives of a script: each runs in a fork of one process that has imported everything.
 
-A job is a dict: the script's "argv", its folder "out", and what happens to it:
+A job is a dict: the script's "argv", its folder or file "out", and what happens to it:
 
     seconds       it is killed after so long
     die, by       the number of its file operation before which it gets the signal `by`
@@ -110,7 +110,7 @@ def serve() -> None:
         pid, status = 0, 0
         while pid == 0:
             if time.monotonic() > end:
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, job.get("by", signal.SIGKILL))
                 end = float("inf")
             pid, status = os.waitpid(child, os.WNOHANG)
             time.sleep(0.001)
@@ -140,8 +140,8 @@ class Lives:
         )
 
     def __call__(self, argv: list[str], **job) -> tuple[int, str]:
-        out = argv[argv.index("--out") + 1]
-        job |= {"argv": argv, "out": out, "console": str(self.console)}
+        out = next(flag for flag in ("--out", "--candidates_out") if flag in argv)
+        job |= {"argv": argv, "out": argv[argv.index(out) + 1], "console": str(self.console)}
         print(json.dumps(job), file=self.server.stdin, flush=True)
         code = int(self.server.stdout.readline())
         return code, self.console.read_text()

@@ -1,7 +1,7 @@
 """A run that is killed at any moment, or meets a full disk or too little memory, ends bit for bit
 as one to which nothing happened.
 
-MINIRLHF_SLOW=1: 20 lives of each script in place of a few.
+MINIRLHF_KILLS says how often each script is killed.
 """
 
 import os
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import KILLS
 from safetensors.torch import load_file
 
 import label
@@ -26,7 +27,6 @@ if not hasattr(os, "fork") or sys.platform != "linux":
 
 from lives import Lives
 
-KILLS = 20 if os.environ.get("MINIRLHF_SLOW") else 4
 MODEL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 290, "count": 60, "batch_size": 4}
 SMALL = {"steps": 8, "save_every": 2, "max_tokens": 8, "batch_size": 4}
 CLOCK = ("seconds", "tokens_per_second", "peak_gib", "time")
@@ -147,6 +147,38 @@ def test_killed_at_any_moment_it_ends_the_same(script, lives, made, undisturbed,
     assert ends.count(0) <= KILLS // 2, ends
 
 
+@pytest.mark.parametrize("script", ["sample", "evaluate"])
+def test_a_script_that_is_killed_leaves_the_old_file_or_the_new_one(script, lives, made, tmp_path):
+    path = tmp_path / "x.json"
+    words = {
+        "sample": f"--init {made}/sft --data toyworld --count 40 --candidates_out {path}",
+        "evaluate": f"--policies {made}/sft --reward {made}/rm --count 12 --out {path}",
+    }
+    argv = [f"{script}.py", "--max_tokens", "8", *words[script].split()]
+    began = time.monotonic()
+    code, printed = lives(argv)
+    assert code == 0, printed
+    seconds = time.monotonic() - began
+    operations = int(printed.split()[-2])
+    expected = path.read_bytes()
+    dice = random.Random(script)
+    ends = []
+    for number in range(KILLS):
+        path.write_bytes(b"old")
+        job = {"die": dice.randint(1, operations)}
+        if number % 2:
+            job = {"seconds": dice.uniform(0.02, seconds)}
+        if number % 4 > 1:
+            job["by"] = signal.SIGINT
+        code, printed = lives(argv, **job)
+        assert code in (0, 130, -signal.SIGKILL) and "Traceback" not in printed, printed
+        assert path.read_bytes() in ((expected,) if code == 0 else (b"old", expected))
+        ends.append(code)
+    assert ends.count(0) <= KILLS // 2, ends
+    code, printed = lives(argv)
+    assert (code, path.read_bytes()) == (0, expected)
+
+
 LOOP = {"rounds": 1, "sft_steps": 12, "ppo_steps": 2, "samples": 2, "evaluation": 4}
 
 
@@ -182,8 +214,12 @@ def test_a_loop_that_is_killed_and_moved_ends_the_same(lives, tmp_path):
         job = {"seconds": dice.uniform(0.02, 0.7 * seconds)}
         if number % 2:
             job = {"die": dice.randint(1, operations // 2), "half": dice.random()}
+        if number % 4 > 1:
+            job["by"] = signal.SIGINT
         code, printed = lives(argv(tmp_path / f"x{number}"), **job)
-        assert code in (0, -signal.SIGKILL), printed
+        assert code in (0, 130, -signal.SIGKILL), printed
+        if code == 130 and (tmp_path / f"x{number}" / "report.html").exists():
+            assert "was interrupted at" in (tmp_path / f"x{number}" / "report.html").read_text()
         (tmp_path / f"x{number}").mkdir(exist_ok=True)  # it may have been killed before
         (tmp_path / f"x{number}").rename(tmp_path / f"x{number + 1}")
     code, printed = lives(argv(tmp_path / f"x{KILLS}"))

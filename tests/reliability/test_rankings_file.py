@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import KILLS
 
 from minirlhf.data import Prompt
 from minirlhf.feedback import rankings
@@ -17,8 +18,6 @@ if not hasattr(os, "fork") or sys.platform != "linux":
     pytest.skip("needs fork", allow_module_level=True)
 
 from lives import Lives
-
-KILLS = 20 if os.environ.get("MINIRLHF_SLOW") else 6
 
 
 def without_time(path: Path) -> list[dict]:
