@@ -85,6 +85,7 @@ class Settings:
 
 
 BETA = {"sigmoid": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}  # the papers'
+REFERENCE_FREE = ("simpo", "orpo")
 LORA_ALPHA = 16.0
 SHOWN = (
     "loss",
@@ -131,6 +132,12 @@ def read(settings: Settings, policy: GPT) -> list[Item]:
             read_labelled, settings.data, settings.data_weights, **which
         ):
             records.append((prompt, [response], {"good": good}))
+        good = sum(labels["good"] for _, _, labels in records)
+        if not 0 < good < len(records):
+            raise UserError(
+                f"--data {settings.data}: {good} good and {len(records) - good} bad responses; "
+                "KTO needs both"
+            )
     else:
         for ranking in mixed(read_rankings, settings.data, settings.data_weights, **which):
             responses, ranks = distinct(ranking.responses, ranking.ranks)
@@ -200,18 +207,19 @@ def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tenso
     beta = settings.beta or BETA[settings.loss]
     chosen, rejected, item = untied_pairs(items)  # (P,)
     logprobs = response_logprobs(policy, items, settings.temperature)  # (N,)
-    reference = torch.tensor([x for item in items for x in item.reference_logprobs])  # (N,)
-    lengths = torch.tensor([len(ids) for item in items for ids in item.responses])  # (N,)
-    reference, lengths = reference.to(policy.device), lengths.to(policy.device)
+    lengths = [len(ids) for item in items for ids in item.responses]
+    lengths = torch.tensor(lengths, device=policy.device)  # (N,)
 
     policy_logprobs = logprobs[chosen], logprobs[rejected]
-    ref_logprobs = reference[chosen], reference[rejected]
     pair_lengths = lengths[chosen], lengths[rejected]
     if settings.loss == "simpo":
         loss = losses.simpo_loss(*policy_logprobs, *pair_lengths, beta, settings.simpo_margin)
     elif settings.loss == "orpo":
         loss = losses.orpo_loss(*policy_logprobs, *pair_lengths, beta)
     else:
+        reference = [logprob for item in items for logprob in item.reference_logprobs]
+        reference = torch.tensor(reference, device=policy.device)  # (N,)
+        ref_logprobs = reference[chosen], reference[rejected]
         smoothing = settings.label_smoothing
         loss = losses.dpo_loss(*policy_logprobs, *ref_logprobs, beta, smoothing, settings.loss)
     pair_losses, chosen_reward, rejected_reward = loss  # (P,)
@@ -419,7 +427,7 @@ def main(settings: Settings) -> None:
     run.memory(rollout.CACHED_AT_ONCE if settings.online else 0)
     if settings.online:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
-    else:
+    elif settings.loss not in REFERENCE_FREE:
         add_logprobs(reference, train + validation, settings)
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
@@ -434,7 +442,8 @@ def main(settings: Settings) -> None:
             generator = run.generator("sample", step)
             batch, scores = sample_and_rank(settings, policy, batch, reward_fn, generator)
             row["score"] = scores.nanmean()
-            add_logprobs(reference, batch, settings)
+            if settings.loss not in REFERENCE_FREE:
+                add_logprobs(reference, batch, settings)
 
         # 3. its loss, one step of the optimiser
         loss, means = batch_loss(policy, reference, batch, settings)

@@ -3,7 +3,8 @@ well, but not far from where it started.
 
 The steps of `main` are those of Ziegler et al. 2019 and Stiennon et al. 2020; the clipped update is
 Schulman et al. 2017; details follow Huang et al. 2024. RLOO, GRPO and REINFORCE are the same loop
-without the value model: see METHODS.
+without the value model: see METHODS. All four keep the clipped ratio and several updates of an
+iteration, also where the paper (Ahmadian et al. 2024 on RLOO) has neither.
 
     python train_ppo.py --init out/sft --reward out/rm --out out/ppo
     python train_ppo.py --init out/sft --reward my_rewards.py:brevity --data prompts.jsonl
@@ -59,7 +60,7 @@ class Settings:
     value_clip: float = 0.2  # gae: of the value's change
     epochs: int = 1  # passes over an iteration's episodes
     minibatches: int = 2  # optimiser steps a pass
-    stop_update_kl: float = 0.1  # end an iteration when one update moved the policy this far, nats
+    stop_update_kl: float = 0.1  # end an iteration at this KL(old, new), nats per token; 0: never
     ensemble: Literal["mean", "min", "uwo"] = "mean"  # of several rewards; uwo: mean - variance / 2
     reward_weights: str = ""  # of several rewards, "0.7,0.3": a weighted sum instead
     watch: str = ""  # further rewards that are logged as watch_NAME and not trained on; commas
@@ -149,7 +150,13 @@ class Episodes:
         )
 
 
-# --- the methods: all that differs between PPO and its relatives
+# --- the methods: what differs between PPO and its relatives
+#
+#               what an answer is compared with         the KL        a token's loss is divided by
+#   gae         the value model's expectation           reward (k1)   all tokens
+#   rloo        the prompt's other answers, mean        reward        answers x max_tokens
+#   grpo        all the prompt's answers, mean and std  loss (k3)     answers x the answer's length
+#   reinforce   all answers of the iteration, mean      reward        answers x max_tokens
 #
 # An advantage function turns the rewards of tokens (B, R) into advantages (B, R); with a value
 # model it also gives the returns that the value model learns.
@@ -176,14 +183,14 @@ def rloo_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
 
 
 def grpo_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
-    """GRPO: with the mean of the prompt's responses, in units of their standard deviation."""
+    """GRPO: the prompt's responses are compared with their mean, in units of their std."""
     rewards = response_rewards(token_rewards, settings)  # (P, G)
     advantages = losses.group_advantages(rewards, "grpo", settings.group_std)
     return every_token(advantages, mask), None
 
 
 def reinforce_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
-    """REINFORCE with a baseline: with the mean of all responses of the iteration."""
+    """REINFORCE: a response is compared with the mean of all responses of the iteration."""
     rewards = response_rewards(token_rewards, settings)  # (P, G)
     return every_token(losses.group_advantages(rewards, "reinforce"), mask), None
 
@@ -254,14 +261,21 @@ def minibatch_loss(
 
 
 def update(
-    run: Run, models: Models, optimizer, minibatch: Episodes, text: list, step: int, number: int
+    run: Run,
+    models: Models,
+    optimizer: torch.optim.Optimizer,
+    minibatch: Episodes,
+    ptx_rows: list,
+    kl_coef: float,
+    step: int,
+    number: int,
 ) -> tuple[dict[str, float], bool]:
     """One optimiser step -> numbers to log, and whether the iteration ends here.
 
     It ends, without a step, once the policy has moved too far from the one that sampled.
     Micro-batches bound the memory; their gradients add up to the minibatch's.
 
-    text: rows of --ptx_data to learn from
+    ptx_rows: rows of --ptx_data to learn from
     number: the minibatch's, in this iteration
     """
     settings = run.settings
@@ -272,7 +286,6 @@ def update(
     loss = 0.0
     for rows in batch.micro_batches(settings.token_budget):
         part = minibatch.select(rows)
-        kl_coef = run.extra["kl_coef"]
         terms, statistics = minibatch_loss(models, part, divisor[rows], kl_coef, settings)
         sum(terms.values()).backward()
         for name, value in terms.items():
@@ -286,13 +299,14 @@ def update(
     if number == 0:
         check_first_ratio(numbers["log_ratio_rms"], models.policy.autocast_dtype, step)
         numbers["first_ratio_off"] = numbers["log_ratio_rms"]
-    if numbers["approx_kl"] > settings.stop_update_kl:
+    if settings.stop_update_kl and numbers["approx_kl"] > settings.stop_update_kl:
         optimizer.zero_grad()
         return numbers, True
     if settings.ptx_coef:
         # PPO-ptx: the policy goes on predicting text (Ouyang 2022, equation 2)
-        text_step = step * settings.epochs * settings.minibatches + number
-        rows = [text[i] for i in batch_indices(len(text), text_step, PTX_BATCH, settings.seed)]
+        ptx_step = step * settings.epochs * settings.minibatches + number
+        indices = batch_indices(len(ptx_rows), ptx_step, PTX_BATCH, settings.seed)
+        rows = [ptx_rows[i] for i in indices]
         numbers["ptx_loss"] = add_gradient(
             models.policy, rows, settings.token_budget, settings.ptx_coef
         )
@@ -346,7 +360,7 @@ def main(settings: Settings) -> None:
         return run.say_finished()
     models = load_models(run, policy)
     reference, value = models.reference, models.value
-    text, held_out_text = load_text(settings, policy)
+    ptx_rows, held_out_rows = load_ptx(settings, policy)
     where = {"device": run.device, "dtype": settings.dtype}
     reward_fn = rewards.load(
         settings.reward,
@@ -374,11 +388,11 @@ def main(settings: Settings) -> None:
         sampled = time.monotonic()
 
         # 2. whole texts are scored; a response that never finished gets the fixed penalty
-        raw_scores, each = score_all(reward_fn, batch)  # (B,); several rewards' own means
+        raw_scores, own_means = score_all(reward_fn, batch)  # (B,); of several rewards, each one's
         scores = batch.with_penalty(raw_scores, settings.unfinished_score)  # (B,)
         watch = {name: score(watched_fn, batch).nanmean() for name, watched_fn in watched.items()}
-        if held_out_text and step % settings.log_every == 0:
-            watch["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
+        if held_out_rows and step % settings.log_every == 0:
+            watch["lm_loss"] = validation_loss(policy, held_out_rows, settings.token_budget)
 
         # 3. log-probs and values before any update, computed as in training: the first ratio is 1
         temperature = settings.temperature
@@ -390,21 +404,23 @@ def main(settings: Settings) -> None:
 
         # 4. a reward for every token (Ziegler 2019, equation 2), and its advantage: how much better
         #    than expected was it? What is expected is where the methods differ
-        kl = old_logprobs - ref_logprobs  # (B, R), nats
+        kl = losses.kl_estimates(old_logprobs, ref_logprobs)[0]  # k1 (B, R), nats
         kl_coef = run.extra["kl_coef"]
-        kl_penalty = kl_coef if settings.kl_in == "reward" else 0.0
-        token_rewards = losses.token_rewards(scores, kl, mask, kl_penalty)  # (B, R)
+        kl_coef_in_reward = kl_coef if settings.kl_in == "reward" else 0.0
+        token_rewards = losses.token_rewards(scores, kl, mask, kl_coef_in_reward)  # (B, R)
         advantages_of = METHODS[settings.advantage].advantages
         advantages, returns = advantages_of(token_rewards, values, mask, settings)  # (B, R)
         scored = time.monotonic()
 
-        # 5. a few clipped passes over the same episodes; the last minibatch's numbers are logged
+        # 5. clipped updates on minibatches of the episodes; the last one's numbers are logged
         episodes = Episodes(batch, old_logprobs, ref_logprobs, values, advantages, returns)
         numbers = {"updates": 0}
         for number, rows in enumerate(minibatches(run, len(batch), step)):
             minibatch = episodes.select(rows)
-            changed, stop = update(run, models, optimizer, minibatch, text, step, number)
-            numbers |= changed
+            latest, stop = update(
+                run, models, optimizer, minibatch, ptx_rows, kl_coef, step, number
+            )
+            numbers |= latest
             if stop:
                 break
         updated = time.monotonic()
@@ -415,7 +431,7 @@ def main(settings: Settings) -> None:
             (*SHOWN, *watch),
             **describe(episodes, scores, kl, settings.samples_per_prompt),
             raw_score=raw_scores.nanmean(),
-            **each,
+            **own_means,
             reward=(scores - kl_coef * kl.sum(1)).nanmean(),
             kl_coef=kl_coef,
             **watch,
@@ -436,8 +452,8 @@ def main(settings: Settings) -> None:
 
     policy.temperature = settings.temperature  # its folder says at which it is to be sampled
     result = {"peak_gib": memory.peak(run.device)}
-    if held_out_text:
-        result["lm_loss"] = validation_loss(policy, held_out_text, settings.token_budget)
+    if held_out_rows:
+        result["lm_loss"] = validation_loss(policy, held_out_rows, settings.token_budget)
     run.finish(lora.merge(policy), **result)
 
 
@@ -469,7 +485,10 @@ def complete(settings: Settings) -> Settings:
 
 
 def load_models(run: Run, policy: GPT) -> Models:
-    """The policy, the reference, and with gae a value model that starts from the reward model."""
+    """The policy, the reference, and with gae a value model.
+
+    It starts from the first reward model (Stiennon 2020), or from --init where there is none.
+    """
     settings = run.settings
     adapters = (settings.lora_rank, LORA_ALPHA, seed_of(settings.seed, "lora"))
     lora.add(run.place(policy, trained=True), *adapters)
@@ -477,7 +496,8 @@ def load_models(run: Run, policy: GPT) -> Models:
     reference = run.open_reference(policy)
     value = None
     if settings.advantage == "gae":
-        start_from = [*rewards.folders(settings.reward), settings.init][0]  # (Stiennon 2020)
+        reward_models = rewards.folders(settings.reward)
+        start_from = reward_models[0] if reward_models else settings.init
         value = run.open(ScalarGPT, start_from, trained=True)
         if value.tokenizer.vocab != policy.tokenizer.vocab:
             raise UserError(
@@ -496,11 +516,12 @@ def load_prompts(settings: Settings, policy: GPT) -> list[Prompt]:
     return rollout.prompts_that_fit(policy, prompts, settings.max_tokens, settings.truncate)
 
 
-def load_text(settings: Settings, policy: GPT) -> tuple[list, list]:
+def load_ptx(settings: Settings, policy: GPT) -> tuple[list, list]:
     """Rows of --ptx_data: to learn from, and held out."""
     if not settings.ptx_data:
         return [], []
-    rows = to_rows(policy, read_demonstrations(settings.ptx_data))
+    texts = read_demonstrations(settings.ptx_data, template=settings.template)
+    rows = to_rows(policy, texts, cut=settings.truncate)
     train, validation = held_out(rows, key=row_prompt)
     return train, validation[:64]
 
@@ -606,7 +627,7 @@ def fixed_requests(settings: Settings, policy: GPT, prompts: list[Prompt]) -> li
     requests = prompts[:4]
     if world.find(settings.data):
         which = {"template": settings.template, "split": "test", "seed": HELD_OUT_SEED}
-        requests = read_prompts(settings.data, count=4, **which) + requests
+        requests = read_prompts(settings.data, count=4, columns=None, **which) + requests
     return rollout.prompts_that_fit(policy, requests, settings.max_tokens, settings.truncate)[:4]
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from minirlhf import UserError, agreement, losses, rollout
+from minirlhf import UserError, agreement, losses, readers, rollout
 from minirlhf.batches import batch_indices, held_out, steps_of
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, mixed, read_rankings
@@ -127,9 +127,11 @@ def score_scale(
 
 
 def newest_of(groups: list[Group], data: str) -> list[Group]:
-    """Those of the last file: what people said of the newest policy."""
-    newest_file = data.split(",")[-1].strip()
-    return [group for group in groups if group.where.startswith(newest_file)]
+    """Those of the last of several files: what people said of the newest policy."""
+    names = readers.names(data)
+    if len(names) < 2:
+        return []
+    return [group for group in groups if group.where.startswith(names[-1])]
 
 
 def show(model: ScalarGPT, groups: list[Group]) -> None:

@@ -1,7 +1,7 @@
 """All that happens on a CUDA GPU and nowhere else.
 
-The rest of the code asks `device.type == "cuda"` where it calls one of these; tests put a stand-in
-in its place, and bench/gpu_check.py tries them on a real GPU.
+Callers look at the device first. Tests replace these functions on a CPU; bench/gpu_check.py tries
+them on a real GPU.
 """
 
 import functools
@@ -12,6 +12,11 @@ from torch import Tensor
 
 STEPS_UNTIL_COUNT = 8  # counting the rows that still decode waits for the GPU
 LIVE_SHARE_TO_SHRINK = 0.75  # fewer rows need a new graph
+
+
+def use(device: torch.device) -> None:
+    """Make it the GPU that all functions here mean."""
+    torch.cuda.set_device(device)
 
 
 def has_bfloat16() -> bool:

@@ -59,7 +59,7 @@ class Prompt:
         return self.turns[-1][1]
 
     def text(self) -> str:
-        """In the plain format: a key that belongs to this prompt alone."""
+        """In the plain format: a key by which prompts are told apart."""
         return PLAIN.prompt_text(self.turns)
 
 
@@ -126,6 +126,7 @@ def read_prompts(data: str, *, template: str = "chat", **which) -> list[Prompt]:
         if "prompt" not in record and "messages" in record:
             turns = in_field("messages", parse, list_field(record, "messages"))
             turns = until_last_request(turns)
+            check_request(turns)
             return Prompt(turns, messages(turns), columns_of(record))
         return prompt_of(record, template)
 
@@ -142,21 +143,13 @@ def read_rankings(data: str, *, template: str = "chat", **which) -> list[Ranking
     return read(data, "rankings", convert, **which)
 
 
-def read_labelled(data: str, **which) -> list[tuple[Prompt, str, bool]]:
-    """(prompt, response, is it good); rankings and pairs give good and bad responses too."""
-    items = labelled(data, **which)
-    good = sum(is_good for _, _, is_good in items)
-    if not 0 < good < len(items):
-        raise UserError(
-            f"--data {data}: {good} good and {len(items) - good} bad responses; KTO needs both"
-        )
-    return items
-
-
-def labelled(
+def read_labelled(
     data: str, *, template: str = "chat", places: list | None = None, **which
 ) -> list[tuple[Prompt, str, bool]]:
-    """The same, also where all are good. places: as of `read`, one for each response."""
+    """(prompt, response, is it good); rankings and pairs give good and bad responses too.
+
+    places: as of `read`, one for each response
+    """
 
     def convert(record: Record, place: str) -> list[tuple[Prompt, str, bool]]:
         if record.keys() & {"chosen", "responses"}:
@@ -183,15 +176,15 @@ def holds_rankings(data: str) -> bool:
     return bool(first.keys() & {"chosen", "ranks"})
 
 
-def mixed(read: Callable, data: str, weights: str, seed: int, **which) -> list:
-    """read(data, ...), one of the readers above, with files in given shares.
+def mixed(reader: Callable, data: str, weights: str, seed: int, **which) -> list:
+    """reader(data, ...), one of the functions above, with files in given shares.
 
-    weights: "0.3,0.7", one for each of the files; empty: all records of all files. The whole stays
-    as large; a file that has too few records for its share repeats them, one that has more than its
-    share gives some of them, chosen by the seed.
+    weights: "0.3,0.7", one for each of the files; empty: all records of all files. The result has
+    as many records as the files together; a file that has too few records for its share repeats
+    them, one that has more than its share gives some of them, chosen by the seed.
     """
     if not weights:
-        return read(data, seed=seed, **which)
+        return reader(data, seed=seed, **which)
     names = readers.names(data)
     try:
         shares = [float(weight) for weight in weights.split(",")]
@@ -203,7 +196,7 @@ def mixed(read: Callable, data: str, weights: str, seed: int, **which) -> list:
             f"--data_weights {weights}: give a positive number for each of the {len(names)} "
             "names in --data"
         )
-    parts = [read(name, seed=seed, **which) for name in names]
+    parts = [reader(name, seed=seed, **which) for name in names]
     total = sum(map(len, parts))
     mixture = []
     for part, share in zip(parts, shares):
@@ -405,7 +398,7 @@ def ranking(record: dict, place: str, template: str) -> Ranking:
     if record.get("repeat") is True:
         raise Skip("'repeat' (it measures an annotator's agreement with themselves)")
     if len(set(distinct(responses, ranks)[1])) == 1:
-        raise Skip("all 'ranks' are tied")
+        raise Skip("all 'ranks' are tied, or all 'responses' are one")
     return Ranking(prompt, responses, ranks, place, annotator, preferences)
 
 

@@ -15,8 +15,8 @@ from minirlhf.chat import Turns
 from minirlhf.cli import printable
 from minirlhf.data import (
     Ranking,
-    labelled,
     read_demonstrations,
+    read_labelled,
     read_prompts,
     read_rankings,
     transcript,
@@ -83,7 +83,7 @@ def read_any(data: str) -> tuple[str, list[Row], list[Ranking]]:
         rankings = read_rankings(data, places=places)
         read = [(ranking.prompt.turns, ranking.responses) for ranking in rankings]
     elif {"label", "completion"} <= first.keys():
-        items = labelled(data, places=places)
+        items = read_labelled(data, places=places)
         good = sum(is_good for _, _, is_good in items)
         kind = f"labelled responses ({good} good, {len(items) - good} bad)"
         read = [(prompt.turns, [response]) for prompt, response, _ in items]

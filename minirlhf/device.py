@@ -30,6 +30,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     numbers = {"cuda": torch.cuda.device_count(), "mps": int(has_mps), "cpu": 1}
     if (device.index or 0) >= numbers[device.type]:
         raise UserError(f"--device {name}: this machine has no such device; use --device cpu")
+    if device.type == "cuda" and device.index is not None:
+        cuda.use(device)
     return device
 
 

@@ -70,7 +70,7 @@ def length_normaliser(kind: str, mask: Tensor, max_tokens: int) -> Tensor:
 
     token: the number of tokens in the batch, so that all weigh the same (PPO; DAPO, Yu 2025, eq. 8)
     response: B x the response's own length: long ones weigh less per token (GRPO, Shao 2024, eq. 3)
-    constant: B x max_tokens: a response's loss is its tokens' sum (RLOO; Dr. GRPO, Liu 2025)
+    constant: B x max_tokens, whatever the lengths (Dr. GRPO, Liu 2025; RLOO up to that factor)
     """
     lengths = mask.sum(1, keepdim=True)  # (B, 1)
     if kind == "token":

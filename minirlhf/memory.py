@@ -11,7 +11,10 @@ from minirlhf.model import LOGITS_AT_ONCE
 
 
 def activation_bytes(model: nn.Module, tokens: int) -> int:
-    """About what autograd keeps of a forward pass over that many tokens."""
+    """About what autograd keeps of a forward pass over that many tokens.
+
+    Bytes of a token in a block, as torch.autograd.graph.saved_tensors_hooks counts them.
+    """
     config = model.config
     if config.model_type == "gpt2":
         block = 34 * config.n_embd + 8 * config.inner

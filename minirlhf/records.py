@@ -4,7 +4,6 @@ A record that cannot be used is an error with its place, or a skip that is count
 in readers.py, and other people's fields turned into ours in formats.py.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from minirlhf.formats import Record
 from minirlhf.parsing import LEARNT, MESSAGE_FIELDS, Skip, kind_of
 
 WORLD_RECORDS = 2000  # how many records a world writes where no count is given
-# what records of rankings hold besides, and whoever wants it reads
+# fields of rankings that only some of their readers use
 NOTES = {"id", "time", "annotator", "seconds", "harmful", "all_bad", "skipped", "repeat"}
 NOTES |= {"replaces", "subset", "policies", "picked", "talk"}
 NEEDS = {
@@ -23,7 +22,8 @@ NEEDS = {
     "rankings": "prompt, chosen and rejected, or prompt, responses and ranks",
     "labelled": "prompt, completion and label",
 }
-OURS = set(re.findall(r"\w+", " ".join(NEEDS.values())))
+OURS = {"prompt", "messages", "completion", "text", "chosen", "rejected"}
+OURS |= {"responses", "ranks", "label"}
 
 
 class Missing(UserError):
@@ -56,7 +56,7 @@ def records(
                 )
             if name in hub.DATA and not hub.is_of_split(name, record, split):
                 continue
-            if name == "imdb" and kind == "prompts":
+            if name == "imdb" and kind == "prompts":  # a review's beginning, to go on from
                 record = {"prompt": " ".join(str(record.get("text")).split()[:8])}
             try:
                 record = formats.adapt(record)

@@ -1,6 +1,6 @@
 """Reward functions: `reward_fn(prompts, responses) -> list[float]`, whatever stands behind them.
 
-    out/rm                    a reward model's folder; its scores have mean 0, std 1 on its parent
+    out/rm                    a reward model's folder; mean 0, std 1 on the samples of a policy
     my_rewards.py:brevity     a function in a Python file
     toyworld                  a world's `reward` (minirlhf/world.py)
     out/rm1,out/rm2           several: an ensemble (mean, min or uwo), or a weighted sum
@@ -27,9 +27,8 @@ from minirlhf.data import Prompt
 from minirlhf.device import open_model
 from minirlhf.model import ScalarGPT
 from minirlhf.packing import Pair, packed_micro_batches
+from minirlhf.rollout import TOKENS_AT_ONCE
 from minirlhf.user_function import RewardFn
-
-TOKENS_AT_ONCE = 8192
 
 
 class TrainedReward:

@@ -164,7 +164,7 @@ def choose(
 
 
 class Decoder:
-    """Computes one more token for each row of a cache.
+    """Runs the model on one more token of each row of a cache.
 
     On a GPU the step's many small kernels are captured as a CUDA graph and replayed together. A
     new graph is captured when the number of rows or the cache's length changes. Where that fails,
@@ -355,7 +355,7 @@ def per_token(flat: Tensor, mask: Tensor) -> Tensor:
 def pair_logprobs(policy: GPT, pairs: list[Pair], temperature: float = 1.0) -> Tensor:
     """Log-probs of the responses' tokens, one response after another (N,), float32, nats.
 
-    Every stage uses this function.
+    RL and DPO, policy and reference: all log-probs of responses are computed here.
     """
     packed = pack(pairs, policy.device)
     hidden = packed.hidden(policy, packed.before)  # (N, D)

@@ -32,7 +32,8 @@ def to_rows(
             continue
         if cut and len(ids) > context:
             *prompt, (role, answer) = turns
-            prompt = shorten_beside(model.tokenizer, tuple(prompt), [answer], context)
+            if prompt:
+                prompt = shorten_beside(model.tokenizer, tuple(prompt), [answer], context)
             ids, mask = model.tokenizer.render((*prompt, (role, answer)))
             if any(mask[:context]):  # else the system turn leaves no room
                 ids, mask = ids[:context], mask[:context]

@@ -13,9 +13,9 @@ def shorten_prompt(tokenizer: Tokenizer, turns: Turns, limit: int) -> Turns:
     def excess() -> int:
         return len(tokenizer.encode_prompt((*system, *rest))) - limit
 
-    system = turns[:1] if turns[0][0] == "system" else ()
+    system = turns[:1] if turns and turns[0][0] == "system" else ()
     rest = turns[len(system) :]
-    if excess() <= 0:
+    if not rest or excess() <= 0:
         return turns
     while len(rest) > 1 and (excess() > 0 or rest[0][0] in ("assistant", "context")):
         rest = rest[1:]

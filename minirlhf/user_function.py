@@ -32,10 +32,12 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
     positional = []
     if not {"responses", "completions"} & parameters.keys():
         positional = [sources, responses]  # def f(p, r): names of the user's own
+    taken = list(parameters)[: len(positional)]
     named = {}
     for parameter in list(parameters.values())[len(positional) :]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            named = columns | named
+            rest = {name: column for name, column in columns.items() if name not in taken}
+            named = rest | named
         elif parameter.name in values:
             named[parameter.name] = values[parameter.name]
         elif parameter.default is parameter.empty:

@@ -12,7 +12,6 @@ from minirlhf import UserError
 from minirlhf.data import (
     Prompt,
     good_and_bad,
-    labelled,
     parse,
     read_demonstrations,
     read_labelled,
@@ -177,8 +176,6 @@ def test_labelled_responses(write):
     labelled = [(text, good) for _, text, good in read_labelled(path)]
     assert labelled == [("yo", True), ("no", False), ("a", True), ("c", False)]
     assert good_and_bad(["a", "b"], [1, 1]) == []
-    with pytest.raises(UserError, match="KTO needs both"):
-        read_labelled(write({"prompt": "hi", "response": "yo", "label": True}))
     with pytest.raises(UserError, match="'label'"):
         read_labelled(write({"prompt": "hi", "response": "yo", "label": "perhaps"}))
     both = write(
@@ -316,7 +313,7 @@ USELESS = [
     (read_prompts, {"prompt": [{"role": "system", "content": "x"}]}, "the prompt must end"),
     (read_prompts, TWICE_ANSWERED, "the prompt must end with the user's turn"),
     (read_rankings, TWICE_ANSWERED, "the prompt must end with the user's turn"),
-    (labelled, TWICE_ANSWERED, "the prompt must end with the user's turn"),
+    (read_labelled, TWICE_ANSWERED, "the prompt must end with the user's turn"),
     (read_demonstrations, TWICE_ANSWERED, "the prompt must end with the user's turn"),
     (read_demonstrations, GOOD | {"prompt": [USER, ASSISTANT_SAYS]}, "the prompt must end"),
 ]
@@ -324,7 +321,7 @@ USELESS = [
 
 @pytest.mark.parametrize("read, record, words", USELESS)
 def test_useless_records_are_counted_and_fatal_only_alone(write, capsys, read, record, words):
-    good = PAIR if read in (read_rankings, labelled) else GOOD
+    good = PAIR if read in (read_rankings, read_labelled) else GOOD
     path = write(good, record, good | {"prompt": "q"}, record)
     assert len(read(path)) >= 2
     printed = capsys.readouterr().out
@@ -416,6 +413,14 @@ def test_what_is_bad_or_weighs_nothing_is_not_learnt(write):
     assert read_demonstrations(write({"prompt": "hi", "completion": answers})) == [(HI, YO)]
     with pytest.raises(UserError, match="'label'"):
         read_labelled(write({"prompt": "hi", "response": "yo"}))
+
+
+def test_messages_without_a_request_are_no_prompt(write):
+    system = {"role": "system", "content": "Be brief."}
+    good = {"messages": [system, USER]}
+    for bad in ([system], [system, ASSISTANT_SAYS]):
+        (prompt,) = read_prompts(write({"messages": bad}, good))
+        assert prompt.turns[-1] == HI
 
 
 def test_alpaca_with_system_and_history(write):

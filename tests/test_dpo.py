@@ -246,6 +246,20 @@ def test_repeated_records_do_not_narrow_the_interval(tmp_path):
     assert once["interval"] == pytest.approx(thrice["interval"]) and once["interval"] > 0
 
 
+def test_good_and_bad_responses_may_come_from_two_files(folder, tmp_path):
+    bad = [{"prompt": "q", "response": x, "label": False} for x in TEXTS]
+    write(folder / "bad.jsonl", bad)
+    both = {"data": "good.jsonl,bad.jsonl", "data_weights": "0.5,0.5", "loss": "kto"}
+    items = train_dpo.read(settings_of(tmp_path, **both), GPT.from_pretrained("sft"))
+    assert {item.good for item in items} == {True, False}
+
+
+@pytest.mark.parametrize("loss", train_dpo.REFERENCE_FREE)
+def test_without_a_reference_none_is_asked(loss, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_dpo, "add_logprobs", None)
+    train_dpo.main(settings_of(tmp_path, loss=loss))
+
+
 def test_ktos_point_of_reference(tmp_path):
     """Against a direct computation; 0 at the start, and never of a response to the same prompt."""
     policy, reference = GPT.from_pretrained("sft"), GPT.from_pretrained("sft")

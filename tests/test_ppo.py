@@ -282,6 +282,8 @@ def test_updates_end_when_the_policy_has_moved_too_far(world, tmp_path):
     settings = settings_of(world, tmp_path / "a", lr=3e-2, epochs=4, advantage="rloo")
     train_ppo.main(replace(settings, stop_update_kl=1e-4))
     assert 1 <= metrics(tmp_path / "a")[1]["updates"] < 8
+    train_ppo.main(replace(settings, stop_update_kl=0, out=str(tmp_path / "b")))  # 0: never
+    assert metrics(tmp_path / "b")[1]["updates"] == 8
 
 
 class Killed(Exception):

@@ -67,6 +67,13 @@ def test_a_function_gets_the_fields_that_it_names(folder):
     assert scores("any_names") == [6, 4, 1]
 
 
+def test_columns_named_as_a_functions_own_parameters_are_no_columns(tmp_path):
+    path = tmp_path / "f.py"
+    path.write_text("def f(prompt, response, **rest):\n    return [len(rest)] * len(response)")
+    prompts = [Prompt.of("hi", response="from the file", level=3)]
+    assert rewards.load(f"{path}:f")(prompts, ["yo"]) == [1]
+
+
 def test_fields_that_a_reward_names_are_used(folder, capsys):
     path = folder / "columns.jsonl"
     path.write_text(json.dumps({"prompt": "2 + 3?", "answer": "5", "level": 1}) + "\n")

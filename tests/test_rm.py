@@ -85,7 +85,7 @@ def test_a_group_scores_as_its_responses_do_alone(tokenizer, tmp_path):
         for k, response in enumerate(group.responses):
             ids = torch.tensor([group.prompt + response])
             alone = model(ids)[0, -1].detach()
-            assert float(scores[i, k]) == pytest.approx(float(alone), abs=1e-4)
+            assert scores[i, k].item() == pytest.approx(float(alone), abs=1e-4)
     result = validate(model, groups, 64)
     assert result["validation_pairs"] == 4 and 0 <= result["validation_accuracy"] <= 1
 
@@ -153,11 +153,13 @@ def test_the_context_is_that_of_the_policy_which_is_sampled(parent, tokenizer, t
 
 
 def test_a_reward_model_goes_on_learning_and_says_what_it_was_worth(stages, tmp_path):
+    newest = tmp_path / "newest.jsonl"
+    newest.write_bytes((stages / "rankings.jsonl").read_bytes())
     train_rm.main(
         train_rm.Settings(
             init=str(stages / "rm"),
             normalize_on=str(stages / "sft"),
-            data=str(stages / "rankings.jsonl"),
+            data=f"{stages / 'rankings.jsonl'},{newest}",
             out=str(tmp_path / "rm"),
             steps=2,
             max_tokens=8,

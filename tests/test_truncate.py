@@ -38,6 +38,12 @@ def test_a_long_request_keeps_its_end(tokenizer, role, text):
     assert 30 < len(tokenizer.encode_prompt(((role, kept),))) <= 40
 
 
+def test_conversations_that_begin_with_the_assistant_are_cut_too(policy):
+    says = ("assistant", LONG)
+    cut = supervised.to_rows(policy, [(says,), (("system", LONG), says)], needed=False, cut=True)
+    assert len(cut[0][0]) == policy.config.n_positions and any(cut[0][1])
+
+
 def test_a_prompt_gives_way_until_it_has_half_of_the_context(tokenizer, capsys):
     texts = [((("user", LONG),), [LONG, "no"]), ((("user", "hi"),), ["yes", "no"])]
     (prompt, (response, short)), fitting = encode(tokenizer, texts, 64, "pairs", cut=True)

@@ -207,7 +207,8 @@ def reward_models_section(data: dict) -> str:
     newest, calibration = {"before": {}, "after": {}}, {}
     for name, model in models.items():
         for when, cells in newest.items():
-            cells[name] = {"mean": model[f"newest_{when}"], "interval": None}
+            if model[f"newest_{when}"] is not None:  # else all rankings are new
+                cells[name] = {"mean": model[f"newest_{when}"], "interval": None}
     for name, model in few(list(models.items())):
         predicted = [100 * bucket["predicted"] for bucket in model["calibration"]]
         real = [100 * bucket["accuracy"] for bucket in model["calibration"]]
