@@ -70,7 +70,9 @@ def simulate(settings: Settings, name: str, candidates: list, done: set) -> None
     try:
         noises = [float(noise) for noise in settings.noise.split(",")]
     except ValueError:
-        raise UserError(f"--noise {settings.noise}: write numbers, as in 0.1,0.6") from None
+        noises = [-1.0]
+    if not all(0 <= noise < 1e6 for noise in noises):
+        raise UserError(f"--noise {settings.noise}: write numbers, as in 0.1,0.6")
     annotators = []  # (name, function)
     for k, noise in enumerate(noises):
         seed = settings.seed + 7919 * k

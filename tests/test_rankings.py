@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,7 +99,7 @@ def test_a_bias_adds_weighted_features():
         1,
         2,
     ]
-    for wrong in ("charm=1", "length", "length=much"):
+    for wrong in ("charm=1", "length", "length=much", "length=nan"):
         with pytest.raises(UserError, match="--bias"):
             rankings.simulated_annotator(number_world(), bias=wrong)
 
@@ -113,6 +114,9 @@ def test_simulated_annotators_take_turns_and_the_reliable_agree_more(tmp_path):
         name="toy",
         noise="0.01,0.02,5",
     )
+    for wrong in ("much", "nan", "-1", "0.1,inf"):
+        with pytest.raises(UserError, match="--noise"):
+            label.main(replace(settings, noise=wrong))
     label.main(settings)
     before = (tmp_path / "r.jsonl").read_bytes()
     label.main(settings)

@@ -70,7 +70,9 @@ def parse_bias(text: str) -> dict[str, float]:
         try:
             weights[name.strip()] = float(weight)
         except ValueError:
-            raise UserError(f"--bias {part!r}: write feature=weight, as in length=0.3") from None
+            weights[name.strip()] = math.nan
+        if not math.isfinite(weights[name.strip()]):
+            raise UserError(f"--bias {part!r}: write feature=weight, as in length=0.3")
     return weights
 
 

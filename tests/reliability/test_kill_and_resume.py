@@ -218,8 +218,6 @@ def test_a_loop_that_is_killed_and_moved_ends_the_same(lives, tmp_path):
             job["by"] = signal.SIGINT
         code, printed = lives(argv(tmp_path / f"x{number}"), **job)
         assert code in (0, 130, -signal.SIGKILL), printed
-        if code == 130 and (tmp_path / f"x{number}" / "report.html").exists():
-            assert "was interrupted at" in (tmp_path / f"x{number}" / "report.html").read_text()
         (tmp_path / f"x{number}").mkdir(exist_ok=True)  # it may have been killed before
         (tmp_path / f"x{number}").rename(tmp_path / f"x{number + 1}")
     code, printed = lives(argv(tmp_path / f"x{KILLS}"))
