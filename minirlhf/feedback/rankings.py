@@ -134,8 +134,10 @@ def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -
     texts = {c.id: (c.prompt.source, c.responses) for c in candidates or ()}
     rankings = []
     for where, record in records(str(path), "rankings"):
+        if candidates is not None and not is_ranking(record):
+            raise UserError(f"{where}: this is no ranking that label.py wrote: mend it")
         ranked = record.get("prompt"), record.get("responses")
-        if candidates is not None and texts.get(record.get("id")) != ranked:
+        if candidates is not None and texts.get(record["id"]) != ranked:
             raise UserError(f"{where}: a ranking of other candidates: choose another --out")
         rankings.append(record)
     return rankings

@@ -331,5 +331,5 @@ def write(out: str | Path = "out", running: bool = False, go_on: str = "") -> Pa
             f"({type(error).__name__}: {error!s:.99}): run that stage again, or restore a copy"
         ) from error
     write_json(folder / "report.json", data)
-    write_atomically(folder / "report.html", page.encode())
+    write_atomically(folder / "report.html", page.encode(errors="replace"))
     return folder / "report.html"
