@@ -371,6 +371,8 @@ def main(settings: Settings) -> None:
     watched = {}
     for name in filter(None, settings.watch.split(",")):
         watched[f"watch_{name}"] = rewards.load(name, **where)
+    for function in (reward_fn, *watched.values()):
+        run.placed += rewards.models(function)
     optimizer = run.adamw(list(models.trained().values()), settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
     run.track(optimizer, **models.trained())
@@ -503,6 +505,11 @@ def load_models(run: Run, policy: GPT) -> Models:
             raise UserError(
                 f"the value model, made from --reward {start_from}, has other tokens than --init: "
                 "use one of the same family, or --advantage rloo, which needs no value model"
+            )
+        if value.config.n_positions < policy.config.n_positions:
+            raise UserError(
+                f"the value model, made from --reward {start_from}, has a shorter context than "
+                "--init: use one of the same length, or --advantage rloo, which needs none"
             )
         lora.add(value, *adapters)
     return Models(policy, reference, value)

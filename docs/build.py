@@ -99,16 +99,16 @@ def three_numbers(runs: list[dict]) -> str:
     """README.md: of the first seed."""
     run = runs[0]
     gold, wins, kl = run["gold"], run["win_rates"][-1], run["kl"][-1]
-    round_name = f"round {len(run['win_rates'])}"
-    return "\n".join(
-        [
-            f"- **{gold[0]['mean']:.2f} to {gold[-1]['mean']:.2f}** is how far gold rises from SFT "
-            f"to the end of {round_name}.",
-            f"- **{wins['mean']:.0%} ± {wins['interval']:.0%}** of {round_name}'s answers beat "
-            "SFT's, by gold.",
-            f"- **{kl['mean']:.1f} nats** of KL per answer is how far the policy moved for it.",
-        ]
-    )
+    last_round = f"round {len(run['win_rates'])}"
+    rate = f"{100 * wins['mean']:.0f} % ± {100 * wins['interval']:.0f}"
+    lines = [
+        f"**{gold[0]['mean']:.2f} to {gold[-1]['mean']:.2f}** is how far gold rises from SFT to "
+        f"the end of {last_round}.",
+        f"**{rate}** is {last_round}'s win rate against SFT, by gold; a tie counts half.",
+        f"**{kl['mean']:.1f} nats** of KL per answer is how far the policy moved for it: usually "
+        "0 to 10.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 PAGES = {

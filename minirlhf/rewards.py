@@ -165,6 +165,13 @@ class SeveralRewards:
         return self.combine(self.each(prompts, responses)).tolist()
 
 
+def models(function: RewardFn) -> list[ScalarGPT]:
+    """The reward models behind a reward function."""
+    if isinstance(function, SeveralRewards):
+        return [model for member in function.functions for model in models(member)]
+    return [function.model] if isinstance(function, TrainedReward) else []
+
+
 def load(
     spec: str,
     device: torch.device | str = "auto",
