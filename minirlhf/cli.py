@@ -126,6 +126,14 @@ def at_least(minimum: float, settings: Any, *names: str) -> None:
             raise UserError(f"--{name} {value}: must be {minimum} or more")
 
 
+def numbers(text: str) -> list[float]:
+    """Those of "0.7,0.3"; [] if it holds anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
 def command(script: str, settings: Any) -> str:
     """The command line that starts a script with these settings; defaults are left out."""
     words = ["python", script]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from minirlhf import UserError, readers
+from minirlhf import UserError, cli, readers
 from minirlhf.chat import ASSISTANT_HEADER, PLAIN, USER_HEADER, Turns, is_raw
 from minirlhf.formats import Record
 from minirlhf.parsing import Skip, has_markers, kind_of, messages, parse, parse_dialogue
@@ -186,10 +186,7 @@ def mixed(reader: Callable, data: str, weights: str, seed: int, **which) -> list
     if not weights:
         return reader(data, seed=seed, **which)
     names = readers.names(data)
-    try:
-        shares = [float(weight) for weight in weights.split(",")]
-    except ValueError:
-        shares = []
+    shares = cli.numbers(weights)
     usable = len(shares) == len(names) and all(0 < share < 1e9 for share in shares)
     if not usable:
         raise UserError(

@@ -52,10 +52,8 @@ PIECES = 64  # of a file of weights; the first one holds the checksum of those t
 
 
 def parts(value: str) -> list[str]:
-    """What a setting names. A path that exists is one, even with a comma in it."""
-    if os.path.exists(value):
-        return [value]
-    return [name.strip() for name in value.split(",") if name.strip()]
+    """What a setting names."""
+    return [name for name in readers.names(value) if name]
 
 
 def fingerprints(settings: Any) -> dict[str, str]:

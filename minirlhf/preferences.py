@@ -24,7 +24,7 @@ class Group:
     ranks: list[float]  # 1 = best
     chances: list[list[float]]  # [i][j]: the chance that i is better than j, 0 if not compared
     key: str  # the prompt's text, for held_out
-    where: str  # the file it came from
+    where: str  # "file.jsonl, line 17"
 
     def tokens(self) -> int:
         """The prompt counts once for the responses that share a row with it."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from minirlhf import UserError, losses, user_function, world
+from minirlhf import UserError, cli, losses, readers, user_function, world
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
 from minirlhf.model import ScalarGPT
@@ -72,9 +72,7 @@ class TrainedReward:
 
 def members(spec: str) -> list[str]:
     """The parts of a comma-separated spec. A path that exists is one part, whatever its name."""
-    names = [name.strip() for name in spec.split(",")]
-    if Path(spec).exists():
-        names = [spec]
+    names = readers.names(spec)
     if not all(names):
         raise UserError(
             f"--reward {spec!r}: name a folder, file.py:function or world; commas between"
@@ -131,10 +129,7 @@ def load_one(name: str, device: torch.device | str, dtype: str) -> RewardFn:
 
 def parse_weights(weights: str, count: int) -> torch.Tensor:
     """'0.7,0.3' -> (M,) float32."""
-    try:
-        numbers = [float(weight) for weight in weights.split(",")]
-    except ValueError:
-        numbers = []
+    numbers = cli.numbers(weights)
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
         raise UserError(f"--reward_weights {weights}: name one number for each of {count} rewards")
     return torch.tensor(numbers)
