@@ -28,8 +28,8 @@ from minirlhf import UserError, cli, report
 from minirlhf.data import (
     Prompt,
     Ranking,
-    labelled,
     read_demonstrations,
+    read_labelled,
     read_prompts,
     read_rankings,
 )
@@ -126,7 +126,7 @@ def records(folder: Path, tokenizer: Tokenizer) -> Parser:
         {"system": "s", "prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
         {"prompt": "a", "chosen": turns, "rejected": [turns[0], {"role": "bot", "content": "c"}]},
     ]
-    readers = [read_demonstrations, read_rankings, read_prompts, labelled]
+    readers = [read_demonstrations, read_rankings, read_prompts, read_labelled]
     rng = random.Random(0)
 
     def read(path: Path) -> None:
