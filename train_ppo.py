@@ -74,6 +74,7 @@ class Settings:
     max_tokens: int = 64  # longest response
     temperature: float = 0.7  # of the policy that is sampled and trained
     unfinished_score: float = -1.0  # score of a response that --max_tokens cut off
+    penalise_unfinished: bool = True  # no: such a response keeps the score of what there is
     count: int = 8000  # prompts that a world writes
     data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all prompts of all
     truncate: bool = False  # cut prompts that are too long, instead of leaving them out
@@ -391,7 +392,7 @@ def main(settings: Settings) -> None:
 
         # 2. whole texts are scored; a response that never finished gets the fixed penalty
         raw_scores, own_means = score_all(reward_fn, batch)  # (B,); of several rewards, each one's
-        scores = batch.with_penalty(raw_scores, settings.unfinished_score)  # (B,)
+        scores = penalised(settings, batch, raw_scores)  # (B,)
         watch = {name: score(watched_fn, batch).nanmean() for name, watched_fn in watched.items()}
         if held_out_rows and step % settings.log_every == 0:
             watch["lm_loss"] = validation_loss(policy, held_out_rows, settings.token_budget)
@@ -562,6 +563,13 @@ def score_all(reward_fn: rewards.RewardFn, batch: Rollout) -> tuple[Tensor, dict
     return reward_fn.combine(scores).to(batch.tokens.device), means
 
 
+def penalised(settings: Settings, batch: Rollout, scores: Tensor) -> Tensor:
+    """Scores (B,), with the penalty for responses that --max_tokens cut off."""
+    if not settings.penalise_unfinished:
+        return scores
+    return batch.with_penalty(scores, settings.unfinished_score)
+
+
 def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
     """Prints some prompts with responses, the sampled tokens coloured."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -647,7 +655,7 @@ def ask_again(
     options = {"temperature": settings.temperature}
     dice = run.generator("requests")
     batch = rollout.sample(policy, requests, settings.max_tokens, dice, **options)
-    scores = batch.with_penalty(score_all(reward_fn, batch)[0], settings.unfinished_score)  # (B,)
+    scores = penalised(settings, batch, score_all(reward_fn, batch)[0])  # (B,)
     run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 
 

@@ -34,7 +34,7 @@ class Probe:
 
 # fmt: off
 HEALTH = (
-    Health("first_ratio_off", "log of the ratio before an update, root mean square", "0", 0, 0.03,
+    Health("first_ratio_off", "log of the ratio before an update, root mean square", "0", 0, 0.05,
            "", "sampling and training disagree: look for dropout or another temperature"),
     Health("kl", "KL to the reference, nats per response", "0 to 10", -1, 20,
            "sampling and scoring disagree",

@@ -134,6 +134,10 @@ def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_pat
     settings = settings_of(world, tmp_path / "b", advantage="rloo", reward=other)
     train_ppo.main(replace(settings, unfinished_score=3.0))
     assert metrics(tmp_path / "b")[0]["no_spread"] == 1
+    settings = settings_of(world, tmp_path / "c", advantage="rloo", reward=one, max_tokens=2)
+    train_ppo.main(replace(settings, penalise_unfinished=False))
+    for row in metrics(tmp_path / "c"):
+        assert row["finished"] < 1 and row["score"] == row["raw_score"]
 
 
 def test_the_same_requests_are_asked_at_every_logged_step(world, tmp_path):
