@@ -121,8 +121,8 @@ def write_pages(runs: list[dict]) -> None:
     for path, blocks in PAGES.items():
         text = path.read_text(encoding="utf-8")
         for name, write in blocks.items():
-            pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-            content = write(runs)
+            pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            content = write(runs) + "\n"
             text, count = pattern.subn(lambda match, new=content: match[1] + new + match[2], text)
             if count != 1:
                 sys.exit(f"{path}: there is no block <!-- {name} -->")
