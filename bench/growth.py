@@ -1,4 +1,4 @@
-"""How time and memory grow with the length of texts, the batch and the model: docs/growth.png.
+"""How time and memory grow with the length of texts, the batch and the model: numbers, a figure.
 
     python bench/growth.py           # some ten minutes on two CPU cores
     python bench/growth.py --quick

@@ -35,7 +35,6 @@ def of_run(folder: Path) -> dict:
         "seconds": report["seconds"],
         "gold": [policy["gold"] for policy in report["policies"]],
         "demonstrations": report["demonstrations"][0]["gold"],
-        "finished": sft["finished"],
         "validation_loss": last(report["sft"]["validation_loss"]),
         "reward_model": sft["reward_accuracy"],
         "reward_model_on_last": rounds[-1]["reward_accuracy"],
@@ -43,16 +42,11 @@ def of_run(folder: Path) -> dict:
         "win_rate_over_previous": rounds[-1]["win_rate_previous"],
         "kl": [policy["kl"] for policy in rounds],
         "parts": [policy["parts"] for policy in report["policies"]],
-        "first_ratio_off": [max(numbers(ppo["metrics"])) for ppo in report["ppo"].values()],
     }
 
 
 def last(values: list) -> float:
     return [value for value in values if value is not None][-1]
-
-
-def numbers(metrics: dict) -> list[float]:
-    return [value for value in metrics["first_ratio_off"] if value is not None]
 
 
 # ---- the pages
@@ -70,7 +64,7 @@ def loop_table(runs: list[dict]) -> str:
         return [row["mean"] for row in rows]
 
     lines = [
-        f"| | seeds {', '.join(str(run['seed']) for run in runs)} | mean |",
+        f"| | seed {', '.join(str(run['seed']) for run in runs)} | mean |",
         "|---|---|---|",
         row("SFT: validation loss", ".3f", [run["validation_loss"] for run in runs]),
         row("SFT: gold", ".2f", means("gold", 0)),
