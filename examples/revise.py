@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minirlhf import UserError
 from minirlhf.cli import start
+from minirlhf.console import waiting
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.feedback import judge
 from minirlhf.feedback.judge import CRITIQUE, REVISE, Tally, ask, draw
@@ -113,8 +114,9 @@ def main(settings: Settings) -> None:
     model = judge.load(
         settings.init, settings.model, settings.seed, settings.device, settings.dtype
     )
-    tally = Tally(len(todo) * (1 + 2 * settings.revisions), model)
-    with tally.bar:
+    total = len(todo) * (1 + 2 * settings.revisions)
+    with waiting("asking", total, "answers") as bar:
+        tally = Tally(model, bar)
         for start_at in range(0, len(todo), AT_ONCE):
             chunk = todo[start_at : start_at + AT_ONCE]
             records += revise(model, chunk, principles, settings, tally)

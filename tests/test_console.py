@@ -20,6 +20,19 @@ with waiting("reading"):
 print("done")
 """
 
+ASKING = """
+import time
+from minirlhf.console import waiting
+from minirlhf.feedback.judge import Endpoint, Tally
+def answers():
+    for answer in (1.0, None, 0.0, 1.0):
+        time.sleep(0.7)
+        yield answer
+with waiting("asking", 4, "answers") as bar:
+    tally = Tally(Endpoint("http://localhost/v1", "model"), bar)
+    assert list(tally.count(answers())) == [1.0, None, 0.0, 1.0]
+"""
+
 
 def in_terminal(code: str) -> str:
     ours, its = pty.openpty()
@@ -42,6 +55,11 @@ def test_a_wait_moves_and_is_gone_at_its_end():
     assert "sampling  50 %" in shown and "2/4 responses in 00:02, 00:02 left" in shown
     assert shown.count("reading: 00:0") >= 1
     assert shown.endswith("\rdone\r\n")
+
+
+def test_unusable_answers_are_seen_while_a_model_is_asked():
+    shown = in_terminal(ASKING)
+    assert "asking, 1 unusable  75 %" in shown and "3/4 answers" in shown
 
 
 def test_a_short_wait_shows_nothing():

@@ -17,6 +17,7 @@ from conftest import tiny
 import label
 from examples import revise
 from minirlhf import UserError, losses
+from minirlhf.console import waiting
 from minirlhf.data import Prompt, read_demonstrations, read_rankings
 from minirlhf.feedback import endpoint, judge, rankings
 from minirlhf.feedback.judge import CRITIQUE, JUDGE, ask
@@ -587,14 +588,15 @@ def test_a_local_model_revises_as_a_function_of_the_seed(tokenizer, tmp_path, co
 
 def test_unusable_answers_are_counted(folder):
     model = judge.LocalModel(str(folder), device="cpu")
-    tally = judge.Tally(3, model)
-    assert list(tally.count([1.0, None, 0.0])) == [1.0, None, 0.0]
-    assert "1 of 3" in str(tally)
-    tally.stop_if_hopeless()
-    tally = judge.Tally(100, model)
-    assert list(tally.count([None] * 100)) == [None] * 100
-    with pytest.raises(UserError, match="100 of 100"):
+    with waiting("asking") as bar:
+        tally = judge.Tally(model, bar)
+        assert list(tally.count([1.0, None, 0.0])) == [1.0, None, 0.0]
+        assert "1 of 3" in str(tally)
         tally.stop_if_hopeless()
+        tally = judge.Tally(model, bar)
+        assert list(tally.count([None] * 100)) == [None] * 100
+        with pytest.raises(UserError, match="100 of 100"):
+            tally.stop_if_hopeless()
 
 
 # ------------------------------------------------------------------------- servers as they are

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from minirlhf import UserError, rollout, world
 from minirlhf.batches import micro_batches, pad
+from minirlhf.console import waiting
 from minirlhf.data import Prompt, transcript
 from minirlhf.device import open_model
 from minirlhf.feedback.endpoint import Endpoint
@@ -186,10 +187,10 @@ def load(
 
 
 class Tally:
-    """Counts a model's answers and shows how many are left."""
+    """Counts a model's answers, on a bar of console.waiting; in a log, in a line now and then."""
 
-    def __init__(self, total: int, model: LocalModel | Endpoint):
-        self.bar = tqdm(total=total, unit=" answers", mininterval=1, leave=False, disable=None)
+    def __init__(self, model: LocalModel | Endpoint, bar: tqdm):
+        self.bar = bar
         self.last_line = time.monotonic()
         self.all = self.usable = 0
         self.problems = model.problems
@@ -199,7 +200,7 @@ class Tally:
         for answer in answers:
             self.all += 1
             self.usable += answer is not None
-            self.bar.set_postfix_str(f"{self.all - self.usable} unusable", refresh=False)
+            self.bar.desc = f"asking, {self.all - self.usable} unusable"
             self.bar.update()
             if self.bar.disable and time.monotonic() > self.last_line + A_WHILE:
                 self.last_line = time.monotonic()
@@ -235,9 +236,10 @@ def annotate(
     out = Path(out)
     is_new = not out.exists() or out.stat().st_size == 0
     ranked = 0
-    tally = Tally(sum(2 * len(pairs(candidate.responses)) for candidate in candidates), judge)
-    answers = tally.count(judge.prefer(questions(candidates, principles, seed)))
-    with tally.bar:
+    total = sum(2 * len(pairs(candidate.responses)) for candidate in candidates)
+    with waiting("asking", total, "answers") as bar:
+        tally = Tally(judge, bar)
+        answers = tally.count(judge.prefer(questions(candidates, principles, seed)))
         for number, candidate in enumerate(candidates, 1):
             preferences, asked = compare_pairs(candidate.responses, answers)
             known = [[p for p in row if p is not None] for row in preferences]
