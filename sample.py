@@ -25,7 +25,7 @@ from minirlhf.data import Prompt, read_prompts
 from minirlhf.device import open_model
 from minirlhf.files import to_json, write_jsonl
 from minirlhf.model import GPT
-from minirlhf.run import describe_result, seed_of
+from minirlhf.run import read_run, seed_of
 
 
 @dataclass
@@ -208,7 +208,7 @@ def greet(sampler: Sampler) -> None:
 
 def known_requests(settings: Settings) -> list[str]:
     """Three requests of the toy world, for a model that was trained on it by its run.json."""
-    data = describe_result(settings.init).get("settings", {}).get("data")
+    data = read_run(settings.init).get("settings", {}).get("data")
     if data != "toyworld":  # no other module is imported because a folder names it
         return []
     prompts = world.load(data, "--data", "prompts").prompts("test", 30, settings.seed)

@@ -424,7 +424,7 @@ def main(settings: Settings) -> None:
     reference = run.open_reference(policy)
     steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
     print(f"{len(train)} records, {len(validation)} held out, {steps} steps on {run.device}")
-    run.memory(rollout.CACHED_AT_ONCE if settings.online else 0)
+    run.say_memory(rollout.CACHED_AT_ONCE if settings.online else 0)
     if settings.online:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
     elif settings.loss not in REFERENCE_FREE:

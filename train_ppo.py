@@ -379,7 +379,7 @@ def main(settings: Settings) -> None:
     run.track(optimizer, **models.trained())
     requests = fixed_requests(settings, policy, prompts)
     print(f"{len(prompts)} prompts, {settings.steps} iterations on {run.device}")
-    run.memory(rollout.CACHED_AT_ONCE)
+    run.say_memory(rollout.CACHED_AT_ONCE)
 
     for step in run.steps(settings.steps):
         # 1. the policy answers; temperature only, no top-k or top-p
@@ -392,7 +392,9 @@ def main(settings: Settings) -> None:
 
         # 2. whole texts are scored; a response that never finished gets the fixed penalty
         raw_scores, own_means = score_all(reward_fn, batch)  # (B,); of several rewards, each one's
-        scores = penalised(settings, batch, raw_scores)  # (B,)
+        scores = raw_scores
+        if settings.penalise_unfinished:
+            scores = batch.with_penalty(raw_scores, settings.unfinished_score)  # (B,)
         watch = {name: score(watched_fn, batch).nanmean() for name, watched_fn in watched.items()}
         if held_out_rows and step % settings.log_every == 0:
             watch["lm_loss"] = validation_loss(policy, held_out_rows, settings.token_budget)
@@ -563,13 +565,6 @@ def score_all(reward_fn: rewards.RewardFn, batch: Rollout) -> tuple[Tensor, dict
     return reward_fn.combine(scores).to(batch.tokens.device), means
 
 
-def penalised(settings: Settings, batch: Rollout, scores: Tensor) -> Tensor:
-    """Scores (B,), with the penalty for responses that --max_tokens cut off."""
-    if not settings.penalise_unfinished:
-        return scores
-    return batch.with_penalty(scores, settings.unfinished_score)
-
-
 def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
     """Prints some prompts with responses, the sampled tokens coloured."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -616,12 +611,14 @@ def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt:
 
 
 def show(run: Run, step: int, episodes: Episodes, scores: Tensor, kl: Tensor) -> None:
-    """Warnings and samples, for the eye; of the first sample every token, for the report."""
+    """Warnings and a sample of each prompt, for the eye; every token of the first sample, for the
+    report."""
     for warning in health.warnings(run.row):
         say(f"    warning: {warning}")
-    rows = sample_rows(episodes.batch, scores)[:8]
+    rows = sample_rows(episodes.batch, scores)
     for row, row_kl in zip(rows, kl.sum(1).tolist()):
         row["kl"] = row_kl
+    rows = rows[:: run.settings.samples_per_prompt][:8]
     _, response = episodes.batch.pairs()[0]
     tokenizer = run.tracked["policy"].tokenizer
     rows[0]["tokens"] = [tokenizer.decode([token]) for token in response]
@@ -655,7 +652,9 @@ def ask_again(
     options = {"temperature": settings.temperature}
     dice = run.generator("requests")
     batch = rollout.sample(policy, requests, settings.max_tokens, dice, **options)
-    scores = penalised(settings, batch, score_all(reward_fn, batch)[0])  # (B,)
+    scores, _ = score_all(reward_fn, batch)  # (B,)
+    if settings.penalise_unfinished:
+        scores = batch.with_penalty(scores, settings.unfinished_score)
     run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 
 

@@ -212,7 +212,7 @@ def main(settings: Settings) -> None:
     if newest and "newest_before" not in run.extra:
         before = validate(model, newest, settings.token_budget)
         run.extra["newest_before"] = before["validation_accuracy"]
-    run.memory()
+    run.say_memory()
 
     for step in run.steps(steps):
         # 2. the loss: the mean over prompts of the mean over a prompt's pairs

@@ -158,7 +158,7 @@ def main(settings: Settings) -> None:
         f"{parameters / 1e6:.2f} M parameters, vocabulary {model.tokenizer.vocab_size}, "
         f"on {run.device}"
     )
-    run.memory()
+    run.say_memory()
 
     for step in run.steps(steps):
         # 2. the loss of a batch

@@ -25,7 +25,7 @@ from minirlhf import UserError, losses, rewards, winrate
 from minirlhf.cli import start
 from minirlhf.files import read_json, write_atomically, write_json
 from minirlhf.rewards import RewardFn
-from minirlhf.run import Stopped, describe_result
+from minirlhf.run import Stopped, read_run
 
 BEST_OF_16 = "best-of-16"
 METHODS = (BEST_OF_16, *FROM_FEEDBACK, "online DPO", *RL)
@@ -81,7 +81,7 @@ def trained(s: Settings, method: str, lr: float) -> dict | None:
         run = {"count": s.questions, "out": file, "device": s.device}
         evaluate.main(evaluate.Settings(**compared, **run))
     sft, policy, *_ = read_json(file)["results"]
-    minutes = describe_result(out)["seconds"] / 60
+    minutes = read_run(out)["seconds"] / 60
     return {"lr": lr, "minutes": minutes, "sft": flat(sft), **flat(policy)}
 
 

@@ -66,7 +66,7 @@ def seed_of(*key) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def describe_result(folder: str | Path) -> dict:
+def read_run(folder: str | Path) -> dict:
     """run.json of a folder, {} if it has none."""
     kinds = {"script": str, "settings": dict, "inputs": dict, "finished": bool}
     return read_json(Path(folder) / "run.json", seconds=int | float, **kinds)
@@ -164,8 +164,8 @@ class Run:
         self.lock = self.folder / "run.lock"
         files.lock(self.lock, str(self.folder))
         files.delete_parts(self.folder)
-        if settings.resume and (earlier := describe_result(self.folder)):
-            self._compare(earlier, earlier.get("finished", False))
+        if settings.resume and (earlier := read_run(self.folder)):
+            self._check_same_run(earlier, earlier.get("finished", False))
             self.seconds_before = earlier.get("seconds", 0.0)
             if earlier.get("finished"):  # it may have been killed just after that was written
                 self._delete_checkpoint()
@@ -180,7 +180,7 @@ class Run:
                 )
         return False
 
-    def _compare(self, earlier: dict, finished: bool) -> None:
+    def _check_same_run(self, earlier: dict, finished: bool) -> None:
         """UserError if the run to be resumed was another one.
 
         earlier: its "script", "settings" and "inputs"
@@ -309,7 +309,7 @@ class Run:
         optimizer.zero_grad(set_to_none=True)
         return norms[0]
 
-    def memory(self, cached_tokens: int = 0) -> float:
+    def say_memory(self, cached_tokens: int = 0) -> float:
         """Estimate the GiB that a step takes; print them from 1 on, with the flags that lower them.
 
         cached_tokens: as of memory.estimate
@@ -332,7 +332,7 @@ class Run:
         if not (self.settings.resume and path.exists()):
             return
         tensors, state = read_checkpoint(path)
-        self._compare(state["run"], finished=False)
+        self._check_same_run(state["run"], finished=False)
         for name, model in models.items():
             weights = {key: tensors[f"{name}.{key}"] for key in model.state_dict()}
             model.load_state_dict(weights)

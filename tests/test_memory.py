@@ -69,7 +69,7 @@ def test_frozen_models_in_bf16_give_the_numbers_of_trained_ones(tokenizer):
 def test_a_small_run_says_nothing_of_memory(tmp_path, capsys, tokenizer):
     run = Run(train_sft.Settings(out=str(tmp_path / "x"), **SMALL), "train_sft.py")
     run.place(tiny(tokenizer), trained=True)
-    assert 0 < run.memory() < 1
+    assert 0 < run.say_memory() < 1
     assert "memory" not in capsys.readouterr().out
 
 

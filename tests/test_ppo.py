@@ -140,6 +140,14 @@ def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_pat
         assert row["finished"] < 1 and row["score"] == row["raw_score"]
 
 
+def test_the_samples_that_are_shown_answer_different_prompts(world, tmp_path):
+    train_ppo.main(settings_of(world, tmp_path, advantage="rloo", overwrite=True))
+    rows = [row for row in read_jsonl(tmp_path / "samples.jsonl") if "fixed" not in row]
+    prompts = [row["prompt"] for row in rows if row["step"] == 0]
+    assert len(prompts) == len(set(prompts)) == 3
+    assert "tokens" in rows[0]
+
+
 def test_the_same_requests_are_asked_at_every_logged_step(world, tmp_path):
     train_ppo.main(settings_of(world, tmp_path / "files", lr=0.0))
     rows = [row for row in read_jsonl(tmp_path / "files" / "samples.jsonl") if row.get("fixed")]

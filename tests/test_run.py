@@ -23,7 +23,7 @@ from minirlhf import UserError, device, health, memory
 from minirlhf.files import read_jsonl, unlock, write_json
 from minirlhf.inputs import content_digest, fingerprint
 from minirlhf.model import GPT, Config, ScalarGPT
-from minirlhf.run import Run, Stopped, describe_result, seed_of
+from minirlhf.run import Run, Stopped, read_run, seed_of
 from minirlhf.tokenizer import Tokenizer
 
 
@@ -82,7 +82,7 @@ def results(folder) -> dict:
     return logs | {
         "files": sorted(path.name for path in folder.iterdir()),
         "weights": {k: v.tolist() for k, v in load_file(folder / "model.safetensors").items()},
-        "total": describe_result(folder)["total"],
+        "total": read_run(folder)["total"],
     }
 
 
@@ -225,7 +225,7 @@ def test_folders_that_hold_something_else(train, tmp_path, tokenizer):
 def test_a_setting_that_an_old_run_did_not_know_counts_as_its_default(train, tmp_path):
     settings = Settings(str(tmp_path / "x"), steps=2)
     train(settings)
-    description = describe_result(tmp_path / "x")
+    description = read_run(tmp_path / "x")
     del description["settings"]["optimizer"]
     write_json(tmp_path / "x" / "run.json", description)
     assert train(replace(settings, resume=True)).finished
@@ -386,7 +386,7 @@ def test_a_clock_that_stands_still_or_goes_back(stages, tmp_path, monkeypatch):
     train_rm.main(train_rm.Settings(data=data, normalize_samples=8, **small))
     train_dpo.main(train_dpo.Settings(data=data, **small))
     train_ppo.main(train_ppo.Settings(reward=str(stages / "rm"), prompts_per_step=4, **small))
-    assert describe_result(tmp_path / "x")["seconds"] == 0
+    assert read_run(tmp_path / "x")["seconds"] == 0
 
 
 def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(train, tmp_path):
@@ -449,10 +449,10 @@ def test_samples_are_shown_and_kept(tmp_path, capsys):
 def test_memory_is_spoken_of_from_a_gib_on(tokenizer, tmp_path, capsys):
     run = Run(Settings(str(tmp_path / "x")), "train_x.py")
     model = run.place(GPT(Config(tokenizer.vocab_size, 128, 64, 4, 4), tokenizer), trained=True)
-    frozen = run.memory()
+    frozen = run.say_memory()
     size = sum(parameter.numel() for parameter in model.parameters())
     assert 16 * size / 2**30 < frozen < 1 and not capsys.readouterr().out
-    assert run.memory(cached_tokens=10**6) > 1 and "--token_budget" in capsys.readouterr().out
+    assert run.say_memory(cached_tokens=10**6) > 1 and "--token_budget" in capsys.readouterr().out
     assert 0 < memory.peak(run.device) < 64
 
 

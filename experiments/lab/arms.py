@@ -23,7 +23,7 @@ from minirlhf.files import read_jsonl, to_json, write_jsonl
 from minirlhf.model import ScalarGPT
 from minirlhf.preferences import to_groups
 from minirlhf.rewards import TOKENS_AT_ONCE, RewardFn
-from minirlhf.run import describe_result
+from minirlhf.run import read_run
 
 # ---- arms
 
@@ -76,7 +76,7 @@ def reward_model(L: Lab, folder: str, *, data: str, seed: int = 0, **settings) -
     common = {"seed": seed, "device": L.device, "resume": True}
     train_rm.main(train_rm.Settings(data=data, out=out, **common, **settings))
     result = {"rm": out}
-    for name, value in describe_result(out).items():
+    for name, value in read_run(out).items():
         if name.startswith("validation"):
             result[name] = value
     return result

@@ -16,7 +16,7 @@ from minirlhf import cuda, health
 from minirlhf.cli import one_line, wrapped
 from minirlhf.files import read_json, read_jsonl, to_json
 from minirlhf.report.probes import number, share
-from minirlhf.run import describe_result, read_loop
+from minirlhf.run import read_loop, read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def collect(out: Path) -> dict:
     folders = [path for path in out.glob("round*") if path.name[5:].isdecimal()]
     for folder in sorted(folders, key=lambda path: int(path.name[5:])):
         name = f"round {folder.name[5:]}"
-        if run := describe_result(folder / "rm"):
+        if run := read_run(folder / "rm"):
             mean, interval = run.get("validation_accuracy"), run.get("validation_interval")
             data["reward_models"][name] = {
                 "accuracy": {"mean": mean, "interval": interval},

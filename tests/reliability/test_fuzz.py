@@ -38,7 +38,7 @@ from minirlhf.feedback.endpoint import Endpoint
 from minirlhf.feedback.replies import TryAgain, read_preference, read_verdict
 from minirlhf.files import read_jsonl
 from minirlhf.model import GPT
-from minirlhf.run import describe_result, read_loop
+from minirlhf.run import read_loop, read_run
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS
 
@@ -199,7 +199,7 @@ def run_files(folder: Path, tokenizer: Tokenizer) -> Parser:
     make_report_folder(folder / "x")
 
     def read(path: Path) -> None:
-        describe_result(folder / "x/round1/rm")
+        read_run(folder / "x/round1/rm")
         read_loop(folder / "x")
         read_jsonl(folder / "x/round1/ppo/metrics.jsonl")
 
