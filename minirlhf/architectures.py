@@ -26,6 +26,7 @@ GPT2_FIELDS = (  # of model.Config and, under the same names, of config.json
     "score_std",
     "n_inner",
     "tie_word_embeddings",
+    "activation_function",
 )
 LLAMA_FIELDS = {  # of model.Config: of config.json, and the value where it is absent
     "vocab_size": ("vocab_size", None),
@@ -45,7 +46,7 @@ LLAMA_FIELDS = {  # of model.Config: of config.json, and the value where it is a
 }
 # Fields of config.json that change the function, and the values that model.py computes
 GPT2_SUPPORTED = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -181,7 +182,6 @@ def write(config: Any, is_scalar: bool, tokenizer: Any) -> dict[str, Any]:
     bos, stops = tokenizer.bos_id, list(tokenizer.stop_ids)
     eos = stops if len(stops) > 1 else tokenizer.eos_id
     if is_gpt2:
-        content |= {"activation_function": "gelu_new"}
         content |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
         content |= {"bos_token_id": tokenizer.eos_id if bos is None else bos, "eos_token_id": eos}
         return content | {name: getattr(config, name) for name in GPT2_FIELDS}

@@ -10,7 +10,7 @@ from torch import nn
 from minirlhf import UserError, cuda
 
 SMALL = 30e6  # parameters
-WIDE = 256  # from this width on, a CPU's training steps gain by bfloat16: docs/speed.md
+WIDE = 128  # from this width on, a CPU's training steps gain by bfloat16: docs/speed.md
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 

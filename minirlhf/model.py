@@ -20,6 +20,7 @@ from minirlhf.packing import Pair, pack
 from minirlhf.tokenizer import Tokenizer
 
 SHORT = 128  # tokens; a CPU attends to shorter rows in float32: in half the time of bfloat16
+ROUND = 64  # tokens; a CPU's bfloat16 products are of multiples, as each new size is compiled
 LOGITS_AT_ONCE = 2**24  # elements of (tokens, vocabulary) made at a time: 64 MB in float32
 Index = Tensor | tuple[Tensor, Tensor]  # (B, T) bool, or rows (N,) and columns (N,)
 Rotary = tuple[Tensor, Tensor]  # cosines and sines of the positions' angles
@@ -40,6 +41,7 @@ class Config:
     n_inner: int | None = None  # width inside the MLP; None: 4 * n_embd
     tie_word_embeddings: bool = True  # the output weights are the token embedding
     model_type: str = "gpt2"  # or one with Llama's block: llama, mistral, qwen2, qwen3
+    activation_function: str = "gelu_new"  # of GPT-2's block, the GELU by a tanh; gelu: exact
     # Llama's block
     n_kv_head: int | None = None  # heads of keys and values; None: n_head
     head_dim: int | None = None  # None: n_embd / n_head
@@ -74,25 +76,32 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        shape: tuple[int, int],
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
         cached: Tensor | None = None,
         at: Tensor | None = None,
-        wanted: Index | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D), or (N, D) of what is wanted.
+        """x (M, D) -> (M, D), or (N, D) of what is wanted.
 
-        Arguments as of Trunk.hidden; cached: this layer's cache.
+        x: the tokens of B rows, one row after another; the last M - B T are padding.
+        shape: B and T. cached: this layer's cache. wanted (N,): which of the M go on.
+        Other arguments as of Trunk.hidden.
         """
-        B, T, _ = x.shape
-        qkv = self.c_attn(self.ln_1(x)).view(B, T, sum(self.heads), -1).transpose(1, 2)
-        q, k, v = qkv.split(self.heads, dim=1)  # (B, H, T, hd), twice (B, KV, T, hd)
+        B, T = shape
+        qkv = self.c_attn(self.ln_1(x))[: B * T].view(B, T, sum(self.heads), -1)
+        if qkv.device.type == "cpu" and 1 < T <= SHORT:
+            qkv = at_least_float32(qkv)
+        q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # (B, H, T, hd), two (B, KV, T, hd)
         if rotary is not None:
             q, k = self.rotate(q, k, rotary)
         if cached is not None:
             k, v = KVCache.write(cached, k, v, at)
-        y = attend(q, k, v, mask).transpose(1, 2).reshape(B, T, -1)
-        if wanted is not None:
+        y = attend(q, k, v, mask).transpose(1, 2).reshape(B * T, -1)
+        if wanted is None:
+            y = pad_to(len(x), y)
+        else:
             x, y = x[wanted], y[wanted]  # (N, D)
         x = x + self.c_proj(y)
         return x + self.mlp(self.ln_2(x))
@@ -110,9 +119,10 @@ class GPT2Block(Block):
         self.ln_2 = nn.LayerNorm(D, config.layer_norm_epsilon)
         self.c_fc = nn.Linear(D, config.inner)
         self.mlp_proj = nn.Linear(config.inner, D)
+        self.approximate = "none" if config.activation_function == "gelu" else "tanh"
 
     def mlp(self, x: Tensor) -> Tensor:
-        return self.mlp_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.mlp_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
 
 
 class LlamaBlock(Block):
@@ -154,16 +164,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     mask (B, 1, T, S) bool; None: causal.
     """
     B, H, T, hd = q.shape
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < T <= SHORT:
-        with torch.autocast("cpu", enabled=False):
-            return attend(q.float(), k.float(), v.float(), mask).bfloat16()
     sharing = H // k.shape[1]
-    if mask is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=sharing > 1)
-    if sharing > 1:  # as more queries of fewer heads: fused kernels have no groups behind a mask
-        q = q.reshape(B, -1, sharing * T, hd)
-        mask = mask.repeat(1, 1, sharing, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(B, H, T, hd)
+    with torch.autocast(q.device.type, enabled=False):  # which would round float32
+        if mask is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=sharing > 1)
+        if sharing > 1:  # as more queries of fewer heads: fused kernels have no groups behind masks
+            q = q.reshape(B, -1, sharing * T, hd)
+            mask = mask.repeat(1, 1, sharing, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(B, H, T, hd)
+
+
+def pad_to(count: int, x: Tensor) -> Tensor:
+    """x (n, D) -> (count, D), with zeros at the end."""
+    return x if len(x) == count else F.pad(x, (0, 0, 0, count - len(x)))
 
 
 def rotary_at(positions: Tensor, config: Config) -> Rotary:
@@ -329,6 +342,13 @@ class Trunk(nn.Module):
             mask = (columns <= positions)[:, None, None]  # (B, 1, 1, S)
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
+        shape = tokens.shape
+        count = tokens.numel()
+        size = self.rounded(count)
+        if wanted is not None:
+            wanted = torch.arange(count, device=tokens.device).view(shape)[wanted]  # (N,)
+            count = len(wanted)
+            wanted = F.pad(wanted, (0, self.rounded(count) - count))  # by token 0, again
         with self.autocast():
             x = self.wte(tokens)
             rotary = None
@@ -336,17 +356,25 @@ class Trunk(nn.Module):
                 x = x + self.wpe(positions)
             else:
                 rotary = rotary_at(positions, self.config)
+            x = pad_to(size, x.flatten(0, 1))  # (M, D)
             for i, block in enumerate(self.h):
                 cached = cache.layers[i] if cache else None
                 last = block is self.h[-1]
-                arguments = (x, rotary, mask, cached, at, wanted if last else None)
+                arguments = (x, shape, rotary, mask, cached, at, wanted if last else None)
                 if self.checkpointing and torch.is_grad_enabled():
                     x = recompute(block, *arguments, use_reentrant=False)
                 elif cache is None:
                     x = block(*arguments)
                 else:  # .forward is never compiled: shapes change as a response grows
                     x = block.forward(*arguments)
-            return self.ln_f(x)
+            x = self.ln_f(x)[:count]
+        return x.view(*shape, -1) if wanted is None else x
+
+    def rounded(self, count: int) -> int:
+        """How many tokens to compute where `count` are needed."""
+        if self.device.type == "cpu" and self.autocast_dtype and count > ROUND:
+            return -(-count // ROUND) * ROUND
+        return count
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, chat_format: str = "auto", **overrides):

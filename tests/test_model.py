@@ -151,6 +151,29 @@ def test_positions_that_are_not_wanted_are_left_out_and_nothing_else_changes(pol
         assert torch.allclose(a, b, atol=1e-3)
 
 
+def test_bfloat16_products_on_a_cpu_have_round_sizes_and_the_same_results(policy, monkeypatch):
+    policy.autocast_dtype = torch.bfloat16
+    tokens = torch.randint(policy.config.vocab_size, (7, 13))  # 91 tokens
+    wanted = torch.zeros(7, 13, dtype=torch.bool)
+    wanted.view(-1)[10:80] = True  # 70 of them
+    sizes = set()
+    for layer in policy.h.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda layer, inputs, _: sizes.add(len(inputs[0])))
+
+    results = []
+    for size in (64, 1):
+        monkeypatch.setattr(model, "ROUND", size)
+        sizes.clear()
+        whole, part = policy.hidden(tokens), policy.hidden(tokens, wanted=wanted)
+        assert sizes == ({128} if size == 64 else {91, 70})
+        gradients = torch.autograd.grad(part.square().sum(), list(policy.parameters()))
+        results.append((whole, part, *gradients))
+    assert whole.shape == (7, 13, 32) and part.shape == (70, 32)
+    for rounded, plain in zip(*results):
+        assert (rounded - plain).norm() <= 0.01 * plain.norm()
+
+
 def test_recomputing_blocks_changes_nothing(policy):
     tokens = torch.randint(policy.config.vocab_size, (2, 9))
     parameters = list(policy.parameters())

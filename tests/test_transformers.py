@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
         {"n_positions": 50, "n_inner": 72, "vocab_size": 384},
         {"tie_word_embeddings": False},
         {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "gelu"},
         {"reorder_and_upcast_attn": True, "layer_norm_epsilon": 1e-3},
     ],
 )
@@ -45,7 +46,7 @@ def test_their_folders_open_here(tokenizer, tmp_path, fields, kind):
 @pytest.mark.parametrize(
     "config",
     [
-        Config(330, 64, 32, 2, 4),
+        Config(330, 64, 32, 2, 4, activation_function="gelu"),
         Config(400, 50, 24, 3, 2, n_inner=40, tie_word_embeddings=False),
     ],
 )
