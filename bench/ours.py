@@ -76,8 +76,8 @@ def score(task: Task) -> list[float]:
 
 
 def sft(task: Task) -> list[float]:
-    records = task.demonstrations()
-    return train(task, train_sft, records, batch_size=len(records), validation=0.0)
+    settings = {"batch_size": task.row.prompts, "validation": 0.0}
+    return train(task, train_sft, task.demonstrations(), **settings)
 
 
 def rankings(task: Task) -> list[dict]:

@@ -30,12 +30,12 @@ warnings.simplefilter("ignore")
 
 
 def language_model(task: Task) -> transformers.PreTrainedModel:
-    cls = transformers.GPT2LMHeadModel
+    cls = transformers.AutoModelForCausalLM
     return cls.from_pretrained(task.folder / "lm", dtype=torch.float32)
 
 
 def scalar_model(task: Task) -> transformers.PreTrainedModel:
-    cls = transformers.GPT2ForSequenceClassification
+    cls = transformers.AutoModelForSequenceClassification
     return cls.from_pretrained(task.folder / "rm", dtype=torch.float32)
 
 
@@ -121,7 +121,7 @@ def sample(task: Task) -> list[float]:
 
 def sft(task: Task) -> list[float]:
     records = task.demonstrations()
-    args = trl.SFTConfig(**options(task, len(records)), max_length=task.config.n_positions)
+    args = trl.SFTConfig(**options(task, task.row.prompts), max_length=task.config.n_positions)
     return train(trl.SFTTrainer, args, language_model(task), records, task)
 
 

@@ -37,7 +37,7 @@ from minirlhf.files import write_json
 
 @dataclass
 class Settings:
-    preset: Literal["tiny", "small", "gpt2"] = "small"  # tiny: the size of run_rlhf.py's models
+    preset: Literal["tiny", "small", "gpt2", "smollm2"] = "small"  # tiny: as run_rlhf.py's models
     only: str = ""  # rows to measure, by how their names begin, comma-separated; empty: all
     peers: bool = True  # also measure transformers and TRL, where they are installed
     turns: int = 3  # how often ours and the peer's alternate

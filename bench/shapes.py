@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
@@ -18,7 +18,19 @@ PRESETS = {
     "tiny": Config(vocab_size=2048, n_positions=256, n_embd=128, n_layer=4, n_head=4),
     "small": Config(vocab_size=4096, n_positions=256, n_embd=256, n_layer=4, n_head=4),
     "gpt2": Config(),
+    "smollm2": Config(
+        model_type="llama",  # SmolLM2-135M's numbers
+        vocab_size=49152,
+        n_positions=512,
+        n_embd=576,
+        n_layer=30,
+        n_head=9,
+        n_kv_head=3,
+        n_inner=1536,
+        rope_theta=100000.0,
+    ),
 }
+RAGGED_BATCHES = 10
 SPACE = "Ġ"  # GPT-2's name for it
 
 # Forward passes of a step that no implementation can avoid: through language models, and through
@@ -48,16 +60,16 @@ class Row:
     response_tokens: int  # if sampled, the limit
     samples: int = 1  # responses to each prompt
     eos_rate: float = 0.0  # chance that a sampled token is EOS
-    ragged: bool = False  # lengths vary about the two above
+    ragged: bool = False  # lengths vary about the two above, and from batch to batch
 
-    def lengths(self) -> list[tuple[int, int]]:
+    def lengths(self, batch: int = 0) -> list[tuple[int, int]]:
         """Tokens of each prompt and, on average if they are sampled, of each of its responses."""
         response = self.response_tokens
         if self.eos_rate:
             response = round((1 - (1 - self.eos_rate) ** response) / self.eos_rate)
         if not self.ragged:
             return [(self.prompt_tokens, response)] * self.prompts
-        dice = random.Random(0)
+        dice = random.Random(batch)
         lengths = []
         for _ in range(self.prompts):
             prompt = self.prompt_tokens * dice.lognormvariate(0, 0.8)
@@ -92,12 +104,15 @@ class Row:
 
 def block_flops(config: Config, tokens: int) -> int:
     """Of all blocks, for one row."""
-    width = config.n_embd
-    return config.n_layer * (24 * tokens * width**2 + 2 * tokens**2 * width)
+    width, inner = config.n_embd, config.inner
+    attended = config.n_head * config.head_width
+    weights = width * (2 * attended + 2 * config.kv_heads * config.head_width)
+    weights += width * inner * (2 if config.model_type == "gpt2" else 3)
+    return config.n_layer * (2 * tokens * weights + 2 * tokens**2 * attended)
 
 
 def rows(config: Config) -> list[Row]:
-    """The table's rows. GPT-2's long context gets longer inputs."""
+    """The table's rows. GPT-2's long context gets longer inputs, SmolLM2 a quarter of them."""
     full, prompt, response = (255, 16, 32) if config.n_positions < 1024 else (1023, 128, 128)
     table = [
         Row("sample fixed", "sample", "tokens", 64, 32, 64),
@@ -116,7 +131,9 @@ def rows(config: Config) -> list[Row]:
             Row(f"rloo {name}", "rloo", "episodes", 16, prompt, response, 4, eos_rate),
             Row(f"ppo {name}", "ppo", "episodes", 64, prompt, response, 1, eos_rate),
         ]
-    return table
+    if config.model_type == "gpt2":
+        return table
+    return [replace(row, prompts=max(1, row.prompts // 4)) for row in table if not row.eos_rate]
 
 
 @dataclass(frozen=True)
@@ -129,16 +146,16 @@ class Task:
     dtype: str  # float32 or bfloat16, on both sides
     folder: Path
 
-    def inputs(self) -> list[tuple[str, list[str]]]:
+    def inputs(self, batch: int = 0) -> list[tuple[str, list[str]]]:
         """Prompts with their responses, of random words that are a token each."""
-        dice = random.Random(0)
+        dice = random.Random(batch)
         words = make_words(self.config.vocab_size)
 
         def text(length: int) -> str:
             return "".join(dice.choices(words, k=length)).replace(SPACE, " ")
 
         inputs = []
-        for prompt_length, response_length in self.row.lengths():
+        for prompt_length, response_length in self.row.lengths(batch):
             prompt = text(prompt_length)
             responses = [text(response_length - 1) for _ in range(self.row.samples)]
             inputs.append((prompt, responses))
@@ -148,9 +165,11 @@ class Task:
         return [{"prompt": prompt} for prompt, _ in self.inputs()]
 
     def demonstrations(self) -> list[dict]:
+        """A batch of them; where they are ragged, many: a batch's sizes are new at every step."""
         records = []
-        for prompt, (response,) in self.inputs():
-            records.append({"prompt": prompt, "completion": response})
+        for batch in range(RAGGED_BATCHES if self.row.ragged else 1):
+            for prompt, (response,) in self.inputs(batch):
+                records.append({"prompt": prompt, "completion": response})
         return records
 
 
@@ -175,9 +194,10 @@ def make_models(folder: Path, config: Config, eos_rate: float) -> None:
     for name, cls in (("lm", GPT), ("rm", ScalarGPT)):
         model = cls(config, tokenizer)
         with torch.no_grad():
-            eos = model.wte.weight[tokenizer.eos_id]  # (D,)
-            logit = math.log(config.vocab_size * max(eos_rate, 1e-20))
-            model.ln_f.bias.copy_(eos / eos.square().sum() * logit)
+            if config.model_type == "gpt2":  # Llama's norm has no bias, and it rarely draws EOS
+                eos = model.wte.weight[tokenizer.eos_id]  # (D,)
+                logit = math.log(config.vocab_size * max(eos_rate, 1e-20))
+                model.ln_f.bias.copy_(eos / eos.square().sum() * logit)
             if name == "rm":
                 model.score.weight.normal_(std=0.02)
         model.save_pretrained(folder / name)

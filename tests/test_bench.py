@@ -1,14 +1,17 @@
 """The benchmark's rows compute what they say, at a tiny size, on our side."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from bench import gpu_check, growth, ours, run, shapes
 from bench.shapes import Row, Task, make_models
 from minirlhf.model import GPT, Config
 
 CONFIG = Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+LLAMA = replace(CONFIG, model_type="llama", n_kv_head=1)
 ROWS = [
     Row("sample", "sample", "tokens", 2, 6, 4, samples=2, eos_rate=0.4),
     Row("score", "score", "tokens", 3, 5, 4),
@@ -39,14 +42,32 @@ def test_texts_have_as_many_tokens_as_asked(tmp_path):
         assert [len(tokenizer.encode(text)) + 1 for text in responses] == [lengths[1]]
 
 
+@pytest.mark.parametrize("config", [CONFIG, LLAMA], ids=["gpt2", "llama"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_every_row_runs(row, tmp_path):
-    make_models(tmp_path, CONFIG, row.eos_rate)
-    seconds = getattr(ours, row.kind)(Task(row, CONFIG, "cpu", "float32", tmp_path))
+def test_every_row_runs(row, config, tmp_path):
+    make_models(tmp_path, config, row.eos_rate)
+    seconds = getattr(ours, row.kind)(Task(row, config, "cpu", "float32", tmp_path))
     assert len(seconds) == 3
     assert min(seconds) > 0
     assert row.units() > 0
-    assert row.flops(CONFIG) > 0
+    assert row.flops(config) > 0
+
+
+def test_ragged_batches_have_other_sizes_at_every_step(tmp_path):
+    row = Row("sft", "sft", "tokens", 8, 20, 36, ragged=True)
+    records = Task(row, CONFIG, "cpu", "float32", tmp_path).demonstrations()
+    assert len(records) == 8 * shapes.RAGGED_BATCHES
+    lengths = [len(record["completion"].split()) for record in records]
+    assert lengths[:8] != lengths[8:16]
+
+
+def test_the_least_work_of_a_block_is_that_of_its_matrices():
+    for config in shapes.PRESETS.values():
+        with torch.device("meta"):
+            model = GPT(config)
+        matrices = sum(p.numel() for p in model.h.parameters() if p.dim() == 2)
+        attention = 2 * 10**2 * config.n_head * config.head_width * config.n_layer
+        assert shapes.block_flops(config, 10) == 2 * 10 * matrices + attention
 
 
 def test_the_table_is_printed_and_written(small_table, tmp_path, capsys):
