@@ -22,7 +22,7 @@ import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, files, hub, inputs, report
+from minirlhf import UserError, files, hub, inputs, report, world
 from minirlhf.batches import held_out
 from minirlhf.cli import at_least, command, start
 from minirlhf.data import Ranking, read_rankings
@@ -84,7 +84,7 @@ class Loop:
         self.folder = Path(settings.out)
         self.path = self.folder / "loop.json"
         self.command = command("run_rlhf.py", settings)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         self.lock = self.folder / "loop.lock"
         files.lock(self.lock, str(self.folder))
         files.delete_parts(self.folder)
@@ -99,7 +99,6 @@ class Loop:
                 "same ones to go on, or another --out"
             )
         self.state["settings"] = asdict(settings)
-        self.save()
         self.number = 0  # of the stage
         self.stages = 0  # in all
 
@@ -108,6 +107,7 @@ class Loop:
 
     def stage(self, name: str, script: ModuleType, settings) -> None:
         """Run script.main(settings), unless the same was done before with the same inputs."""
+        self.save()
         self.number += 1
         title = f"== {self.number}/{self.stages} {name}"
         stage = {
@@ -374,16 +374,22 @@ def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
 
 def main(settings: Settings) -> None:
     at_least(1, settings, "rounds", "evaluation")
-    if settings.annotator == "ai":  # before anything is trained: is there a judge?
+    # before anything is trained: is there what the settings name?
+    if settings.annotator == "ai":
         judge.load(settings.judge, settings.judge_model, device="cpu")
         judge.read_constitution(settings.constitution)
+    elif settings.annotator != "person":
+        world.load(settings.annotator, "--annotator", "annotate")
+    if settings.preset == "toy":
+        world.load(settings.world, "--world", "demonstrations", "prompts", "reward")
     loop = Loop(settings)
     run = toy if settings.preset == "toy" else real
     try:
         run(settings, loop)
     except BaseException:  # Ctrl-C too
-        with suppress(Exception):  # there may be no room for a report
-            report.write(settings.out, go_on=loop.command)
+        if loop.path.exists():  # a stage was begun
+            with suppress(Exception):  # there may be no room for a report
+                report.write(settings.out, go_on=loop.command)
         raise
     files.unlock(loop.lock)
     page = report.write(settings.out)

@@ -22,7 +22,7 @@ from minirlhf.console import waiting
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.feedback import judge
 from minirlhf.feedback.judge import CRITIQUE, REVISE, Tally, ask, draw
-from minirlhf.files import lock, read_jsonl, write_jsonl
+from minirlhf.files import lock, make_folder, read_jsonl, write_jsonl
 
 AT_ONCE = 64  # prompts between two writes to the file
 
@@ -101,7 +101,7 @@ def main(settings: Settings) -> None:
         template=settings.template,
     )
     out = Path(settings.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     lock(f"{out}.lock", str(out))
     records = read_jsonl(out)
     for record in records:

@@ -198,6 +198,23 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return rows
 
 
+# ---- folders
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents. Those in which nothing was written are gone when the process ends."""
+    folder = folder.absolute()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
+    folder.mkdir(parents=True, exist_ok=True)
+    atexit.register(_remove_empty, made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # it holds something
+        for folder in folders:
+            folder.rmdir()
+
+
 # ---- one writer at a time
 
 _locks: dict[Path, IO[bytes]] = {}  # those that this process holds

@@ -156,7 +156,7 @@ class Run:
         """Check the folder. True if it holds this very run, finished."""
         settings = self.settings
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.folder)
         except OSError as error:
             raise UserError(
                 f"--out {self.folder} cannot be made ({error.strerror}): choose another folder"

@@ -86,6 +86,31 @@ def test_missing_files_and_folders(stages, tmp_path):
     assert not list((tmp_path / "x").glob("*"))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train_ppo.py --init SFT --reward no --out a/x",
+        "train_dpo.py --init SFT --data RANKINGS --reference no --out a/x",
+        "label.py --chat --policies no --out a/x.jsonl",
+        "label.py --candidates CANDIDATES --annotator ai --judge no --out a/x.jsonl",
+        "run_rlhf.py --world no --out a/x",
+        "run_rlhf.py --preset real --init no --out a/x",
+        "run_rlhf.py --preset real --init SFT --data no.jsonl --out a/x",
+        "examples/revise.py --init no --out a/x.jsonl",
+    ],
+)
+def test_nothing_is_left_where_an_input_is_missing(line, stages, tmp_path):
+    (tmp_path / "candidates.jsonl").write_text('{"prompt": "hi", "responses": ["a", "b"]}\n')
+    line = line.replace("SFT", str(stages / "sft"))
+    line = line.replace("RANKINGS", str(stages / "rankings.jsonl"))
+    line = line.replace("CANDIDATES", "candidates.jsonl")
+    script, *words = line.split()
+    command = [sys.executable, ROOT / script, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert_one_sentence(done, "no")
+    assert [path.name for path in tmp_path.iterdir()] == ["candidates.jsonl"]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_has_help(script):
     module = __import__(script[:-3].replace("/", "."), fromlist=["Settings"])

@@ -29,7 +29,7 @@ import torch
 
 from minirlhf import UserError, stats, world
 from minirlhf.data import Prompt, list_field, prompt_of
-from minirlhf.files import append_jsonl, lock, unlock
+from minirlhf.files import append_jsonl, lock, make_folder, unlock
 from minirlhf.records import read, records
 
 # (id, i, j) -> 1 if response i is better than j, 0 if tied, -1 if worse; or a mean of these
@@ -119,7 +119,7 @@ def read_candidates(path: str, template: str = "chat") -> list[Candidate]:
 
 
 def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -> list[dict]:
-    """The rankings in the file so far. Creates the file.
+    """The rankings in the file so far; none where there is no file yet.
 
     candidates: what the rankings must be of; None: anything.
     No other process writes to it until `close_rankings` or the end of this one.
@@ -127,9 +127,10 @@ def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -
     path = Path(path)
     if path.suffix != ".jsonl":
         raise UserError(f"--out {path}: a file of rankings is named .jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock(f"{path}.lock", str(path))
-    path.touch()
+    if not path.exists():
+        return []
     _drop_torn_line(path)
     texts = {c.id: (c.prompt.source, c.responses) for c in candidates or ()}
     rankings = []
