@@ -27,7 +27,7 @@ from minirlhf.console import waiting
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
 from minirlhf.optim import linear_decay
-from minirlhf.packing import row_sizes
+from minirlhf.preferences import Group
 from minirlhf.rollout import in_micro_batches
 from minirlhf.run import Run, seed_of
 from minirlhf.stats import estimate, right
@@ -101,26 +101,15 @@ EVAL_SAMPLES = 64  # held-out prompts that are answered at a validation, for the
 
 
 @dataclass
-class Item:
-    """A prompt with K different responses, as token ids."""
+class Item(Group):
+    """A prompt with K different ranked responses, as token ids; with KTO one, and no ranks."""
 
-    prompt: Prompt
-    prompt_ids: list[int]
-    responses: list[list[int]]  # kto: one
-    ranks: list[float] = field(default_factory=list)  # 1 = best, ties share a number
     good: bool = False  # kto
     reference_logprobs: list[float] = field(default_factory=list)  # one for each response
 
     @property
     def turns(self) -> Turns:
         return self.prompt.turns
-
-    def longest(self) -> int:
-        return len(self.prompt_ids) + max(len(response) for response in self.responses)
-
-    def tokens(self) -> int:
-        """The prompt counts once for the responses that share a row with it."""
-        return sum(row_sizes([(self.prompt_ids, response) for response in self.responses]))
 
 
 def read(settings: Settings, policy: GPT) -> list[Item]:
@@ -165,7 +154,7 @@ def read_online(settings: Settings, policy: GPT) -> list[Prompt]:
 
 def response_logprobs(model: GPT, items: list[Item], temperature: float) -> Tensor:
     """Log-probs of the items' responses, one after another, summed over tokens (N,)."""
-    pairs = [(item.prompt_ids, response) for item in items for response in item.responses]
+    pairs = [pair for item in items for pair in item.pairs()]
     flat = rollout.pair_logprobs(model, pairs, temperature)  # of all tokens
     lengths = [len(response) for _, response in pairs]
     return torch.stack([part.sum() for part in flat.split(lengths)])

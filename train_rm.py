@@ -137,7 +137,7 @@ def newest_of(groups: list[Group], data: str) -> list[Group]:
 def show(model: ScalarGPT, groups: list[Group]) -> None:
     for group in groups:
         for response, rank in zip(group.responses, group.ranks):
-            ids = group.prompt + response
+            ids = group.prompt_ids + response
             scored = [False] * (len(ids) - 1) + [True]
             print(f"rank {rank:g}: {model.tokenizer.show(ids, scored)}")
         print()
@@ -189,14 +189,12 @@ def main(settings: Settings) -> None:
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
     context = model.config.n_positions
     groups = to_groups(model.tokenizer, rankings, context, settings.soft, settings.truncate)
-    train, validation = held_out(groups, key=lambda g: g.key, fraction=settings.validation)
+    train, validation = held_out(groups, lambda group: group.prompt.text(), settings.validation)
     newest = newest_of(validation, settings.data)
     if settings.show_batch:
         indices = batch_indices(len(train), 0, settings.batch_size, settings.seed)
         return show(model, [train[i] for i in indices])
-    trained_on = {group.key for group in train}
-    prompts = [ranking.prompt for ranking in rankings if ranking.prompt.text() in trained_on]
-    prompts = prompts_to_sample(settings, model, prompts)
+    prompts = prompts_to_sample(settings, model, [group.prompt for group in train])
 
     run = Run(settings, "train_rm.py")
     if run.finished:

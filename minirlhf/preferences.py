@@ -1,6 +1,6 @@
 """Rankings as token ids, their scores under a reward model, and how often it orders them right."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,30 +8,33 @@ from torch.nn.functional import softplus
 
 from minirlhf import losses, stats
 from minirlhf.batches import fit, micro_batches
-from minirlhf.data import Ranking
+from minirlhf.data import Prompt, Ranking
 from minirlhf.model import ScalarGPT
-from minirlhf.packing import row_sizes
+from minirlhf.packing import Pair, row_sizes
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.truncate import encode
 
 
 @dataclass
 class Group:
-    """One prompt with its K ranked responses: one element of a batch."""
+    """One prompt with its K responses, as token ids: one element of a batch."""
 
-    prompt: list[int]
+    prompt: Prompt
+    prompt_ids: list[int]
     responses: list[list[int]]
-    ranks: list[float]  # 1 = best
-    chances: list[list[float]]  # [i][j]: the chance that i is better than j, 0 if not compared
-    key: str  # the prompt's text, for held_out
-    where: str  # "file.jsonl, line 17"
+    ranks: list[float] = field(default_factory=list)  # 1 = best, ties share a number
+    chances: list[list[float]] = field(default_factory=list)  # [i][j]: that i is better than j
+    where: str = ""  # "file.jsonl, line 17"
+
+    def pairs(self) -> list[Pair]:
+        return [(self.prompt_ids, response) for response in self.responses]
 
     def tokens(self) -> int:
         """The prompt counts once for the responses that share a row with it."""
-        return sum(row_sizes([(self.prompt, response) for response in self.responses]))
+        return sum(row_sizes(self.pairs()))
 
     def longest(self) -> int:
-        return len(self.prompt) + max(map(len, self.responses))
+        return len(self.prompt_ids) + max(map(len, self.responses))
 
 
 def to_groups(
@@ -49,14 +52,14 @@ def to_groups(
     texts = [(ranking.prompt.turns, ranking.responses) for ranking in rankings]
     encoded = encode(tokenizer, texts, context, "rankings", cut)
     groups = []
-    for ranking, (prompt, responses) in zip(rankings, encoded):
+    for ranking, (prompt_ids, responses) in zip(rankings, encoded):
         for ids in responses:
             ids[-1] = tokenizer.eos_id  # where scores are read, also of a response that was cut
         chances = ranking.preferences
         if not (soft and chances):
             chances = [[float(rank < other) for other in ranking.ranks] for rank in ranking.ranks]
-        key = ranking.prompt.text()
-        groups.append(Group(prompt, responses, ranking.ranks, chances, key, ranking.where))
+        known = {"ranks": ranking.ranks, "chances": chances, "where": ranking.where}
+        groups.append(Group(ranking.prompt, prompt_ids, responses, **known))
     return fit(groups, context, "rankings", length=Group.longest)
 
 
@@ -67,7 +70,7 @@ def micro_batches_of(groups: list[Group], token_budget: int) -> list[list[int]]:
 
 def group_scores(model: ScalarGPT, groups: list[Group]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores, ranks, mask (B, K) and chances (B, K, K); K is the largest number of responses."""
-    pairs = [(group.prompt, response) for group in groups for response in group.responses]
+    pairs = [pair for group in groups for pair in group.pairs()]
     flat = model.score_pairs(pairs)  # (N,)
     sizes = torch.tensor([len(group.ranks) for group in groups])
     B, K = len(groups), int(sizes.max())
@@ -100,7 +103,7 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
         margins += margin[better].tolist()
         for i, j, k in better.nonzero().tolist():
             group = groups[part[i]]
-            prompts.append(number_of.setdefault(group.key, len(number_of)))
+            prompts.append(number_of.setdefault(group.prompt.text(), len(number_of)))
             lengths.append(len(group.responses[j]) - len(group.responses[k]))
     prompt = torch.tensor(prompts, dtype=torch.long)  # (N,)
     margin = torch.tensor(margins, dtype=torch.float64)  # (N,)

@@ -83,7 +83,7 @@ def test_a_group_scores_as_its_responses_do_alone(tokenizer, tmp_path):
     assert ranks[0].tolist() == [1, 2, 3] and chances[1, 0].tolist() == [0, 1, 0]
     for i, group in enumerate(groups):
         for k, response in enumerate(group.responses):
-            ids = torch.tensor([group.prompt + response])
+            ids = torch.tensor([group.prompt_ids + response])
             alone = model(ids)[0, -1].detach()
             assert scores[i, k].item() == pytest.approx(float(alone), abs=1e-4)
     result = validate(model, groups, 64)
