@@ -16,6 +16,7 @@ DASHED = {"color": INK, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 0}
 DOT = {"linewidth": 1, "elinewidth": 1.4}
 WIDTH, HEIGHT = 3.5, 2.2  # inches; on a phone a figure fills the screen
 POINTS_SHOWN = 400
+BESIDE = ((5, -10), (5, 5), (-5, -10), (-5, 5))  # a point, in points: where its name can stand
 MOST_NAMED = 4  # more rounds follow each other from left to right, as do their colours
 
 BLUE, PINK, GREY = "#5b82c0", "#b5539c", "#8b93a1"
@@ -91,12 +92,28 @@ def points(title, x, y, series: dict[str, list[tuple]], dashed: tuple = ()) -> s
             xs, ys = ([point[i]["mean"] for point in row] for i in (1, 2))
             dx, dy = ([point[i]["interval"] or 0 for point in row] for i in (1, 2))
             ax.errorbar(xs, ys, dy, dx, fmt="o-", label=label, color=colour(label), **DOT)
-            for (word, *_), *at in zip(row, xs, ys):
-                ax.annotate(word, at, (5, -10), textcoords="offset points")
         if dashed:
             ax.plot(*dashed, **DASHED)
+        named = [point for row in series.values() for point in row if point[0]]
+        name_points(ax, [(word, x["mean"], y["mean"]) for word, x, y in named])
 
     return figure(title, x, y, draw) if any(series.values()) else ""
+
+
+def name_points(ax, named: list[tuple[str, float, float]]) -> None:
+    """Words beside their points (x, y), from the lowest upwards. Where a word would cover another
+    one it is left out."""
+    ax.figure.draw_without_rendering()  # only then it is known where things are
+    taken = []
+    for word, *at in sorted(named, key=lambda point: point[2]):
+        for dx, dy in BESIDE:
+            side = "left" if dx > 0 else "right"
+            note = ax.annotate(word, at, (dx, dy), ha=side, textcoords="offset points")
+            box = note.get_window_extent()
+            if not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            note.remove()
 
 
 def histogram(title, x, series: dict[str, list[float]]) -> str:
