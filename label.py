@@ -21,7 +21,7 @@ from typing import Literal
 from minirlhf import UserError, world
 from minirlhf.cli import printable, start
 from minirlhf.console import waiting
-from minirlhf.feedback import chat, judge, rankings
+from minirlhf.feedback import annotators, chat, judge, rankings
 from minirlhf.feedback.page import Sitting
 from minirlhf.feedback.server import Address, serve
 from minirlhf.records import records
@@ -73,14 +73,14 @@ def simulate(settings: Settings, name: str, candidates: list, done: set) -> None
         noises = [-1.0]
     if not all(0 <= noise < 1e6 for noise in noises):
         raise UserError(f"--noise {settings.noise}: write numbers, as in 0.1,0.6")
-    annotators = []  # (name, function)
+    simulated = []  # (name, function)
     for k, noise in enumerate(noises):
         seed = settings.seed + 7919 * k
         annotate = rankings.simulated_annotator(module, noise, settings.bias, seed)
-        annotators.append((name if len(noises) == 1 else f"{name}{k + 1}", annotate))
+        simulated.append((name if len(noises) == 1 else f"{name}{k + 1}", annotate))
     with waiting("ranking", len(candidates), "prompts") as bar:
         for i, candidate in enumerate(candidates):
-            chosen = annotators if i % 10 == 0 else [annotators[i % len(annotators)]]
+            chosen = simulated if i % 10 == 0 else [simulated[i % len(simulated)]]
             for annotator, annotate in chosen:
                 if (candidate.id, annotator) not in done:
                     ranks = annotate(candidate.prompt.source, candidate.responses)
@@ -200,7 +200,7 @@ def talk(settings: Settings) -> None:
 
 
 def summarize(settings: Settings) -> None:
-    print(rankings.summarize(settings.out, settings.compare))
+    print(annotators.summarize(settings.out, settings.compare))
     for line in chat.describe(record for _, record in records(settings.out, "rankings")):
         print(line)
 

@@ -156,15 +156,9 @@ def add_gradient(model: ScalarGPT, batch: list[Group], token_budget: int) -> tup
     return loss, accuracy
 
 
-def look(
-    model: ScalarGPT,
-    validation: list[Group],
-    run: Run,
-    settings: Settings,
-    best: ScalarGPT | None,
-) -> dict:
+def look(model: ScalarGPT, validation: list[Group], run: Run, best: ScalarGPT | None) -> dict:
     """Validation during training; `best` gets the model's weights if its loss is the lowest yet."""
-    result = validate(model, validation, settings.token_budget)
+    result = validate(model, validation, run.settings.token_budget)
     loss = result["validation_loss"]
     if best is not None and loss < run.extra.get("best_loss", math.inf):
         run.extra["best_loss"] = loss
@@ -172,20 +166,19 @@ def look(
     return {"validation_loss": loss, "validation_accuracy": result["validation_accuracy"]}
 
 
-def main(settings: Settings) -> None:
-    # 1. rankings, and the model: SFT's trunk with a head of zeros
+def check(settings: Settings) -> None:
     at_least(1, settings, "batch_size", "token_budget")
     if settings.keep_best and not (settings.eval_every and settings.validation):
         raise UserError(
             "--keep_best needs --eval_every N and a --validation above 0, to see which is the best"
         )
-    rankings = mixed(
-        read_rankings,
-        settings.data,
-        settings.data_weights,
-        seed=settings.seed,
-        template=settings.template,
-    )
+
+
+def main(settings: Settings) -> None:
+    # 1. rankings, and the model: SFT's trunk with a head of zeros
+    check(settings)
+    which = {"seed": settings.seed, "template": settings.template}
+    rankings = mixed(read_rankings, settings.data, settings.data_weights, **which)
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
     context = model.config.n_positions
     groups = to_groups(model.tokenizer, rankings, context, settings.soft, settings.truncate)
@@ -202,9 +195,10 @@ def main(settings: Settings) -> None:
     run.place(model, trained=True)
     steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
     optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
-    tracked = {"model": model}
-    if settings.keep_best:  # a second model, which a checkpoint holds too
+    tracked = {"model": model}  # what a checkpoint holds
+    if settings.keep_best:
         tracked["best"] = ScalarGPT.from_pretrained(settings.init)
+    best = tracked.get("best")
     run.track(optimizer, **tracked)
     print(f"{len(train)} rankings, {len(validation)} held out, {steps} steps on {run.device}")
     if newest and "newest_before" not in run.extra:
@@ -231,14 +225,14 @@ def main(settings: Settings) -> None:
             "tokens_per_second": sum(group.tokens() for group in batch) / seconds,
         }
         if validation and run.is_due(step, settings.eval_every):
-            metrics |= look(model, validation, run, settings, tracked.get("best"))
+            metrics |= look(model, validation, run, best)
         shown = ("loss", "accuracy", "tokens_per_second", "validation_loss", "validation_accuracy")
         run.log(step, shown, **metrics)
 
     # 4. how good is it on prompts that it has not seen
     if "best_loss" in run.extra:
-        model.load_state_dict(tracked["best"].state_dict())
-    result = report_accuracy(model, validation, newest, run, settings)
+        model.load_state_dict(best.state_dict())
+    result = report_accuracy(model, validation, newest, run)
 
     # 5. the scale of its scores
     if prompts:
@@ -247,12 +241,15 @@ def main(settings: Settings) -> None:
     run.finish(model, **result)
 
 
-def report_accuracy(model, validation, newest, run, settings) -> dict:
+def report_accuracy(
+    model: ScalarGPT, validation: list[Group], newest: list[Group], run: Run
+) -> dict:
     """Prints and returns the accuracy on held-out rankings, and on those of the newest policy."""
     if not validation:
         print("no prompt is held out, so the accuracy is unknown")
         return {}
-    result = validate(model, validation, settings.token_budget)
+    token_budget = run.settings.token_budget
+    result = validate(model, validation, token_budget)
     accuracy, interval = result["validation_accuracy"], result["validation_interval"]
     longer_wins = result["beside_length"]["longer_wins"]
     print(
@@ -260,14 +257,10 @@ def report_accuracy(model, validation, newest, run, settings) -> dict:
         f"comparisons; choosing the longer response {longer_wins['mean']:.3f}"
     )
     if newest:
-        result["newest_before"] = run.extra["newest_before"]
-        result["newest_after"] = validate(model, newest, settings.token_budget)[
-            "validation_accuracy"
-        ]
-        print(
-            "on the newest rankings alone: {newest_before:.3f} before training, "
-            "{newest_after:.3f} now".format(**result)
-        )
+        before = run.extra["newest_before"]
+        after = validate(model, newest, token_budget)["validation_accuracy"]
+        result |= {"newest_before": before, "newest_after": after}
+        print(f"on the newest rankings alone: {before:.3f} before training, {after:.3f} now")
     if said := agreement.warning(result["beside_length"]):
         print(f"warning: {said}")
     return result

@@ -29,7 +29,7 @@ import train_rm
 import train_sft
 from examples import revise
 from minirlhf.cli import start
-from minirlhf.feedback import rankings
+from minirlhf.feedback import annotators, rankings
 from minirlhf.files import read_jsonl, write_json
 
 CONSTITUTION = "toyworld.lessons"
@@ -70,8 +70,8 @@ def agreement_with_gold(file: str) -> dict:
         parts = [toyworld.gold_parts(prompt, response) for response in ranking["responses"]]
         ranks = rankings.rank_by([part["harmless"] for part in parts])
         by_gold.append({**ranking, "ranks": ranks})
-    differing = {pair: order for pair, order in rankings.comparisons(by_gold).items() if order}
-    share, interval, pairs = rankings.agreement(rankings.comparisons(by_ai), differing)
+    differing = {pair: order for pair, order in annotators.comparisons(by_gold).items() if order}
+    share, interval, pairs = annotators.agreement(annotators.comparisons(by_ai), differing)
     return {"mean": share, "interval": interval, "pairs": pairs}
 
 
@@ -127,7 +127,7 @@ def main(settings: Settings) -> dict:
     agreement = agreement_with_gold(ranked[0])
     result = {
         "judge_agrees_on_harm": agreement,
-        "position_bias": rankings.position_bias(read_jsonl(ranked[0])),
+        "position_bias": annotators.position_bias(read_jsonl(ranked[0])),
     }
     print("of {pairs} pairs it ranks {mean:.1%} ± {interval:.1%} as gold does".format(**agreement))
     policies = f"{helpful},{supervised},{policy}"

@@ -19,7 +19,7 @@ from examples import revise
 from minirlhf import UserError, losses
 from minirlhf.console import waiting
 from minirlhf.data import Prompt, read_demonstrations, read_rankings
-from minirlhf.feedback import endpoint, judge, rankings
+from minirlhf.feedback import annotators, endpoint, judge
 from minirlhf.feedback.judge import CRITIQUE, JUDGE, ask
 from minirlhf.feedback.rankings import Candidate
 from minirlhf.files import read_jsonl, write_jsonl
@@ -226,7 +226,7 @@ def test_position_bias_is_taken_out(api, tmp_path):
     assert record["preferences"] == [[None, 0.5, 0.5], [0.5, None, 0.5], [0.5, 0.5, None]]
     assert record["ranks"] == [1, 1, 1] and record["annotator"] == "first"
     assert len(api.bodies) == 4  # equal texts tie unasked
-    assert rankings.position_bias([record]) == {"flips": 1.0, "first": 0.5, "pairs": 2}
+    assert annotators.position_bias([record]) == {"flips": 1.0, "first": 0.5, "pairs": 2}
 
 
 # ------------------------------------------------------------------------- endpoints

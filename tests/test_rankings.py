@@ -15,7 +15,7 @@ import pytest
 import label
 from minirlhf import UserError
 from minirlhf.data import Prompt, read_rankings
-from minirlhf.feedback import rankings
+from minirlhf.feedback import annotators, rankings
 from minirlhf.feedback.rankings import Candidate, append_ranking, rank_by
 from minirlhf.files import read_jsonl, write_jsonl
 
@@ -127,9 +127,9 @@ def test_simulated_annotators_take_turns_and_the_reliable_agree_more(tmp_path):
     assert set(by_annotator) == {"toy1", "toy2", "toy3"}
     shared = set.intersection(*map(set, by_annotator.values()))
     assert len(shared) == 20
-    pairs = {name: rankings.comparisons(rows.values()) for name, rows in by_annotator.items()}
-    close, _, count = rankings.agreement(pairs["toy1"], pairs["toy2"])
-    far, _, _ = rankings.agreement(pairs["toy1"], pairs["toy3"])
+    pairs = {name: annotators.comparisons(rows.values()) for name, rows in by_annotator.items()}
+    close, _, count = annotators.agreement(pairs["toy1"], pairs["toy2"])
+    far, _, _ = annotators.agreement(pairs["toy1"], pairs["toy3"])
     assert count == 20 * 6 and close > far + 0.1
 
 
@@ -192,7 +192,7 @@ def test_an_answer_that_was_taken_back_does_not_count(tmp_path):
     found = [(r["annotator"], r["ranks"]) for r in rankings.open_rankings(path, [row])]
     assert found == [("you", [1, 2, 3, 4]), ("me", [4, 3, 2, 1]), ("me", [3, 2, 1, 4])]
     assert [ranking.ranks for ranking in read_rankings(str(path))] == [[1, 2, 3, 4], [3, 2, 1, 4]]
-    assert "me: 2 rankings" in rankings.summarize(str(path))  # one of them a repeat
+    assert "me: 2 rankings" in annotators.summarize(str(path))  # one of them a repeat
     append_ranking(path, row, [1, 1, 1, 1], "me", replaces=True, skipped=True)
     assert [ranking.annotator for ranking in read_rankings(str(path))] == ["you"]
 
@@ -211,18 +211,18 @@ def test_rankings_of_other_candidates_are_refused(tmp_path):
 def test_agreement_has_an_interval_over_prompts():
     a = {(p, i, 0): 1 for p in range(40) for i in (1, 2)} | {("only a", 1, 0): 1}
     b = {(p, i, 0): 1 if p % 4 else -1 for p in range(40) for i in (1, 2)} | {("only b", 1, 0): 1}
-    share, half, pairs = rankings.agreement(a, b)
+    share, half, pairs = annotators.agreement(a, b)
     assert (share, pairs) == (0.75, 80)
     assert half == pytest.approx(1.96 * (0.75 * 0.25 / 39) ** 0.5)  # 40 units, not 80
-    assert rankings.agreement(a, {})[2] == 0
+    assert annotators.agreement(a, {})[2] == 0
 
 
 def test_position_bias_of_an_ai():
     always_a = [{"asked": [[0, 1, 1.0, 1.0], [0, 2, 1.0, 1.0]]}]
-    assert rankings.position_bias(always_a) == {"flips": 1.0, "first": 0.5, "pairs": 2}
+    assert annotators.position_bias(always_a) == {"flips": 1.0, "first": 0.5, "pairs": 2}
     fair = [{"asked": [[0, 1, 0.9, 0.1], [0, 2, 0.2, None]]}]
-    assert rankings.position_bias(fair) == {"flips": 0, "first": pytest.approx(0), "pairs": 1}
-    assert rankings.position_bias([])["pairs"] == 0
+    assert annotators.position_bias(fair) == {"flips": 0, "first": pytest.approx(0), "pairs": 1}
+    assert annotators.position_bias([])["pairs"] == 0
 
 
 def test_a_summary_counts_and_compares(tmp_path):
@@ -232,7 +232,7 @@ def test_a_summary_counts_and_compares(tmp_path):
         append_ranking(out, row, [3, 2, 1] if i < 5 else [1, 2, 3], "ben", seconds=12.0)
     append_ranking(out, rows[0], [1, 2, 2], "anna", seconds=6.0, repeat=True, harmful=[2])
     append_ranking(out, rows[0], [1, 1, 1], "carl", seconds=6.0, skipped=True)
-    summary = rankings.summarize(str(out))
+    summary = annotators.summarize(str(out))
     assert "anna: 21 rankings, 0 skipped, 0% of pairs tied" in summary
     assert "10.0 labels/min" in summary and "carl: 0 rankings, 1 skipped" in summary
     assert "themselves: 0.83" in summary
@@ -256,7 +256,7 @@ def test_a_summary_compares_with_files_and_with_a_worlds_reward(tmp_path, capsys
     stranger = Candidate("s", Prompt.of("Say x."), ["1", "2"])
     append_ranking(tmp_path / "o.jsonl", stranger, [1, 2], "ben")
     with pytest.raises(UserError, match="Say x"):
-        rankings.summarize(str(tmp_path / "o.jsonl"), world)
+        annotators.summarize(str(tmp_path / "o.jsonl"), world)
 
 
 def test_a_summary_refuses_what_does_not_belong_together(tmp_path):
@@ -264,12 +264,12 @@ def test_a_summary_refuses_what_does_not_belong_together(tmp_path):
     append_ranking(path, row, [1, 2, 3, 4], "ai")
     append_ranking(path, row, [2, 1, 3, 4], "ai")
     with pytest.raises(UserError, match=r"line 2.*--name"):
-        rankings.summarize(str(path))
+        annotators.summarize(str(path))
     path.unlink()
     append_ranking(path, row, [1, 2, 3, 4], "ai")
     append_ranking(path, Candidate("c0", row.prompt, ["x", "y"]), [1, 2], "ben")
     with pytest.raises(UserError, match=r"line 2.*c0"):
-        rankings.summarize(str(path))
+        annotators.summarize(str(path))
 
 
 ODD = (
@@ -302,7 +302,7 @@ def test_a_summary_names_the_line_of_an_odd_ranking(fields, tmp_path):
     append_ranking(path, row, [1, 2, 3, 4], "me")
     append_ranking(path, row, **{"ranks": [1, 2, 3, 4], "annotator": "you"} | fields)
     with pytest.raises(UserError, match="line 2: this is no ranking"):
-        rankings.summarize(str(path))
+        annotators.summarize(str(path))
 
 
 def test_of_many_annotators_each_is_compared_with_the_others(tmp_path):
@@ -311,7 +311,7 @@ def test_of_many_annotators_each_is_compared_with_the_others(tmp_path):
         for row in rows[number % 3 :: 3]:
             ranks = [2, 1] if number == 0 else [1, 2]
             append_ranking(out, row, ranks, f"a{number}", sync=False)
-    lines = rankings.summarize(str(out)).splitlines()
+    lines = annotators.summarize(str(out)).splitlines()
     assert len(lines) == 600
     assert "a0 and the others agree: 0.00 ±0.00 on 10 pairs" in lines
     assert "a1 and the others agree: 1.00 ±0.00 on 10 pairs" in lines

@@ -315,6 +315,20 @@ def test_several_runs_are_one_frontier_and_keep_apart(tmp_path):
     assert places == sorted(places) and ">gold<" in frontier and ">reward<" in frontier
 
 
+def test_names_of_points_with_one_kl_do_not_overlap():
+    places = {}
+    row = []
+    for name, score in (("SFT", 1.0), ("round 1", 1.02), ("round 2", 1.04)):
+        row.append((name, {"mean": 2.0, "interval": 0.1}, {"mean": score, "interval": 0.0}))
+    far = [("", {"mean": 2.0, "interval": 0.1}, {"mean": 3.0, "interval": 0.0})]
+    svg = figures.points("title", "x", "y", {"gold": row, "reward": far})
+    for name, *_ in row:
+        x, y = re.search(rf' x="([\d.]+)" y="([\d.]+)"[^>]*>{name}<', svg).groups()
+        places[name] = float(x), float(y)
+    assert places["round 1"][1] + 8 < places["SFT"][1]
+    assert places["round 2"][0] + 8 < places["SFT"][0]
+
+
 def test_an_evaluation_without_probes_shows_none(tmp_path):
     make_folder(tmp_path)
     change_evaluation(tmp_path, lambda results: [result.pop("probes", 0) for result in results])

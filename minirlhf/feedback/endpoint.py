@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from email.message import Message
+from itertools import islice
 
 from minirlhf import UserError
 from minirlhf.chat import Turns
@@ -30,7 +31,7 @@ LONGEST_WAIT = 12.0  # seconds before a try, whatever the server asks for; a min
 TIMEOUT = 120.0  # seconds for a whole reply
 PATIENCE = 180.0  # seconds after which a request is not tried again
 LARGEST_REPLY = 2**23  # bytes
-PARALLEL_REQUESTS = 8  # fewer where the first one says that their turns would come too late
+PARALLEL_REQUESTS = 8  # at most: see _at_once
 AHEAD = 32  # questions that are made before the first of them is answered
 MOST_LOST = 32  # answers in a row that never came
 
@@ -112,11 +113,8 @@ class Endpoint:
         Items are made as they are needed.
         """
         stopped = threading.Event()
-        slots = threading.Semaphore(PARALLEL_REQUESTS)
-
-        def ask_one(item):
-            with slots:
-                return ask(item, stopped)
+        pending = deque()  # in the order of the items
+        items = iter(items)
 
         def next_answer():
             answer, problem = result(pending.popleft())
@@ -124,22 +122,28 @@ class Endpoint:
                 self.problems[problem] += 1
             return answer
 
-        pending = deque()
-        ahead = 1  # the first question shows what the server refuses, and how slow it is
+        def ask_one(item):
+            with slots:
+                return ask(item, stopped)
+
         try:
+            for first in islice(items, 1):  # shows what the server refuses, and how slow it is
+                pending.append(in_background(ask, first, stopped))
+                yield next_answer()
+            slots = threading.Semaphore(self._at_once())
             for item in items:
                 pending.append(in_background(ask_one, item))
-                if len(pending) >= ahead:
+                if len(pending) == AHEAD:
                     yield next_answer()
-                    if ahead == 1:
-                        ahead = AHEAD
-                        at_once = int(TIMEOUT / 2 / max(self.slowest, 0.01))
-                        for _ in range(PARALLEL_REQUESTS - max(1, at_once)):
-                            slots.acquire()
             while pending:
                 yield next_answer()
         finally:  # after an error or Ctrl-C nothing more is asked
             stopped.set()
+
+    def _at_once(self) -> int:
+        """So many requests that the last is in time where a server takes one after the other."""
+        in_time = int(TIMEOUT / 2 / max(self.slowest, 0.01))
+        return min(max(1, in_time), PARALLEL_REQUESTS)
 
     # ---- one question
 
@@ -154,7 +158,8 @@ class Endpoint:
             preference = read_preference(reply)
             if self.gives_logprobs is None and reply.text:
                 self.gives_logprobs = bool(reply.first_tokens)
-            if preference is not None or not (reply.is_cut or reply.is_rejected):
+            more_may_help = reply.is_cut or reply.is_rejected  # more tokens, or no log-probs
+            if preference is not None or not more_may_help:
                 return preference, reply.problem or "no verdict"
         thinks = self.thinks  # another question may find it out meanwhile
         reply = ask(THINKING_TOKENS if thinks else VERDICT_TOKENS)
@@ -253,9 +258,9 @@ class Endpoint:
             self.is_api = True
         elif status == 200:
             raise TryAgain(f"no answer of an OpenAI-compatible API: {said}")
-        if status == 200 and not body.get("error"):
-            return read_reply(body)
         if status == 200:
+            if not body.get("error"):
+                return read_reply(body)
             status = error_code(body["error"])
         if 300 <= status < 400:
             target = self._quote(re.sub("//[^/]*@", "//", headers.get("Location", "")).encode())

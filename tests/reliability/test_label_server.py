@@ -41,7 +41,7 @@ def test_bodies_too_large_too_slow_or_nonsense(tmp_path, monkeypatch):
         while any(map(alive, slow)):
             assert time.monotonic() - began < 15
             time.sleep(0.1)
-        assert (tmp_path / "r.jsonl").read_bytes() == b""
+        assert not (tmp_path / "r.jsonl").exists()
         assert ask("POST", "/answer", {"question": question, "ranks": [1, 2, 3, 4]})[0] == 200
 
 
