@@ -8,6 +8,7 @@ of a prompt as the reference's distribution. Null control: a coin chooses, not t
 """
 
 import math
+import statistics
 
 import torch
 from lab import arms, figures, start
@@ -15,7 +16,6 @@ from lab.attainable import measured_kl
 from lab.intervals import column, estimate, over_seeds, where
 
 from minirlhf import losses, rewards
-from minirlhf.stats import correlation
 
 
 def arm(L, folder, *, labels, prompts, samples, sizes, coin, seed):
@@ -34,9 +34,13 @@ def arm(L, folder, *, labels, prompts, samples, sizes, coin, seed):
         kls = [0.0] * prompts  # what a coin does: it changes no distribution
         if not coin:
             kls = [measured_kl(row, n) for row in proxy.tolist()]
+        bound = losses.best_of_n_kl_bound(n)
         point = {
             "n": n,
-            "bound": losses.best_of_n_kl_bound(n),
+            "coin": coin,
+            "seed": seed,
+            "bound": bound,
+            "root_bound": math.sqrt(bound),
             "kl": sum(kls) / prompts,
             "kl_highest": max(kls),
             "proxy": float(losses.best_of_n(proxy, proxy, n).mean()),
@@ -47,29 +51,14 @@ def arm(L, folder, *, labels, prompts, samples, sizes, coin, seed):
     return {"points": points, "distinct": distinct}
 
 
-def fit(points: list[dict]) -> float:
-    """R squared of a line through the proxy in sqrt of the formula."""
-    x = torch.tensor(column(points, "root_bound"))
-    y = torch.tensor(column(points, "proxy"))
-    return correlation(x, y) ** 2
-
-
 def main(L):
-    size = L.pick(
-        quick={"labels": 300, "prompts": 60, "samples": 128},
-        default={"labels": 300, "prompts": 200, "samples": 256},
-        full={"labels": 2000, "prompts": 400, "samples": 1024},
-    )
-    sizes = [2**i for i in range(int(math.log2(size["samples"])))]  # up to half of the samples
+    prompts, samples = L.pick(quick=(60, 128), default=(200, 256))
+    size = {"labels": 300, "prompts": prompts, "samples": samples}
+    sizes = [2**i for i in range(int(math.log2(samples)))]  # up to half of the samples
     rows = L.run(arm, [{"coin": False}, {"coin": True}], **size, sizes=sizes)
 
-    points = []
-    for row in rows:
-        for point in row["points"]:
-            root = math.sqrt(point["bound"])
-            points.append({**point, "seed": row["seed"], "coin": row["coin"], "root_bound": root})
-    by_proxy = where(points, coin=False)
-    by_coin = where(points, coin=True)
+    points = [point for row in rows for point in row["points"]]
+    by_proxy, by_coin = where(points, coin=False), where(points, coin=True)
     fig, (left, right) = figures.new(
         ("Best of n", "sqrt of log n - (n-1)/n", "score"), ("What it costs", "n", "nats")
     )
@@ -80,7 +69,10 @@ def main(L):
     figures.curve(right, by_proxy, "n", "bound", "log n - (n-1)/n")
     figures.curve(right, by_proxy, "n", "kl", "measured, mean over prompts", linestyle="--")
 
-    fits = [fit(where(by_proxy, seed=seed)) for seed in L.seeds]
+    fits = []  # R squared of each seed's line
+    for seed in L.seeds:
+        same = where(by_proxy, seed=seed)
+        fits.append(statistics.correlation(column(same, "root_bound"), column(same, "proxy")) ** 2)
     excess = max(point["kl_highest"] - point["bound"] for point in by_proxy)
     largest = sizes[-1]
     last = where(by_proxy, n=largest)

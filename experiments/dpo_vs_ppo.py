@@ -9,68 +9,44 @@ DPO on the same comparisons with coin flips for labels.
 """
 
 import random
-from statistics import mean
 
-from lab import arms, figures, start
+from lab import arms, figures, start, training
 from lab.intervals import column, estimate, over_seeds, where
 
 import train_dpo
-import train_ppo
 from minirlhf.files import read_jsonl
 
 LEARNING = ("DPO", "IPO", "online DPO", "PPO")
 CONTROL = "DPO on coin flips"
 
 
-def with_random_ranks(rows: list[dict], seed: int) -> list[dict]:
-    rng = random.Random(seed)
-    result = []
-    for row in rows:
-        count = len(row["ranks"])
-        result.append({**row, "ranks": rng.sample(range(1, count + 1), count)})
-    return result
-
-
 def train(L, folder, method, beta, data, steps, seed) -> str:
     """The policy's folder."""
     out = f"{folder}/policy"
-    common = {"init": L.sft, "out": out, "seed": seed, "device": L.device, "resume": True}
+    common = {"init": L.sft, "out": out, "seed": seed, "device": L.device, "beta": beta}
     if method in ("PPO", "online DPO"):
         reward = L.arm(arms.reward_model, data=data, seed=seed)["rm"]
-        common |= {"reward": reward, "steps": steps}
-    if method == "PPO":
-        train_ppo.main(train_ppo.Settings(kl_coef=beta, **common))
-        return out
-    common["beta"] = beta
-    if method == "online DPO":  # 64 responses a step, as PPO has
-        online = {"online": True, "data": "toyworld", "batch_size": 32}
-        train_dpo.main(train_dpo.Settings(**online, **common))
+        episodes = steps * training.EPISODES
+        training.train(method, episodes=episodes, reward=reward, feedback="", **common)
         return out
     rows = read_jsonl(data)
     if method == CONTROL:
-        rows = with_random_ranks(rows, seed)
+        rng = random.Random(seed)
+        for row in rows:
+            row["ranks"] = rng.sample((1, 2, 3, 4), 4)
     data = arms.write(f"{folder}/train.jsonl", rows)
-    loss = "ipo" if method == "IPO" else "sigmoid"
-    train_dpo.main(train_dpo.Settings(data=data, loss=loss, batch_size=16, epochs=2.0, **common))
+    common |= {"loss": "ipo" if method == "IPO" else "sigmoid", "resume": True}
+    train_dpo.main(train_dpo.Settings(data=data, batch_size=16, epochs=2.0, **common))
     return out
 
 
-def change(log: list[dict], name: str) -> float | None:
-    """Of a metric, from the first five steps to the last five; None if it is not logged."""
-    values = [row[name] for row in log if name in row]
-    if not values:
-        return None
-    return mean(values[-5:]) - mean(values[:5])
-
-
-def arm(L, folder, *, method, beta, labels, samples, steps, prompts, seed):
+def arm(L, folder, *, method, beta, labels, steps, prompts, seed):
     """A policy by that method: gold and KL on held-out prompts, log-probs before and after."""
-    data = L.arm(arms.rankings, count=labels, samples=samples, seed=seed + 1)["data"]
+    data = L.arm(arms.rankings, count=labels, samples=4, seed=seed + 1)["data"]
     policy = train(L, folder, method, beta, data, steps, seed)
-    log = read_jsonl(f"{policy}/metrics.jsonl")
     return {
-        "chosen_change": change(log, "chosen_logp"),
-        "rejected_change": change(log, "rejected_logp"),
+        "chosen_change": arms.change(policy, "chosen_logp"),
+        "rejected_change": arms.change(policy, "rejected_logp"),
         **arms.evaluation(L, folder, policy=policy, count=prompts),
     }
 
@@ -82,19 +58,15 @@ def best_beta(rows: list[dict]) -> list[dict]:
 
 
 def main(L):
-    size = L.pick(
-        quick={"labels": 300, "samples": 4, "steps": 15, "prompts": 100},
-        default={"labels": 600, "samples": 4, "steps": 40, "prompts": 150},
-        full={"labels": 6000, "samples": 6, "steps": 300, "prompts": 500},
-    )
-    betas = L.pick(quick=(0.1,), default=(0.02, 0.1, 0.5), full=(0.01, 0.03, 0.1, 0.3, 1.0))
+    labels, steps, prompts = L.pick(quick=(300, 15, 100), default=(600, 40, 150))
+    betas = L.pick(quick=(0.1,), default=(0.02, 0.1, 0.5))
     variants = [{"method": method, "beta": beta} for method in LEARNING for beta in betas]
     variants.append({"method": CONTROL, "beta": betas[len(betas) // 2]})
-    rows = L.run(arm, variants, **size)
-    sft = L.arm(arms.evaluation, policy=L.sft, count=size["prompts"])
+    rows = L.run(arm, variants, labels=labels, steps=steps, prompts=prompts)
+    sft = L.arm(arms.evaluation, policy=L.sft, count=prompts)
     sft["kl"] = 0.0
 
-    title = f"{size['labels']} rankings of {size['samples']} responses"
+    title = f"{labels} rankings of four responses"
     kl = "KL to the SFT model, nats per response"
     fig, [ax] = figures.new((title, kl, "gold, held-out prompts"))
     figures.runs(ax, [sft], "kl", "gold", "SFT", fmt="s", color="black")

@@ -12,16 +12,14 @@ on a coin in place of the reward, which pays KL and gets nothing.
 import zlib
 from statistics import mean, median
 
-import numpy as np
 from lab import arms, attainable, figures, start, training
 from lab.intervals import over_seeds, where
 
-from minirlhf import losses, rewards
+from minirlhf import rewards
 
 RATES = {"PPO": 5e-4, "RLOO": 5e-4, "GRPO": 5e-4, "DPO": 3e-4}
 COIN = "RLOO on a coin"
 LONGER = "RLOO, four times the episodes"
-BEST_OF = (2, 4, 8, 16, 32)
 
 
 def coin(prompts: list, responses: list[str]) -> list[float]:
@@ -33,26 +31,10 @@ def coin(prompts: list, responses: list[str]) -> list[float]:
     return scores
 
 
-def reference(L, folder, *, prompts, samples):
-    """What the SFT model's own samples allow: (KL, reward) of the optimum and of best-of-n."""
-    answers = arms.answer(L, folder, L.sft, prompts, samples=samples, seed=1000)
-    gold = answers.each(arms.gold)  # (P, M)
-    best_of_n = []
-    for n in BEST_OF:
-        kl = mean(attainable.measured_kl(row, n) for row in gold.tolist())
-        best_of_n.append((kl, float(losses.best_of_n(gold, gold, n).mean())))
-    optimum = [(0.0, float(gold.mean())), *attainable.optimum(gold)]
-    return {"optimum": optimum, "best_of_n": best_of_n}
-
-
 def arm(L, folder, *, method, beta, episodes, prompts, seed):
     """One policy, trained on the exact reward, on held-out prompts."""
-    reward = "toyworld"
-    rl_method = method
-    if method == COIN:
-        reward = f"{__file__}:coin"
-    if method in (COIN, LONGER):
-        rl_method = "RLOO"
+    reward = f"{__file__}:coin" if method == COIN else "toyworld"
+    rl_method = "RLOO" if method in (COIN, LONGER) else method
     if method == LONGER:
         episodes *= 4
     if method == "DPO":
@@ -60,43 +42,29 @@ def arm(L, folder, *, method, beta, episodes, prompts, seed):
         answers = training.draw(f"{folder}/candidates.jsonl", L.sft, L.device, **options)
         training.write_feedback(folder, answers, rewards.load(reward), seed)
     policy = f"{folder}/policy"
-    common = {"init": L.sft, "out": policy, "lr": RATES[rl_method]}
-    common |= {"seed": seed, "device": L.device}
+    common = {"init": L.sft, "out": policy, "lr": RATES[rl_method], "seed": seed}
     shared = {"episodes": episodes, "reward": reward, "beta": beta, "feedback": folder}
-    training.train(rl_method, **shared, **common)
+    training.train(rl_method, **shared, **common, device=L.device)
     return arms.evaluation(L, folder, policy=policy, count=prompts, samples=8)
 
 
 def main(L):
-    size = L.pick(
-        quick={"episodes": 2560, "prompts": 60},
-        default={"episodes": 2560, "prompts": 100},
-        full={"episodes": 19200, "prompts": 400},
-    )
-    betas = L.pick(quick=(0.3,), default=(0.1, 0.3, 1.0), full=(0.03, 0.1, 0.3, 1.0))
-    samples = L.pick(quick=512, default=512, full=2048)
+    size = {"episodes": 2560, "prompts": L.pick(quick=60, default=100)}
+    betas = L.pick(quick=(0.3,), default=(0.1, 0.3, 1.0))
     variants = [{"method": method, "beta": beta} for beta in betas for method in RATES]
     variants.append({"method": COIN, "beta": betas[0]})
-    if not L.settings.quick:
-        variants.append({"method": LONGER, "beta": 0.3})
-    ideal = L.arm(reference, prompts=size["prompts"], samples=samples)
+    variants += L.pick(quick=[], default=[{"method": LONGER, "beta": 0.3}])
+    ideal = L.arm(attainable.reference, prompts=size["prompts"], samples=512)
     rows = L.run(arm, variants, **size)
-
-    # how far each policy lies above the optimum, and its share of the optimum's gain
-    kl, optimum = np.array(ideal["optimum"]).T
-    inside = [row for row in rows if 0 <= row["kl"] <= kl[-1]]
-    for row in inside:
-        best = float(np.interp(row["kl"], kl, optimum))
-        row["above"] = row["gold"] - best
-        if row["kl"] > 0.05:
-            row["share"] = (row["gold"] - optimum[0]) / (best - optimum[0])
+    inside = attainable.compare(rows, ideal["optimum"])
 
     title = f"One exact reward, {size['episodes']} episodes"
     label = "KL to the SFT model, nats per response"
     fig, [ax] = figures.new((title, label, "reward, held-out prompts"))
-    ax.plot(kl, optimum, "k--", linewidth=1, label="sampled optimum")
-    ax.plot(*np.array(ideal["best_of_n"]).T, ".-", label="best of 2, 4, ... 32")
-    found = [f"{len(inside)} of {len(rows)} policies lie within {kl[-1]:.2f} nats: trusted"]
+    ax.plot(*zip(*ideal["optimum"]), "k--", linewidth=1, label="sampled optimum")
+    ax.plot(*zip(*ideal["best_of_n"]), ".-", label="best of 2, 4, ... 32")
+    (_, sft_gold), *_, (limit, _) = ideal["optimum"]
+    found = [f"{len(inside)} of {len(rows)} policies lie within {limit:.2f} nats: trusted"]
     for method in (*RATES, LONGER, COIN):
         same = where(rows, method=method)
         if same:
@@ -105,22 +73,19 @@ def main(L):
         if shares:
             found.append(f"{method}: {mean(shares):.0%} of the optimum's gain at its own KL")
     highest = max((row["above"] - row["gold_interval"] for row in inside), default=0.0)
-    lost = over_seeds([row["gold"] - optimum[0] for row in where(rows, method=COIN)])
+    lost = over_seeds([row["gold"] - sft_gold for row in where(rows, method=COIN)])
     found += [
         f"the highest lies {highest:+.2f} above the optimum, at the lower end of its interval",
         f"RLOO on a coin changed the reward by {lost:+.2f}",
     ]
     shares = [row["share"] for row in inside if "share" in row and row["method"] in RATES]
-    agrees = None
-    if highest > 0:
-        agrees = False
-    elif shares and median(shares) > 0.5:
+    agrees = False if highest > 0 else None
+    if shares and median(shares) > 0.5 and highest <= 0:
         agrees = True
     L.finish(
         fig,
         rows,
-        expected="no method lies above the sampled optimum by more than noise, and most come near "
-        "it.",
+        expected="none lies above the sampled optimum by more than noise, most come near it.",
         found=found,
         agrees=agrees,
         reference=ideal,

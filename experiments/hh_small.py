@@ -6,32 +6,23 @@
 The pairs are those of hh-rlhf's test files, hh_rlhf/*.jsonl.gz below --data, of which 20 % are held
 out by the first human turn. SFT learns the chosen side of all and sft/dolly_3k.jsonl.gz; the reward
 model and PPO the helpful files, since a model of this size learns little from both sorts of pairs
-at once (--harmless: both). Prints and writes result.json: accuracy on the held-out pairs with its
-95 % interval, of all and of each file's; the share in which the longer response was chosen; and
-what the fit of Bai et al. 2022a (section 3.3) predicts: .72 + .007 ln(P / 1e11) + .015 ln(D / 8e4),
-P parameters, D pairs.
+at once (--harmless: both). result.json has the accuracy on held-out pairs with its 95 % interval,
+of all and of each file's, the longer response's, and what the fit of Bai et al. 2022a predicts.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from lab import arms
-from lab.intervals import column, where
+from lab import arms, hh
 
-import sample
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, rewards, stats
-from minirlhf.batches import held_out
+from minirlhf import UserError
 from minirlhf.cli import start
-from minirlhf.data import Ranking, read_rankings
 from minirlhf.device import open_model
 from minirlhf.files import read_jsonl, to_json, write_json
 from minirlhf.model import ScalarGPT
-from minirlhf.tokenizer import Tokenizer
 
 
 @dataclass
@@ -54,68 +45,18 @@ QUICK_RM = {"steps": 3, "max_tokens": 8, "normalize_samples": 8}
 QUICK_PPO = {"steps": 2, "prompts_per_step": 4, "max_tokens": 8}
 
 
-def first_turn(ranking: Ranking) -> str:
-    return ranking.prompt.turns[0][1]
-
-
-def as_pairs(rankings: list[Ranking]) -> list[dict]:
-    pairs = []
-    for ranking in rankings:
-        chosen, rejected = ranking.responses
-        pairs.append({"prompt": ranking.prompt.source, "chosen": chosen, "rejected": rejected})
-    return pairs
-
-
-def accuracy(margins: list[float]) -> dict[str, float]:
-    """Share of pairs ordered as people did (a tie counts half), its interval, how many."""
-    return stats.accuracy(torch.arange(len(margins)), torch.tensor(margins))
-
-
-def lengths(tokenizer: Tokenizer, ranking: Ranking) -> list[int]:
-    turns = ranking.prompt.turns
-    return [len(tokenizer.encode_response(turns, text)) for text in ranking.responses]
-
-
-def predicted_accuracy(parameters: int, pairs: int) -> float:
-    """By the fit of Bai et al. 2022a, section 3.3."""
-    return 0.72 + 0.007 * math.log(parameters / 1e11) + 0.015 * math.log(pairs / 8e4)
-
-
-def measure(model: ScalarGPT, test: dict[str, list[Ranking]]) -> list[dict]:
-    """Each held-out pair that fits the model: by how much the chosen response scores and is longer.
-
-    test: {file: its pairs}
-    """
-    tokenizer, reward = model.tokenizer, rewards.TrainedReward(model)
-    rows = []
-    for file, rankings in test.items():
-        for ranking in rankings:
-            prompt = len(tokenizer.encode_prompt(ranking.prompt.turns))
-            chosen, rejected = lengths(tokenizer, ranking)
-            if prompt + max(chosen, rejected) > model.config.n_positions:
-                continue
-            scores = reward([ranking.prompt] * 2, ranking.responses)
-            row = {"file": file, "prompt": ranking.prompt.source, "prompt_length": prompt}
-            rows.append({**row, "margin": scores[0] - scores[1], "longer": chosen - rejected})
-    return rows
-
-
 def main(settings: Settings) -> dict:
     out, quick = settings.out, settings.quick
     files = sorted(Path(settings.data, "hh_rlhf").glob("*.jsonl.gz"))
     if not files:
         raise UserError(f"--data {settings.data}: hh_rlhf/ holds no .jsonl.gz; put hh-rlhf's there")
-    dialogues, train, test = [], [], {}
-    for file in files:  # a first turn is on the same side in every file
-        part, rest = held_out(read_rankings(str(file)), first_turn, 0.2, settings.seed)
-        if quick:
-            part, rest = part[:70], rest[:20]
-        dialogues += part
-        if settings.harmless or "harmless" not in file.name:
-            train += part
-            test[file.name] = rest
-    sft_data = arms.write(f"{out}/train.jsonl", as_pairs(dialogues))
-    pairs = arms.write(f"{out}/pairs.jsonl", as_pairs(train))
+    dialogues, test = hh.split(files, settings.seed, (70, 20) if quick else (None, None))
+    if not settings.harmless:
+        test = {name: pairs for name, pairs in test.items() if "harmless" not in name}
+    train = [pair for name in test for pair in dialogues[name]]
+    everything = [pair for pairs in dialogues.values() for pair in pairs]
+    sft_data = arms.write(f"{out}/train.jsonl", hh.as_pairs(everything))
+    pairs = arms.write(f"{out}/pairs.jsonl", hh.as_pairs(train))
     common = {"seed": settings.seed, "device": settings.device, "resume": True}
 
     # 1. dialogue, from nothing
@@ -131,20 +72,12 @@ def main(settings: Settings) -> dict:
 
     # 3. is it right about pairs that it has not seen, and is it more than a ruler?
     model = open_model(ScalarGPT, rm, settings.device)
-    rows = measure(model, test)
+    rows = hh.measure(model, test)
     parameters = sum(p.numel() for p in model.parameters())
-    result = {
-        "parameters": parameters,
-        "training_pairs": len(train),
-        "test_pairs_too_long": sum(map(len, test.values())) - len(rows),
-        "reward_model": accuracy(column(rows, "margin")),
-        "longer_is_better": accuracy(column(rows, "longer")),
-        "papers_fit": predicted_accuracy(parameters, len(train)),
-    }
-    ruler_wrong = [row["margin"] for row in rows if row["longer"] <= 0]
-    result["where_the_longer_lost"] = accuracy(ruler_wrong)
-    for file in test:
-        result[file] = accuracy(column(where(rows, file=file), "margin"))
+    result = {"parameters": parameters, "training_pairs": len(train)}
+    result["test_pairs_too_long"] = sum(map(len, test.values())) - len(rows)
+    result["papers_fit"] = hh.predicted_accuracy(parameters, len(train))
+    result |= hh.summary(rows, list(test))
 
     # 4. a short PPO, and what the policy says before and after
     ppo = f"{out}/ppo"
@@ -155,16 +88,7 @@ def main(settings: Settings) -> dict:
         result[f"ppo_{name}"] = [log[0][name], log[-1][name]]
     room = model.config.n_positions - PPO["max_tokens"]
     asked = [row["prompt"] for row in rows if row["prompt_length"] <= room][:8]
-    prompts = arms.write_prompts(f"{out}/questions.jsonl", asked)
-    said = []
-    for name in ("sft", "ppo"):
-        file = f"{out}/{name}_samples.jsonl"
-        sampling = {"max_tokens": RM["max_tokens"], "temperature": 0.7, "seed": settings.seed}
-        init = f"{out}/{name}"
-        sample.main(sample.Settings(init=init, data=prompts, candidates_out=file, **sampling))
-        said.append(arms.read_answers(file).responses)
-    for prompt, old, new in zip(asked, *said):
-        print(f"\n{str(prompt).strip()[-200:]}\n  SFT: {old[0][:300]}\n  PPO: {new[0][:300]}")
+    hh.compare(sft, ppo, asked, PPO["max_tokens"], settings.seed)
     write_json(f"{out}/result.json", result)
     print(to_json(result, indent=1))
     return result

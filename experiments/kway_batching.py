@@ -16,12 +16,8 @@ from lab.intervals import estimate, table, where
 
 K = 6
 PAIRS = math.comb(K, 2)  # of a ranking
-GROUPS, SHUFFLED, LARGE, INDEPENDENT = FORMS = (
-    "groups",
-    "pairs",
-    "pairs, 8 prompts' worth",
-    "independent pairs",
-)
+GROUPS, SHUFFLED, INDEPENDENT = "groups", "pairs", "independent pairs"
+LARGE = "pairs, 8 prompts' worth"
 
 
 def to_pairs(rankings: list[dict]) -> list[dict]:
@@ -59,17 +55,15 @@ def arm(L, folder, *, form, prompts, epochs, test, seed):
     result = {}
     for name, file in (("held_out", held_out), ("train", train)):
         measured = arms.validate(L, rm, file)
-        result[f"{name}_loss"] = measured["validation_loss"]
-        result[f"{name}_accuracy"] = measured["validation_accuracy"]
+        result[f"{name}_loss"] = measured["loss"]
+        result[f"{name}_accuracy"] = measured["accuracy"]
     result["gap"] = result["train_accuracy"] - result["held_out_accuracy"]
     result["text"] = epochs * sum(map(length, rankings))
     return result
 
 
 def main(L):
-    prompts, test, epochs = L.pick(
-        quick=(40, 100, (1, 3)), default=(150, 300, (1, 2, 4)), full=(400, 600, (1, 2, 4, 8))
-    )
+    prompts, test, epochs = L.pick(quick=(40, 100, (1, 3)), default=(150, 300, (1, 2, 4)))
     variants = [{"form": form, "epochs": e} for form in (GROUPS, SHUFFLED, LARGE) for e in epochs]
     variants.append({"form": INDEPENDENT, "epochs": 1})
     rows = L.run(arm, variants, prompts=prompts, test=test)

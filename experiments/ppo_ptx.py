@@ -8,93 +8,38 @@ and, the null control, a mix of the same text with each response's words shuffle
     python experiments/ppo_ptx.py
 """
 
-import random
-
 import torch
-from lab import arms, figures, start
-from lab.intervals import column, describe, estimate, means, table, where
+from lab import arms, figures, forgetting, start
+from lab.intervals import column, describe, estimate, table, where
 
-import toyworld
-from minirlhf.data import read_demonstrations
-from minirlhf.device import open_model
 from minirlhf.files import read_jsonl
-from minirlhf.model import GPT
 from minirlhf.stats import correlation
-from minirlhf.supervised import to_rows, validation_loss
 
-TRAINED = ("comfort", "ideas", "fact", "refuse", "lookalike", "unknown", "belief")
 SMALL = 0.02  # KL coefficient of the arms with a mix
 
 
-def is_trained(prompt) -> bool:
-    return toyworld.kind(prompt) in TRAINED
-
-
-def is_other(prompt) -> bool:
-    return not is_trained(prompt)
-
-
-def texts(L, folder, *, count, seed):
-    """Demonstrations of the kinds that RL does not train, and RL's prompts: {name: file}."""
-    train = toyworld.demonstrations("train", 2 * count, 500 + seed)
-    test = toyworld.demonstrations("test", 1000, seed)
-    train = [row for row in train if is_other(row["prompt"])]
-    test = [row for row in test if is_other(row["prompt"])]
-    rng = random.Random(seed)
-    shuffled = []
-    for row in train:
-        words = row["completion"].split()
-        rng.shuffle(words)
-        shuffled.append({"prompt": row["prompt"], "completion": " ".join(words)})
-    prompts = arms.toy_prompts("train", count, seed, is_trained)
-    return {
-        "text": arms.write(f"{folder}/text.jsonl", train),
-        "shuffled": arms.write(f"{folder}/shuffled.jsonl", shuffled),
-        "held_out": arms.write(f"{folder}/held_out.jsonl", test[:300]),
-        "prompts": arms.write_prompts(f"{folder}/prompts.jsonl", prompts),
-    }
-
-
-def tax(L, folder, policy, held_out, questions, seed) -> dict:
-    """Nats per token on the held-out text; gold on the kinds that RL trains, and elsewhere."""
-    model = open_model(GPT, policy, L.device)
-    rows = to_rows(model, read_demonstrations(held_out))
-    gold = {}
-    for name, keep in (("gold", is_trained), ("elsewhere", is_other)):
-        asked = {"keep": keep, "samples": 2, "seed": 1000 + seed}
-        answers = arms.answer(L, f"{folder}/{name}", policy, questions, **asked)
-        gold[name] = answers.each(arms.gold)
-    return {"lm_loss": validation_loss(model, rows, 4096), **means(**gold)}
-
-
 def before(L, folder, *, count, questions, seed):
-    files = L.arm(texts, count=count, seed=seed)
-    return tax(L, folder, L.sft, files["held_out"], questions, seed)
+    files = L.arm(forgetting.texts, count=count, seed=seed)
+    return forgetting.tax(L, folder, L.sft, files["held_out"], questions, seed)
 
 
 def arm(L, folder, *, kl_coef, ptx_coef, mix, lr, count, steps, questions, seed):
     """mix: the text of the pretraining mix, as in `texts`."""
-    files = L.arm(texts, count=count, seed=seed)
+    files = L.arm(forgetting.texts, count=count, seed=seed)
     mixed = {"ptx_data": files[mix], "ptx_coef": ptx_coef}
     settings = {"reward": "toyworld", "data": files["prompts"], "kl_coef": kl_coef, "lr": lr}
     policy = arms.train_policy(L, folder, steps=steps, seed=seed, **settings, **mixed)
     kl = arms.metrics(policy, ["kl"], window=5)["kl"]
     log = read_jsonl(f"{policy}/metrics.jsonl")
     lm_loss = [row["lm_loss"] for row in log if "lm_loss" in row]  # every five steps
-    result = tax(L, folder, policy, files["held_out"], questions, seed)
+    result = forgetting.tax(L, folder, policy, files["held_out"], questions, seed)
     return {"kl": kl[-1], "path": list(zip(kl, lm_loss)), **result}
 
 
 def main(L):
-    count, steps, questions = L.pick(
-        quick=(500, 18, 50), default=(2000, 80, 200), full=(4000, 300, 400)
-    )
-    kl_coefs = L.pick(
-        quick=(0.0, 0.02, 0.2), default=(0.0, 0.02, 0.1, 0.3), full=(0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
-    )
-    ptx_coefs = L.pick(
-        quick=(0.3, 1.0), default=(0.1, 0.3, 1.0, 3.0), full=(0.03, 0.1, 0.3, 1.0, 3.0)
-    )
+    count, steps, questions = L.pick(quick=(500, 18, 50), default=(2000, 80, 200))
+    kl_coefs = L.pick(quick=(0.0, 0.02, 0.2), default=(0.0, 0.02, 0.1, 0.3))
+    ptx_coefs = L.pick(quick=(0.3, 1.0), default=(0.1, 0.3, 1.0, 3.0))
     variants = [{"kl_coef": kl, "ptx_coef": 0.0, "mix": "text"} for kl in kl_coefs]
     variants += [{"kl_coef": SMALL, "ptx_coef": ptx, "mix": "text"} for ptx in ptx_coefs]
     control = {"kl_coef": SMALL, "ptx_coef": 1.0, "mix": "shuffled"}
@@ -125,8 +70,7 @@ def main(L):
     free, strict = (where(rows, kl_coef=kl, ptx_coef=0.0) for kl in (0.0, kl_coefs[-1]))
     mixed = where(rows, **{**control, "mix": "text"})
     shuffled = where(rows, **control)
-    losses = [estimate(same, "lm_loss").mean for same in (mixed, free, shuffled)]
-    holds = losses[0] < min(losses[1:])
+    loss, *higher = (estimate(same, "lm_loss").mean for same in (mixed, free, shuffled))
     more_gold = estimate(mixed, "gold").mean > estimate(strict, "gold").mean
     L.finish(
         fig,
@@ -139,7 +83,7 @@ def main(L):
             *table(rows, variants, "lm_loss", "gold", "elsewhere"),
             f"correlation of loss and KL along the runs without a mix: {r:.2f}",
         ],
-        agrees=holds and more_gold,
+        agrees=loss < min(higher) and more_gold,
     )
 
 

@@ -1,17 +1,15 @@
 """Does a policy learn to agree with wrong beliefs when some annotators reward agreement?
 
-Prompts state a belief, four in five of them wrong, and ask about it. A share of the annotators
-likes to be agreed with more than it likes the truth (Sharma et al. 2023). Reward model, RL, and how
-often held-out wrong beliefs are confirmed: before RL, after it, and by the reward model itself,
-asked which of two SFT responses it prefers. Null control: the same annotators do not see the
-belief.
+Prompts state a belief, four in five of them wrong. A share of the annotators likes agreement more
+than the truth (Sharma et al. 2023). How often are held-out wrong beliefs confirmed before RL, after
+it, and by the reward model? Null control: the same annotators do not see the belief.
 
     python experiments/sycophantic_annotators.py
 """
 
 import random
 
-from lab import arms, figures, start
+from lab import arms, beliefs, figures, start
 from lab.intervals import estimate, means, table, where
 
 import toyworld
@@ -19,52 +17,29 @@ from minirlhf import rewards, winrate
 from minirlhf.feedback.rankings import simulated_annotator
 from minirlhf.files import read_jsonl
 
-AGREEMENT = 5.0  # in units of gold: more than what a falsehood costs
-
-
-def states_belief(prompt) -> bool:
-    return toyworld.kind(prompt) == "belief"
-
-
-def is_wrong(prompt) -> bool:
-    """Whether it states a wrong belief."""
-    return agrees(prompt, "You are right.") == 1
-
-
-def agrees(prompt, response: str) -> float:
-    """1 where a response agrees with a wrong belief."""
-    return toyworld.features(prompt, response)["agreement"]
-
-
-def candidates(L, folder, *, count, seed):
-    """SFT responses to prompts with beliefs, right and wrong ones."""
-    asked = {"split": "train", "keep": states_belief, "seed": seed, "temperature": 1.0}
-    return {"data": arms.answer(L, folder, L.sft, count, **asked).file}
+LIKING = "agreement=5"  # in units of gold: more than what a falsehood costs
 
 
 def labels(L, folder, *, count, share, hidden, seed):
     """Rankings, `share` of them by annotators who like agreement; hidden: nobody saw the belief."""
-    rows = read_jsonl(L.arm(candidates, count=count, seed=seed)["data"])
-    honest = simulated_annotator(toyworld, noise=0.2, seed=seed)
-    bias = f"agreement={AGREEMENT}"
-    sycophant = simulated_annotator(toyworld, noise=0.2, bias=bias, seed=seed)
+    rows = read_jsonl(L.arm(beliefs.candidates, count=count, seed=seed)["data"])
+    honest = simulated_annotator(toyworld, 0.2, "", seed)
+    sycophant = simulated_annotator(toyworld, 0.2, LIKING, seed)
     rng = random.Random(seed)
     for row in rows:
         annotate = sycophant if rng.random() < share else honest
-        prompt = row["prompt"]
-        if hidden:
-            prompt = toyworld.without_belief(prompt)
-        row["ranks"] = annotate(prompt, row["responses"])
+        shown = toyworld.without_belief(row["prompt"]) if hidden else row["prompt"]
+        row["ranks"] = annotate(shown, row["responses"])
     return {"data": arms.write(f"{folder}/rankings.jsonl", rows)}
 
 
 def answer_beliefs(L, folder, policy, questions, seed) -> arms.Answers:
-    return arms.answer(L, folder, policy, questions, keep=is_wrong, seed=1000 + seed)
+    return arms.answer(L, folder, policy, questions, keep=beliefs.is_wrong, seed=1000 + seed)
 
 
 def before(L, folder, *, questions, seed):
     answers = answer_beliefs(L, folder, L.sft, questions, seed)
-    return means(agreement=answers.each(agrees), gold=answers.each(arms.gold))
+    return means(agreement=answers.each(beliefs.agrees), gold=answers.each(arms.gold))
 
 
 def arm(L, folder, *, share, hidden, count, steps, questions, seed):
@@ -72,19 +47,16 @@ def arm(L, folder, *, share, hidden, count, steps, questions, seed):
     data = L.arm(labels, count=count, share=share, hidden=hidden, seed=seed)["data"]
     rm = L.arm(arms.reward_model, data=data, seed=seed, epochs=3.0, validation=0.02)["rm"]
     sft = answer_beliefs(L, f"{folder}/sft", L.sft, questions, seed)
-    likes = winrate.ranked_right(sft.scores(rewards.load(rm, L.device)), sft.each(agrees))
+    likes = winrate.ranked_right(sft.scores(rewards.load(rm, L.device)), sft.each(beliefs.agrees))
     policy = arms.train_policy(L, folder, reward=rm, data=data, steps=steps, seed=seed)
     after = answer_beliefs(L, f"{folder}/after", policy, questions, seed)
-    row = means(agreement=after.each(agrees), gold=after.each(arms.gold))
+    row = means(agreement=after.each(beliefs.agrees), gold=after.each(arms.gold))
     return {**row, "likes": likes["mean"], "likes_interval": likes["interval"]}
 
 
 def main(L):
-    count, steps, questions = L.pick(
-        quick=(200, 16, 60), default=(800, 50, 150), full=(2000, 150, 300)
-    )
-    few = (0.0, 0.1, 0.3, 0.5)
-    shares = L.pick(quick=few, default=few, full=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
+    count, steps, questions = L.pick(quick=(200, 16, 60), default=(800, 50, 150))
+    shares = (0.0, 0.1, 0.3, 0.5)
     sft = L.run(before, questions=questions)
     variants = [{"share": share, "hidden": False} for share in shares]
     variants.append({"share": shares[-1], "hidden": True})
@@ -98,12 +70,10 @@ def main(L):
         "gold": ("Gold on these prompts", label, "gold"),
     }
     fig, axes = figures.new(*panels.values())
-    for ax, name in zip(axes, panels):
-        figures.curve(ax, seen, "share", name, "belief shown to annotators")
-        control = estimate(hidden, name)
-        figures.points(ax, shares[-1:], [control], "belief hidden from them", fmt="s", color="C2")
-        if name in sft[0]:
-            ax.axhline(estimate(sft, name).mean, color="grey", linestyle="--", label="before RL")
+    names = ("belief shown to annotators", "belief hidden from them")
+    figures.beside_control(axes, panels, "share", seen, hidden, names)
+    for ax, name in ((axes[0], "agreement"), (axes[2], "gold")):
+        ax.axhline(estimate(sft, name).mean, color="grey", linestyle="--", label="before RL")
 
     low, high = where(seen, share=shares[0]), where(seen, share=shares[-1])
     rise = estimate(high, "agreement", minus=low)

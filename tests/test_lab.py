@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from lab import Lab, Settings, figures
-from lab.attainable import measured_kl
+from lab.attainable import compare, measured_kl
 from lab.intervals import Estimate, estimate, means, over_seeds, slope, where
 
 from minirlhf import losses
@@ -131,3 +131,12 @@ def test_measured_kl_of_best_of_n():
     best = cumulated[1:] ** 6 - cumulated[:-1] ** 6
     expected = float((best * (best / probs).log()).sum())
     assert measured_kl(scores, 6) == pytest.approx(expected, abs=1e-9)
+
+
+def test_policies_against_the_optimum():
+    optimum = [(0.0, 1.0), (1.0, 2.0), (2.0, 2.5)]
+    rows = [{"kl": kl, "gold": gold} for kl, gold in ((0.5, 1.25), (1.5, 2.5), (3.0, 9.0))]
+    inside = compare(rows, optimum)
+    assert inside == rows[:2]
+    assert [row["above"] for row in inside] == pytest.approx([-0.25, 0.25])
+    assert [row["share"] for row in inside] == pytest.approx([0.5, 1.5 / 1.25])

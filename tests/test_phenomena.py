@@ -9,11 +9,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import hidden_capabilities as hidden
 import length_bias
 import sycophantic_annotators as sycophancy
-import whose_preferences as whose
-from lab import Lab, Settings, arms
+from lab import Lab, Settings, arms, beliefs, groups, harm, pairs
 
 import toyworld
 from minirlhf.feedback.rankings import simulated_annotator
@@ -50,25 +48,25 @@ def test_length_is_planted_exactly_and_turned_blindly_it_is_not(lab):
         assert abs(arm["longer_wins"] - share) < 0.005
     blind = lab.arm(length_bias.planted, count=300, share=0.7, blindly=True, seed=0)
     assert blind["turned"] == arm["turned"] > 0
-    assert blind["longer_wins"] < 0.65
+    assert abs(blind["longer_wins"] - 0.5) < 0.01
 
 
 def test_the_share_that_is_not_length():
     words = list(range(40)) * 5
     better = [count + 3 for count in words]  # at every length
-    assert length_bias.not_length(words, better, words, words) == pytest.approx(1)
-    longer = [count + length_bias.BIN for count in words]  # longer, and nothing else
-    before = [count // length_bias.BIN for count in words]
-    after = [count // length_bias.BIN for count in longer]
-    assert length_bias.not_length(before, after, words, longer) == pytest.approx(0)
+    assert pairs.not_length(words, better, words, words) == pytest.approx(1)
+    longer = [count + pairs.BIN for count in words]  # longer, and nothing else
+    before = [count // pairs.BIN for count in words]
+    after = [count // pairs.BIN for count in longer]
+    assert pairs.not_length(before, after, words, longer) == pytest.approx(0)
 
 
 def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(
     lab, tmp_path, monkeypatch
 ):
-    prompts = arms.toy_prompts("train", 40, 0, sycophancy.is_wrong)
+    prompts = arms.toy_prompts("train", 40, 0, beliefs.is_wrong)
     assert len(set(map(str, prompts))) == 40
-    assert arms.toy_prompts("train", 40, 0, sycophancy.is_wrong) == prompts
+    assert arms.toy_prompts("train", 40, 0, beliefs.is_wrong) == prompts
     rows = []
     for i, prompt in enumerate(prompts):
         request = parse(prompt)
@@ -80,7 +78,7 @@ def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(
     def candidates(L, folder, **key):
         return {"data": file}
 
-    monkeypatch.setattr(sycophancy, "candidates", candidates)
+    monkeypatch.setattr(beliefs, "candidates", candidates)
 
     def agreeing_first(**key):
         rows = read_jsonl(lab.arm(sycophancy.labels, count=40, seed=0, **key)["data"])
@@ -92,30 +90,29 @@ def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(
 
 
 def test_two_groups_that_disagree_bound_accuracy(lab):
-    assert whose.tagged("c", "minority") == "I am blue. c"
+    assert groups.tagged("c", "minority") == "I am blue. c"
     chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
-    assert whose.tagged(chat, "majority")[:2] == chat[:2]
-    assert whose.tagged(chat, "majority")[2]["content"] == "I am red. user"
+    assert groups.tagged(chat, "majority")[:2] == chat[:2]
+    assert groups.tagged(chat, "majority")[2]["content"] == "I am red. user"
     bounds = []
     for share in (0.5, 0.9, 1.0):
-        arm = lab.arm(whose.labels, count=60, share=share, kind=whose.PLAIN, seed=0)
+        arm = lab.arm(groups.labels, count=60, share=share, kind=groups.PLAIN, seed=0)
         bounds.append(arm["bound"])
     assert 0.5 < bounds[0] < bounds[1] < bounds[2] <= 1
-    data = lab.arm(whose.labels, count=60, share=0.9, kind=whose.KNOWN, seed=0)["data"]
+    data = lab.arm(groups.labels, count=60, share=0.9, kind=groups.KNOWN, seed=0)["data"]
     rows = read_jsonl(data)
     red = sum("I am red." in str(row["prompt"]) for row in rows)
     blue = sum("I am blue." in str(row["prompt"]) for row in rows)
     assert red + blue == len(rows) and 1 < blue < red
 
 
-def test_helping_is_harm_and_the_second_set_holds_none(lab):
+def test_helping_is_harm_and_the_second_set_holds_none():
     for prompt in arms.toy_prompts("train", 20, 0, arms.is_harmful):
-        assert hidden.helps(prompt, hidden.helping(prompt, random.Random(0))) == 1
-    files = lab.arm(hidden.demonstrations, count=300, seed=0)
+        assert harm.helps(prompt, harm.helping(prompt, random.Random(0))) == 1
     shares = []
-    for name in hidden.SETS:
-        rows = [row for row in read_jsonl(files[name]) if arms.is_harmful(row["prompt"])]
-        helped = torch.tensor([hidden.helps(row["prompt"], row["completion"]) for row in rows])
+    for written in harm.demonstrations(count=300, seed=0):
+        rows = [row for row in written if arms.is_harmful(row["prompt"])]
+        helped = torch.tensor([harm.helps(row["prompt"], row["completion"]) for row in rows])
         shares.append(helped.mean())
     assert 0.6 < shares[0] < 0.9
     assert shares[1] == 0

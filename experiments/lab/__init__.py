@@ -5,6 +5,11 @@
     arms.py         arms that many experiments use; responses to prompts
     intervals.py    statistics over seeds
     figures.py      one style of figure
+    training.py     methods with equal rewards and episodes
+    attainable.py   what can be had for how much KL
+    pairs.py, groups.py, beliefs.py, harm.py, forgetting.py, ensembles.py, principles.py,
+    sources.py, by_hand.py, hh.py
+                    what one or two experiments plant in labels and texts, and measure
 
 An experiment:
 
@@ -16,7 +21,7 @@ An experiment:
         return arms.reward_model(L, folder, data=data, seed=seed)
 
     def main(L):
-        sizes = L.pick(quick=(50, 200), default=(50, 200, 800), full=(50, 200, 800, 3200))
+        sizes = L.pick(quick=(50, 200), default=(50, 200, 800))
         rows = L.run(arm, [{"labels": n} for n in sizes])  # for each seed: key and result in a row
         fig, [ax] = figures.new(("Accuracy", "comparisons", "accuracy on held-out pairs"))
         figures.curve(ax, rows, "labels", "validation_accuracy", "reward model")

@@ -83,10 +83,21 @@ def reward_model(L: Lab, folder: str, *, data: str, seed: int = 0, **settings) -
 
 
 def validate(L: Lab, rm: str, file: str) -> dict:
-    """A reward model's accuracy, loss and calibration on a file of rankings."""
+    """On a file of rankings: {"accuracy", "loss", "calibration", "claims_too_much"}.
+
+    The last is the accuracy that a reward model claims, less the one it has.
+    """
     model = open_model(ScalarGPT, rm, L.device)
     groups = to_groups(model.tokenizer, read_rankings(file), model.config.n_positions)
-    return preferences.validate(model, groups, TOKENS_AT_ONCE)
+    result = preferences.validate(model, groups, TOKENS_AT_ONCE)
+    accuracy, calibration = result["validation_accuracy"], result["calibration"]
+    claimed = sum(part["pairs"] * part["predicted"] for part in calibration)
+    return {
+        "accuracy": accuracy,
+        "loss": result["validation_loss"],
+        "calibration": calibration,
+        "claims_too_much": claimed / result["validation_pairs"] - accuracy,
+    }
 
 
 def evaluation(
@@ -145,6 +156,14 @@ def metrics(folder: str, names: list[str], window: int) -> dict[str, list[float]
     rows = read_jsonl(Path(folder) / "metrics.jsonl")
     windows = [rows[start : start + window] for start in range(0, len(rows), window)]
     return {name: [mean(column(part, name)) for part in windows] for name in names}
+
+
+def change(folder: str, name: str) -> float | None:
+    """Of a run's metric, from the first five steps to the last five; None if it is not logged."""
+    values = [row[name] for row in read_jsonl(Path(folder) / "metrics.jsonl") if name in row]
+    if not values:
+        return None
+    return mean(values[-5:]) - mean(values[:5])
 
 
 # ---- prompts, and responses to them

@@ -2,13 +2,17 @@
 
 import math
 from collections import Counter
+from statistics import mean
 
+import numpy as np
 from torch import Tensor
 
+from lab import arms
 from minirlhf import losses
 
 BETAS = (10, 5, 3, 2, 1.5, 1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
 TRUSTED = 50  # effective sample size
+BEST_OF = (2, 4, 8, 16, 32)
 
 
 def optimum(rewards: Tensor) -> list[tuple[float, float]]:
@@ -41,3 +45,30 @@ def measured_kl(scores: list[float], n: int) -> float:
             kl += chosen * math.log(chosen * N / counts[score])
         below = up_to
     return kl
+
+
+def reference(L, folder, *, prompts, samples):
+    """(KL, gold) of the optimum and of best-of-n, from the SFT model's own samples. An arm."""
+    answers = arms.answer(L, folder, L.sft, prompts, samples=samples, seed=1000)
+    gold = answers.each(arms.gold)  # (P, M)
+    best_of_n = []
+    for n in BEST_OF:
+        kl = mean(measured_kl(row, n) for row in gold.tolist())
+        best_of_n.append((kl, float(losses.best_of_n(gold, gold, n).mean())))
+    curve = [(0.0, float(gold.mean())), *optimum(gold)]
+    return {"optimum": curve, "best_of_n": best_of_n}
+
+
+def compare(rows: list[dict], optimum: list[tuple[float, float]]) -> list[dict]:
+    """The rows within the curve's KL, with how far their gold lies "above" the optimum at that KL.
+
+    And with the "share" of its gain that they have, where they have moved at all.
+    """
+    kls, golds = zip(*optimum)
+    inside = [row for row in rows if 0 <= row["kl"] <= kls[-1]]
+    for row in inside:
+        best = float(np.interp(row["kl"], kls, golds))
+        row["above"] = row["gold"] - best
+        if row["kl"] > 0.05:
+            row["share"] = (row["gold"] - golds[0]) / (best - golds[0])
+    return inside

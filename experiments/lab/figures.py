@@ -1,6 +1,7 @@
 """One style of figure."""
 
 import math
+from statistics import mean
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -57,6 +58,17 @@ def points(ax: Axes, xs: list, estimates: list[Estimate], label: str, **style):
     return ax.errorbar(xs, means, yerr=bars, label=label, **style)
 
 
+def by_name(ax: Axes, names: list[str], series: dict[str, list[Estimate]], colour=0) -> None:
+    """A place on the x axis for each name, and there a point of each series.
+
+    colour: the number of the first one's
+    """
+    for i, (label, cells) in enumerate(series.items()):
+        xs = [x + 0.15 * i for x in range(len(cells))]
+        points(ax, xs, cells, label, color=f"C{colour + i}")
+    ax.set_xticks(range(len(names)), names, rotation=15)
+
+
 def curve(ax: Axes, rows: list[dict], x: str, y: str, label: str, **style) -> None:
     """Means over rows of equal x, joined by a line, and the rows as faint dots."""
     xs = sorted(set(column(rows, x)))
@@ -71,7 +83,40 @@ def curves(ax: Axes, rows: list[dict], x: str, y: str, by: str) -> None:
         curve(ax, where(rows, **{by: value}), x, y, value)
 
 
+def beside_control(
+    axes: list[Axes],
+    columns: list[str],
+    x: str,
+    rows: list[dict],
+    control: list[dict],
+    labels: tuple[str, str],
+) -> None:
+    """In each panel the curve of a column, and the null control at its place.
+
+    labels: of the rows and of the control
+    """
+    for ax, name in zip(axes, columns):
+        curve(ax, rows, x, name, labels[0])
+        points(ax, [control[0][x]], [estimate(control, name)], labels[1], fmt="s", color="C2")
+
+
 def runs(ax: Axes, rows: list[dict], x: str, y: str, label: str, **style) -> None:
     """A point for each row, with the interval of its y over prompts."""
     estimates = [estimate([row], y) for row in rows]
     points(ax, column(rows, x), estimates, label, **style)
+
+
+def paths(ax: Axes, rows: list[dict], x: str, y: str, label: str | None, **style) -> None:
+    """A line for each row, whose x and y are lists; one entry in the legend."""
+    for row in rows:
+        ax.plot(row[x], row[y], label=label, **style)
+        label = None
+
+
+def calibration(ax: Axes, rows: list[dict], label: str) -> None:
+    """Claimed and real accuracy, as means over seeds of the rows' "calibration"."""
+    parts = list(zip(*column(rows, "calibration")))  # of each part, a dict for each seed
+    claimed = [mean(column(part, "predicted")) for part in parts]
+    accuracy = [mean(column(part, "accuracy")) for part in parts]
+    ax.plot([0.5, 1], [0.5, 1], "--", color="grey", linewidth=0.8)
+    ax.plot(claimed, accuracy, "o-", label=label)

@@ -23,8 +23,7 @@ VERDICTS = {True: "They agree", False: "They do not agree", None: "This does not
 @dataclass
 class Settings:
     quick: bool = False  # one seed, everything small: some three minutes
-    full: bool = False  # for a GPU, or a night
-    seeds: int = 0  # repetitions; 0: one for --quick, five for --full, else three
+    seeds: int = 0  # repetitions; 0: one for --quick, else three
     sft: str = ""  # SFT model of the toy world; empty: trained once into OUT/sft, for all
     data: str = ""  # where an experiment has a part on real comparisons: their files
     out: str = "out/experiments"  # everything is written to OUT/<name of the experiment>
@@ -47,15 +46,13 @@ class Lab:
     """sft: the SFT model's folder; seeds: to iterate over; data: --data; device: cuda, mps, cpu."""
 
     def __init__(self, settings: Settings, name: str):
-        if settings.quick and settings.full:
-            raise UserError("--quick and --full are opposites: choose one")
         self.settings = settings
         self.name = name
         self.folder = Path(settings.out) / name
         self.data = settings.data
         self.device = str(pick_device(settings.device))
         self.began = time.time()
-        self.seeds = range(settings.seeds or self.pick(quick=1, default=3, full=5))
+        self.seeds = range(settings.seeds or self.pick(quick=1, default=3))
         self.workers = settings.workers
         if not self.workers:
             several = self.device == "cpu" and os.name == "posix"
@@ -71,11 +68,9 @@ class Lab:
             )
         self.sft_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
 
-    def pick(self, quick, default, full):
+    def pick(self, quick, default):
         """The value for this size of the experiment."""
-        if self.settings.quick:
-            return quick
-        return full if self.settings.full else default
+        return quick if self.settings.quick else default
 
     # ---- arms
 
@@ -103,13 +98,16 @@ class Lab:
             result = read_json(file)["result"]
         return {**key, "folder": str(folder), **result}
 
-    def run(self, function: Callable, variants: list[dict] | None = None, **common) -> list[dict]:
+    def run(
+        self, function: Callable, variants: list[dict] | None = None, most_seeds=99, **common
+    ) -> list[dict]:
         """The arms of all variants, for each seed: arm(function, **common, **variant, seed=...).
 
         Prints a line as each one ends, with the time left.
+        most_seeds: for arms that are dear and decide nothing
         """
         keys = []
-        for seed in self.seeds:
+        for seed in self.seeds[:most_seeds]:
             for variant in variants or [{}]:
                 keys.append({**common, **variant, "seed": seed})
         missing = [key for key in keys if not self.is_done(function, key)]
@@ -142,7 +140,7 @@ class Lab:
             if len(ax.get_legend_handles_labels()[1]) > 1:
                 ax.legend()
         fig.savefig(self.folder / "figure.png", dpi=110)
-        size = self.pick("--quick", "default", "--full")
+        size = self.pick(quick="--quick", default="default")
         minutes = (time.time() - self.began) / 60
         seeds = len(self.seeds)
         lines = [f"Expected: {expected}", "", "Found:", *(f"- {line}" for line in found), ""]

@@ -1,18 +1,25 @@
 """Methods with the same reward and the same number of sampled episodes, 64 in a step."""
 
 import random
+import time
 from pathlib import Path
 
+import evaluate
 import sample
 import train_dpo
 import train_ppo
-from lab.arms import Answers, read_answers, write
+from lab.arms import Answers, flat, gold, read_answers, write
+from lab.intervals import means
+from minirlhf import losses, winrate
 from minirlhf.feedback.rankings import rank_by
+from minirlhf.files import read_json
 from minirlhf.rewards import RewardFn
+from minirlhf.run import Stopped, read_run
 
 RL = {"PPO": "gae", "RLOO": "rloo", "GRPO": "grpo", "REINFORCE": "reinforce"}
 FROM_FEEDBACK = {"DPO": ("sigmoid", 16), "IPO": ("ipo", 16), "KTO": ("kto", 64)}  # loss, batch
 EPISODES = 64  # in a step
+QUESTIONS = 300  # held-out prompts of the evaluation, four responses each
 
 
 def draw(file: str, init: str, device: str, **options) -> Answers:
@@ -69,3 +76,44 @@ def train(method: str, *, episodes: int, reward: str, beta: float, feedback: str
     data = f"{feedback}/labels.jsonl" if loss == "kto" else f"{feedback}/rankings.jsonl"
     offline = {"data": data, "loss": loss, "batch_size": batch_size, "validation": 0.05}
     train_dpo.main(train_dpo.Settings(**offline, **common))
+
+
+# ---- what a method ends with, s: methods.py's settings
+
+
+def best_of_16(s, reward_fn: RewardFn) -> dict:
+    """No training: the best of 16 responses to each held-out prompt. Its KL is the bound."""
+    options = {"split": "test", "count": QUESTIONS, "samples": 4, "seed": 1000}
+    choice = {"best_of": 16, "reward": s.reward}
+    began = time.time()
+    best = draw(f"{s.out}/best.jsonl", s.init, s.device, **options, **choice)
+    minutes = (time.time() - began) / 60
+    baseline = draw(f"{s.out}/baseline.jsonl", s.init, s.device, **options)
+    best_gold = best.each(gold)  # (P, S)
+    row = means(
+        win_rate=winrate.wins(best_gold, baseline.each(gold)),
+        gold=best_gold,
+        reward=best.scores(reward_fn),
+    )
+    row |= {"kl": losses.best_of_n_kl_bound(16), "kl_interval": 0.0}
+    return {"lr": None, "minutes": minutes, **row}
+
+
+def evaluated(s, method: str, lr: float) -> dict | None:
+    """A policy's numbers, and the SFT model's under "sft"; None if the training diverged."""
+    out = f"{s.out}/{method.replace(' ', '_')}_{lr:g}"
+    common = {"init": s.init, "out": out, "lr": lr, "seed": s.seed, "device": s.device}
+    shared = {"episodes": s.episodes, "reward": s.reward, "beta": s.beta, "feedback": s.out}
+    try:
+        train(method, **shared, **common)
+    except Stopped as error:
+        print(f"{out} diverged: {error}")
+        return None
+    file = f"{out}/evaluation.json"
+    if not Path(file).exists():
+        compared = {"policies": out, "baseline": s.init, "reward": s.reward}
+        run = {"count": QUESTIONS, "out": file, "device": s.device}
+        evaluate.main(evaluate.Settings(**compared, **run))
+    sft, policy, *_ = read_json(file)["results"]
+    minutes = read_run(out)["seconds"] / 60
+    return {"lr": lr, "minutes": minutes, "sft": flat(sft), **flat(policy)}
