@@ -55,7 +55,7 @@ class Settings:
     world: str = "toyworld"  # toy: the module that writes demonstrations and prompts, and judges
     sft_steps: int = 0  # of SFT; 0: the preset's
     ppo_steps: int = 0  # of PPO in a round; 0: the preset's
-    kl_coef: float = 0.2  # of PPO: reward lost per nat of log(policy/reference)
+    kl_coef: float = -1.0  # reward lost per nat of log(policy/reference); -1: toy 0.2, real 0.05
     evaluation: int = 400  # held-out prompts of the evaluation
 
     # real
@@ -63,7 +63,7 @@ class Settings:
     data: str = "hh-helpful-base"  # preference pairs, by name or as files
     lora_rank: int = 0  # train low-rank adapters of this rank: far less memory; 0: all weights
     longest_pair: int = 0  # leave out pairs of more tokens; 0: what the model's context holds
-    max_tokens: int = 128  # longest answer
+    max_tokens: int = 96  # longest answer
     token_budget: int = 0  # tokens in a micro-batch: memory, not results; 0: 4096, on a CPU 1024
     checkpointing: bool = False  # recompute activations: far less memory, a third more work
 
@@ -239,9 +239,10 @@ def one_round(
         reward=f"{folder}/rm",
         data=settings.world,
         out=f"{folder}/ppo",
-        kl_coef=settings.kl_coef,
         **common,
     )
+    if settings.kl_coef >= 0:
+        ppo.kl_coef = settings.kl_coef
     if settings.quick:
         ppo.steps = 6
     ppo.steps = settings.ppo_steps or ppo.steps
@@ -312,9 +313,9 @@ def real(settings: Settings, loop: Loop) -> None:
             samples_per_prompt=4,
             prompts_per_step=4 if quick else 8,
             max_tokens=longest,
-            steps=settings.ppo_steps or (3 if quick else 100),
+            steps=settings.ppo_steps or (3 if quick else 40),
             lr=2e-5,
-            kl_coef=settings.kl_coef,
+            kl_coef=settings.kl_coef if settings.kl_coef >= 0 else 0.05,
             lora_rank=settings.lora_rank,
             **common,
             **memory,

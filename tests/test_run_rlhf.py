@@ -68,12 +68,12 @@ def test_what_is_done_is_not_done_again_in_a_copied_folder_either(work, tmp_path
 
 def test_another_loop_is_refused_with_what_is_new(work, tmp_path):
     work(tmp_path / "x")
-    with pytest.raises(UserError, match=r"--kl_coef was 0\.2, now it is 0\.5"):
+    with pytest.raises(UserError, match=r"--kl_coef was -1\.0, now it is 0\.5"):
         work(tmp_path / "x", kl_coef=0.5)
     state = read_json(tmp_path / "x" / "loop.json")
     del state["settings"]["kl_coef"]  # as if an earlier version had not had this setting
     write_json(tmp_path / "x" / "loop.json", state)
-    with pytest.raises(UserError, match=r"--kl_coef was 0\.2, now it is 0\.5"):
+    with pytest.raises(UserError, match=r"--kl_coef was -1\.0, now it is 0\.5"):
         work(tmp_path / "x", kl_coef=0.5)
     assert work(tmp_path / "x") == []
     with pytest.raises(UserError, match="comma"):
