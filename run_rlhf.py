@@ -314,7 +314,7 @@ def real(settings: Settings, loop: Loop) -> None:
             prompts_per_step=4 if quick else 8,
             max_tokens=longest,
             steps=settings.ppo_steps or (3 if quick else 40),
-            lr=2e-5,
+            lr=2e-4 if settings.lora_rank else 2e-5,  # adapters need ten times as much
             kl_coef=settings.kl_coef if settings.kl_coef >= 0 else 0.05,
             lora_rank=settings.lora_rank,
             **common,
