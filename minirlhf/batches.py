@@ -67,7 +67,7 @@ def steps_of(epochs: float, count: int, batch_size: int) -> int:
 def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
     """Indices of all rows, longest first, cut where rows * longest would exceed the budget.
 
-    Also cut where a row is under 3/4 as long as the longest: padding costs more than a micro-batch.
+    Also cut where a row is under 2/3 as long as the longest: padding costs more than a micro-batch.
     A row that is longer than the budget is a micro-batch of its own.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
@@ -76,7 +76,7 @@ def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
         if batches:
             longest = lengths[batches[-1][0]]
             fits = (len(batches[-1]) + 1) * longest <= token_budget
-            if fits and lengths[i] >= 0.75 * longest:
+            if fits and 3 * lengths[i] >= 2 * longest:
                 batches[-1].append(i)
                 continue
         batches.append([i])
