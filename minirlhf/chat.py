@@ -180,7 +180,7 @@ JINJA = Template("""\
 {{- headers['assistant'] + $thought if add_generation_prompt else '' }}""")
 
 RENDERER = Path(__file__).with_name("template_renderer.py")
-RENDERING_SECONDS = 10  # before a template is given up
+RENDERING_SECONDS = 60  # before a template is given up; on a busy machine a good one took 8
 
 HI = (("user", "hi"),)
 OBEY_HI = (("system", "obey"), ("user", "hi"))
