@@ -11,7 +11,7 @@ import pytest
 from conftest import KILLS
 
 from minirlhf.data import Prompt
-from minirlhf.feedback import rankings
+from minirlhf.feedback import annotators, rankings
 from minirlhf.files import read_jsonl, write_jsonl
 
 if not hasattr(os, "fork") or sys.platform != "linux":
@@ -50,13 +50,13 @@ def test_a_simulated_annotator_that_is_killed_ranks_everything_once(tmp_path):
 
 def test_a_summary_takes_time_in_proportion(tmp_path):
     """20 000 rankings, by two annotators and by 2 000. On an idle core they take one second."""
-    for annotators in (2, 2000):
-        path = tmp_path / f"{annotators}.jsonl"
+    for count in (2, 2000):
+        path = tmp_path / f"{count}.jsonl"
         for number in range(20000):  # each question is for two of them
             prompt = Prompt.of(f"Question {number // 2}?")
             candidate = rankings.Candidate(number // 2, prompt, [f"answer {k}" for k in range(4)])
             ranks = [1, 2, 2, 4] if number % 3 else [2, 1, 3, 4]
-            annotator = f"a{number % annotators}"
+            annotator = f"a{number % count}"
             rankings.append_ranking(path, candidate, ranks, annotator, sync=False)
         began = time.monotonic()
         assert "agree" in annotators.summarize(str(path))
