@@ -15,8 +15,8 @@ from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
 
 PRESETS = {
-    "tiny": Config(vocab_size=2048, n_positions=256, n_embd=128, n_layer=4, n_head=4),
-    "small": Config(vocab_size=4096, n_positions=256, n_embd=256, n_layer=4, n_head=4),
+    "tiny": Config(2048, 256, n_embd=128, n_layer=4, n_head=4, activation_function="gelu"),
+    "small": Config(4096, 256, n_embd=256, n_layer=4, n_head=4),
     "gpt2": Config(),
     "smollm2": Config(
         model_type="llama",  # SmolLM2-135M's numbers
@@ -112,7 +112,7 @@ def block_flops(config: Config, tokens: int) -> int:
 
 
 def rows(config: Config) -> list[Row]:
-    """The table's rows. GPT-2's long context gets longer inputs, SmolLM2 a quarter of them."""
+    """The table's rows. GPT-2's context gets longer inputs, SmolLM2 a quarter of the prompts."""
     full, prompt, response = (255, 16, 32) if config.n_positions < 1024 else (1023, 128, 128)
     table = [
         Row("sample fixed", "sample", "tokens", 64, 32, 64),

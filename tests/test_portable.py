@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MEASURE_ON_LINUX = {"bench.py", "peers.py"}
+MEASURE_ON_LINUX = {"bench/run.py", "peers.py"}
 PATTERNS = ("*.py", "minirlhf/**/*.py", "toyworld/*.py", "examples/*.py")
 FILES = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
 MODULES = {
