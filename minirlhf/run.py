@@ -333,6 +333,11 @@ class Run:
             return
         tensors, state = read_checkpoint(path)
         self._check_same_run(state["run"], finished=False)
+        if self._is_fresh() and state.get("config") != asdict(models["model"].config):
+            raise UserError(
+                f"{path} holds a fresh model of another version, which this one would compute in "
+                "another way: delete it to begin again at step 0"
+            )
         for name, model in models.items():
             weights = {key: tensors[f"{name}.{key}"] for key in model.state_dict()}
             model.load_state_dict(weights)
@@ -355,6 +360,10 @@ class Run:
         self.begun = True
         print(f"resuming {self.folder} at step {self.first_step}")
 
+    def _is_fresh(self) -> bool:
+        """Whether the model comes from the settings, and not from a folder."""
+        return not getattr(self.settings, "init", "")
+
     def checkpoint(self, step: int) -> None:
         """Write all that is needed to go on at `step`, in one file."""
         self._begin()
@@ -370,8 +379,10 @@ class Run:
             if path.exists():
                 tensors[f"log.{name}"] = torch.from_numpy(np.fromfile(path, np.uint8))
         state = {"step": step, "extra": self.extra, "row": self.row, "run": self._identity()}
-        if not getattr(self.settings, "init", ""):  # the model is fresh, and so is its tokenizer
-            tokenizer = self.tracked["model"].tokenizer
+        if self._is_fresh():  # and so is its tokenizer
+            model = self.tracked["model"]
+            tokenizer = model.tokenizer
+            state["config"] = asdict(model.config)
             state["tokenizer"] = {"vocab": tokenizer.vocab, "merges": tokenizer.merges}
         write_tensors(self.folder / CHECKPOINT, tensors, state=to_json(state))
         write_json(self.folder / "run.json", self._description(finished=False))

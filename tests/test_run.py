@@ -1,6 +1,7 @@
 """A run: resuming, replacing, refusing, what is printed; devices; what is healthy."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,8 @@ import train_ppo
 import train_rm
 import train_sft
 from minirlhf import UserError, device, health, memory
-from minirlhf.files import read_jsonl, unlock, write_json
+from minirlhf.checkpoint import read_tensors, write_tensors
+from minirlhf.files import read_jsonl, to_json, unlock, write_json
 from minirlhf.inputs import content_digest, fingerprint
 from minirlhf.model import GPT, Config, ScalarGPT
 from minirlhf.run import Run, Stopped, read_run, seed_of
@@ -292,6 +294,23 @@ def test_a_checkpoint_of_another_run_is_refused(train, tmp_path):
         train(Settings(str(tmp_path / "x"), resume=True))
     with pytest.raises(UserError, match=r"the script was train_x.py"):
         Run(Settings(str(tmp_path / "y"), seed=1, resume=True), "train_y.py")
+
+
+def test_a_fresh_model_that_an_earlier_version_computed_otherwise_is_not_trained_further(
+    train, tmp_path
+):
+    settings = Settings(str(tmp_path / "x"), resume=True)
+    with pytest.raises(Killed):
+        train(settings, kill_at(6))
+    path = tmp_path / "x" / "resume.safetensors"
+    tensors, metadata = read_tensors(path)
+    state = json.loads(metadata["state"])
+    state["config"]["activation_function"] = "gelu"
+    write_tensors(path, tensors, state=to_json(state))
+    with pytest.raises(UserError, match=r"resume\.safetensors holds a fresh model of another"):
+        train(settings)
+    path.unlink()
+    assert train(settings).first_step == 0
 
 
 @pytest.mark.parametrize("harm", ["cut", "deleted", "damaged", "without run.json"])
