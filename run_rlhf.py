@@ -375,6 +375,8 @@ def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
 
 def main(settings: Settings) -> None:
     at_least(1, settings, "rounds", "evaluation")
+    if settings.kl_coef != -1:  # the preset's
+        at_least(0, settings, "kl_coef")
     # before anything is trained: is there what the settings name?
     if settings.annotator == "ai":
         judge.load(settings.judge, settings.judge_model, device="cpu")

@@ -141,3 +141,9 @@ def test_two_loops_do_not_share_a_folder(work, tmp_path):
     command = [sys.executable, "run_rlhf.py", "--out", str(tmp_path / "x")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "is being written by process" in done.stderr
+
+
+def test_a_negative_kl_coefficient_is_an_error_and_not_the_presets(tmp_path):
+    with pytest.raises(UserError, match=r"--kl_coef -0\.5: must be 0 or more"):
+        main(Settings(out=str(tmp_path / "x"), kl_coef=-0.5))
+    assert not (tmp_path / "x").exists()
