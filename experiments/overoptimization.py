@@ -25,7 +25,7 @@ def halves(L, folder, *, labels, seed):
     for i in (0, 1):
         half = [row for row in rows[i::2] if row["responses"][0] != row["responses"][1]]
         data = arms.write(f"{folder}/half{i}.jsonl", half)
-        epochs = max(2.0, 320 / len(half))  # 40 steps or more, so that few labels are learnt too
+        epochs = max(2.0, 320 / len(half))  # 36 steps or more: few labels are learnt too
         models.append(L.arm(arms.reward_model, data=data, seed=seed + i, epochs=epochs)["rm"])
     sft = L.arm(arms.evaluation, policy=L.sft, reward=models[0], count=150)
     return {"models": models, "accuracy": sft["reward_accuracy"]}
