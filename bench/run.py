@@ -29,10 +29,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # minirlhf and the scripts
 
 from bench.measure import seconds, with_memory
-from bench.shapes import PRESETS, Task, make_models, rows
+from bench.shapes import PRESETS, Row, Task, make_models, rows
+from minirlhf import UserError
 from minirlhf.cli import at_least, start
 from minirlhf.device import pick_device
 from minirlhf.files import write_json
+from minirlhf.model import Config
 
 
 @dataclass
@@ -45,6 +47,16 @@ class Settings:
     device: str = "auto"  # auto, cuda, mps, cpu
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products, on both sides
     out: str = "out/bench.json"  # the results
+
+
+def chosen_rows(config: Config, only: str) -> list[Row]:
+    """Those whose names begin with one of `only`'s, or all."""
+    everything = rows(config)
+    for name in only.split(","):
+        if not any(row.name.startswith(name) for row in everything):
+            names = ", ".join(row.name for row in everything)
+            raise UserError(f"--only {name}: no row's name begins so; there are {names}")
+    return [row for row in everything if row.name.startswith(tuple(only.split(",")))]
 
 
 def measure(side: str, task: Task) -> tuple[list[float], float]:
@@ -106,6 +118,8 @@ def side_process(threads: int) -> ProcessPoolExecutor:
 
 def main(settings: Settings) -> None:
     at_least(1, settings, "turns")
+    config = PRESETS[settings.preset]
+    chosen = chosen_rows(config, settings.only)
     device = pick_device(settings.device)
     threads = settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -122,12 +136,9 @@ def main(settings: Settings) -> None:
     processes = {"ours": side_process(threads)}
     if settings.peers and "trl" in libraries:
         processes["peers"] = side_process(threads)
-    config = PRESETS[settings.preset]
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows(config):
-            if not row.name.startswith(tuple(settings.only.split(","))):
-                continue
+        for row in chosen:
             make_models(Path(folder), config, row.eos_rate)
             task = Task(row, config, device.type, settings.dtype, Path(folder))
             result = compare(task, processes, settings.turns)

@@ -26,13 +26,13 @@ def held_out(
         raise UserError(f"--validation {fraction}: must be below 1, or nothing is left to train on")
     keys = [key(item) for item in items]
     distinct = list(dict.fromkeys(keys))
-    numbers = {k: _uniform(f"{seed}\n{k}") for k in distinct}
-    size = sum(number < fraction for number in numbers.values())
+    draws = {k: _uniform(f"{seed}\n{k}") for k in distinct}
+    size = sum(draw < fraction for draw in draws.values())
     if fraction > 0 and distinct:
         size = min(max(size, 1), len(distinct) - 1)
-    chosen = set(sorted(distinct, key=numbers.get)[:size])
-    train = [item for item, k in zip(items, keys) if k not in chosen]
-    validation = [item for item, k in zip(items, keys) if k in chosen]
+    held = set(sorted(distinct, key=draws.get)[:size])
+    train = [item for item, k in zip(items, keys) if k not in held]
+    validation = [item for item, k in zip(items, keys) if k in held]
     return train, validation
 
 

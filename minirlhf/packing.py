@@ -33,20 +33,21 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
     """Prompts' and responses' ids -> rows."""
     rows = []  # of ids
     positions = []  # of each id
-    owners = []  # of each id: -1 for a prompt's, else the number of the response
+    owners = []  # of each id: -1 for a prompt's, else the index of the response
     before = []  # (row, column)
     last = []  # (row, column)
-    for row, numbers in enumerate(with_shared_prompts(pairs)):
-        prompt, _ = pairs[numbers[0]]
+    for row, members in enumerate(with_shared_prompts(pairs)):
+        prompt, _ = pairs[members[0]]
         ids, position, owner = list(prompt), list(range(len(prompt))), [-1] * len(prompt)
-        for number in numbers:
-            _, response = pairs[number]
+        for i in members:
+            _, response = pairs[i]
             begin = len(ids)
             ids += response
             position += range(len(prompt), len(prompt) + len(response))
-            owner += [number] * len(response)
+            owner += [i] * len(response)
+            # its first token is predicted by the prompt's last, which may stand far to the left
             columns = [len(prompt) - 1, *range(begin, len(ids) - 1)]
-            before += [(row, column) for column in columns[: len(response)]]
+            before += [(row, column) for column in columns[: len(response)]]  # it may be empty
             last.append((row, len(ids) - 1))
         rows.append(ids)
         positions.append(position)
@@ -65,15 +66,15 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
 
 
 def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
-    """Numbers of the pairs, neighbours with one prompt together while PACKED_TOKENS hold them."""
+    """Indices of the pairs, neighbours with one prompt together while PACKED_TOKENS hold them."""
     groups = []
     length = 0  # of the last group
-    for number, (prompt, response) in enumerate(pairs):
-        same_prompt = number > 0 and prompt == pairs[number - 1][0]
+    for i, (prompt, response) in enumerate(pairs):
+        same_prompt = i > 0 and prompt == pairs[i - 1][0]
         if same_prompt and length + len(response) <= PACKED_TOKENS:
-            groups[-1].append(number)
+            groups[-1].append(i)
         else:
-            groups.append([number])
+            groups.append([i])
             length = len(prompt)
         length += len(response)
     return groups
@@ -82,16 +83,16 @@ def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
 def row_sizes(pairs: list[Pair]) -> list[int]:
     """Tokens of each row that `pack` makes."""
     sizes = []
-    for numbers in with_shared_prompts(pairs):
-        prompt, _ = pairs[numbers[0]]
-        sizes.append(len(prompt) + sum(len(pairs[number][1]) for number in numbers))
+    for members in with_shared_prompts(pairs):
+        prompt, _ = pairs[members[0]]
+        sizes.append(len(prompt) + sum(len(pairs[i][1]) for i in members))
     return sizes
 
 
 def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]]:
-    """Numbers of the pairs for each forward pass; those that share a prompt stay together."""
+    """Indices of the pairs for each forward pass; those that share a prompt stay together."""
     groups = with_shared_prompts(pairs)
     batches = []
     for part in micro_batches(row_sizes(pairs), token_budget):
-        batches.append([number for i in part for number in groups[i]])
+        batches.append([i for group in part for i in groups[group]])
     return batches

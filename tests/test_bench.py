@@ -8,6 +8,7 @@ import torch
 
 from bench import gpu_check, growth, ours, run, shapes
 from bench.shapes import Row, Task, make_models
+from minirlhf import UserError
 from minirlhf.model import GPT, Config
 
 CONFIG = Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2)
@@ -98,3 +99,10 @@ def test_growth_is_measured_and_drawn(monkeypatch, tmp_path):
     assert [rows for rows, _ in results["training by batch"]] == [1, 2]
     assert results["sampling by length"][0][1] > 0 and results["memory"][0][1] > 0
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_a_row_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match=r"--only grop: no row's name begins so; .*grpo fixed"):
+        run.chosen_rows(shapes.PRESETS["tiny"], "sft,grop")
+    names = [row.name for row in run.chosen_rows(shapes.PRESETS["tiny"], "sft,dpo")]
+    assert names == ["sft full", "sft ragged", "dpo"]
