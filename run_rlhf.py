@@ -232,10 +232,9 @@ def one_round(
         ),
     )
 
-    # stage 3: the policy learns from the reward model, held near the SFT model
+    # stage 3: the policy learns from the reward model, held near where it starts in this round
     ppo = train_ppo.Settings(
         init=policies[-1],
-        reference=f"{out}/sft",
         reward=f"{folder}/rm",
         data=settings.world,
         out=f"{folder}/ppo",
