@@ -43,7 +43,7 @@ class Settings:
 
     # feedback
     annotator: str = "toyworld"  # who ranks: a world's module, person (you, in the browser), ai
-    rankings: int = 0  # prompts to rank in a round; 0: 4500, for a person 100
+    rankings: int = 0  # prompts to rank in a round; 0: 3000, for a person 100
     samples: int = 0  # responses to each of them; 0: 6, for a person 4
     noise: str = "0.2"  # a world's annotator: scale of its errors; 0.1,0.6: two annotators
     bias: str = ""  # a world's annotator: what else it likes, as length=0.3,agreement=0.5
@@ -179,7 +179,7 @@ def one_round(
     out = settings.out
     folder = f"{out}/round{number}"
     by_hand = settings.annotator == "person"
-    prompts = settings.rankings or (100 if by_hand else 4500)
+    prompts = settings.rankings or (100 if by_hand else 3000)
     common = {
         "seed": settings.seed + 100 * number,  # other prompts in every round
         "device": settings.device,

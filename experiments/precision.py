@@ -1,0 +1,83 @@
+"""Does bfloat16 end where float32 does? The whole loop, DPO and GRPO in both, over seeds.
+
+    python experiments/precision.py --seeds 0,1,2     # on two CPU cores about 25 minutes a seed
+
+Prints the table of docs/results.md: means over the seeds and Student's intervals, and those of the
+difference, seed by seed. What is finished is kept: the same command goes on.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.intervals import over_seeds
+
+from minirlhf.cli import start
+from minirlhf.files import read_json
+from minirlhf.run import read_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Settings:
+    seeds: str = "0,1,2"  # comma-separated
+    dtypes: str = "float32,bfloat16"  # in this order
+    out: str = "out/precision"  # everything is written below this folder
+
+
+def script(name: str, dtype: str, seed: int, *switches: str, **flags) -> None:
+    """Run a script with these flags."""
+    command = [sys.executable, ROOT / name, "--dtype", dtype, "--seed", str(seed), *switches]
+    for flag, value in flags.items():
+        command += [f"--{flag}", str(value)]
+    subprocess.run(command, check=True)
+
+
+def one_run(folder: Path, dtype: str, seed: int) -> dict[str, float]:
+    """Train everything; what came of it by the table's names."""
+    script("run_rlhf.py", dtype, seed, out=folder)
+    sft, rm = f"{folder}/sft", f"{folder}/round1/rm"
+    dpo, grpo = f"{folder}/dpo", f"{folder}/grpo"
+    evaluation = folder / "methods.json"
+    if not evaluation.exists():
+        rankings = f"{folder}/round1/rankings.jsonl"
+        script("train_dpo.py", dtype, seed, "--resume", init=sft, data=rankings, out=dpo)
+        groups = {"advantage": "grpo", "samples_per_prompt": 4, "prompts_per_step": 32}
+        groups |= {"lr": 3e-4, "out": grpo}
+        script("train_ppo.py", dtype, seed, "--resume", init=sft, reward=rm, **groups)
+        policies = f"{sft},{dpo},{grpo}"
+        script("evaluate.py", dtype, seed + 1000, policies=policies, out=evaluation)
+    before, *rounds = read_json(folder / "evaluation.json")["results"]
+    _, after_dpo, after_grpo = read_json(evaluation)["results"]
+    numbers = {
+        "SFT: validation loss": read_run(Path(sft))["validation_loss"],
+        "SFT: gold": before["gold"]["mean"],
+        "reward model: right on its held-out rankings": read_run(Path(rm))["validation_accuracy"],
+    }
+    after = {"PPO, round 1": rounds[0], "PPO, round 2": rounds[1]}
+    after |= {"DPO": after_dpo, "GRPO": after_grpo}
+    for name, result in after.items():
+        numbers[f"{name}: win rate against SFT"] = result["win_rate"]["mean"]
+        numbers[f"{name}: KL to SFT, nats"] = result["kl"]["mean"]
+    return numbers
+
+
+def main(settings: Settings) -> None:
+    dtypes = settings.dtypes.split(",")
+    seeds = [int(seed) for seed in settings.seeds.split(",")]
+    runs = {}
+    for seed in seeds:
+        for dtype in dtypes:
+            runs[dtype, seed] = one_run(Path(settings.out, f"{dtype}_{seed}"), dtype, seed)
+    print(f"\n| mean of {len(seeds)} seeds | {' | '.join(dtypes)} | difference |")
+    print("|---" * (len(dtypes) + 2) + "|")
+    for name in runs[dtypes[0], seeds[0]]:
+        columns = [[runs[dtype, seed][name] for seed in seeds] for dtype in dtypes]
+        columns.append([last - first for first, last in zip(columns[0], columns[-1])])
+        print(f"| {name} | {' | '.join(f'{over_seeds(column):.3f}' for column in columns)} |")
+
+
+if __name__ == "__main__":
+    start(main, Settings)
