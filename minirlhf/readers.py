@@ -60,7 +60,7 @@ def files(name: str) -> list[str]:
     if any(sign in name for sign in "*?[") and not path.exists():
         found = sorted(glob.glob(name, recursive=True))
         if not found:
-            raise UserError(f"--data {name}: no file has such a name")
+            raise UserError(f"{name}: no file has such a name")
         return found
     if not path.is_dir():
         return [name]
@@ -68,16 +68,16 @@ def files(name: str) -> list[str]:
     kinds = {file.name for file in inside} | {file.suffix for file in inside}
     if "dataset_dict.json" in kinds:
         load = f"load_from_disk({name!r})['train']"
-        raise UserError(f"--data {name}: {saved(load, path.name)}")
+        raise UserError(f"{name}: {saved(load, path.name)}")
     if ".arrow" in kinds:
-        raise UserError(f"--data {name}: {saved(f'load_from_disk({name!r})', path.name)}")
+        raise UserError(f"{name}: {saved(f'load_from_disk({name!r})', path.name)}")
     if "config.json" in kinds:
-        raise UserError(f"--data {name}: a model's folder, not data")
+        raise UserError(f"{name}: a model's folder, not data")
     endings = (*READERS, *OTHER_ENDINGS)
     found = [str(file) for file in inside if ending_of(file.name) in endings]
     found = [file for file in found if not Path(file).stem.upper().startswith(NOT_DATA)]
     if not found:
-        raise UserError(f"--data {name}: no file in it ends with one of {', '.join(READERS)}")
+        raise UserError(f"{name}: no file in it ends with one of {', '.join(READERS)}")
     return found
 
 
@@ -102,9 +102,9 @@ def read_file(name: str) -> Iterator[tuple[Place, Any]]:
     """Records of one file. UserError says which file and line cannot be read, and what to do."""
     reader = read_json if name == "-" else READERS.get(ending_of(name))
     if reader is None:
-        raise UserError(f"--data {name}: {remedy(name)}")
+        raise UserError(f"{name}: {remedy(name)}")
     if os.path.exists(name) and not os.path.isfile(name):  # a pipe can be read once only
-        raise UserError(f"--data {name}: no regular file; give standard input the data, as -")
+        raise UserError(f"{name}: no regular file; give standard input the data, as -")
     try:
         if reader is not read_parquet:
             reader = reader_for(first_line(name), name, reader)
@@ -114,7 +114,7 @@ def read_file(name: str) -> Iterator[tuple[Place, Any]]:
         advice = "check the file's name and content"
         if isinstance(error, FileNotFoundError) and (command := how_to_make(name)):
             advice = f"`{command}` makes it"
-        raise UserError(f"--data {name}: {reason}; {advice}") from None
+        raise UserError(f"{name}: {reason}; {advice}") from None
 
 
 def reader_for(first: str, name: str, reader: Callable) -> Callable:
@@ -319,7 +319,7 @@ def read_parquet(name: str) -> Iterator[tuple[Place, Any]]:
         from pyarrow import lib, parquet  # not a dependency of this project
     except ImportError:
         raise UserError(
-            f"--data {name}: reading .parquet needs pyarrow: pip install pyarrow, or save as .jsonl"
+            f"{name}: reading .parquet needs pyarrow: pip install pyarrow, or save as .jsonl"
         ) from None
     number = 0
     try:

@@ -143,10 +143,10 @@ def read(
         if places is not None:
             places.append(place)
     if not kept and not skipped:
-        raise UserError(f"--data {data}: no record in it; write one JSON object on each line")
+        raise UserError(f"{data}: no record in it; write one JSON object on each line")
     reasons = [f"{len(where)}: {reason} (first: {where[0]})" for reason, where in skipped.items()]
     if not kept:
-        raise UserError(f"--data {data}: no record is usable; skipped {'; '.join(reasons)}")
+        raise UserError(f"{data}: no record is usable; skipped {'; '.join(reasons)}")
     if skipped:
         total = sum(len(where) for where in skipped.values())
         print(f"data: {total} of {total + len(kept)} records skipped; {'; '.join(reasons)}")

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+import re
 
 import pytest
 
@@ -480,7 +481,7 @@ def test_names_that_are_no_files(tmp_path):
         (str(tmp_path / "*.nothing"), "no file"),
         (str(tmp_path / "none.jsonl"), "No such file"),
     ]:
-        with pytest.raises(UserError, match="--data") as caught:
+        with pytest.raises(UserError, match=re.escape(f"{name}: ")) as caught:
             read_demonstrations(name)
         assert word.format(name) in str(caught.value)
 
