@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from minirlhf import UserError, world
-from minirlhf.cli import printable, start
+from minirlhf.cli import numbers, printable, start
 from minirlhf.console import waiting
 from minirlhf.feedback import annotators, chat, judge, rankings
 from minirlhf.feedback.page import Sitting
@@ -67,23 +67,20 @@ def simulate(settings: Settings, name: str, candidates: list, done: set) -> None
     """Annotators take prompts in turn. Every tenth prompt goes to all, to measure agreement."""
     needed = ["annotate", "features"] if settings.bias else ["annotate"]
     module = world.load(settings.annotator, "--annotator", *needed)
-    try:
-        noises = [float(noise) for noise in settings.noise.split(",")]
-    except ValueError:
-        noises = [-1.0]
-    if not all(0 <= noise < 1e6 for noise in noises):
+    noises = numbers(settings.noise)
+    if not noises or not all(0 <= noise < 1e6 for noise in noises):
         raise UserError(f"--noise {settings.noise}: write numbers, as in 0.1,0.6")
     simulated = []  # (name, function)
     for k, noise in enumerate(noises):
         seed = settings.seed + 7919 * k
-        annotate = rankings.simulated_annotator(module, noise, settings.bias, seed)
-        simulated.append((name if len(noises) == 1 else f"{name}{k + 1}", annotate))
+        give_ranks = rankings.simulated_annotator(module, noise, settings.bias, seed)
+        simulated.append((name if len(noises) == 1 else f"{name}{k + 1}", give_ranks))
     with waiting("ranking", len(candidates), "prompts") as bar:
         for i, candidate in enumerate(candidates):
             chosen = simulated if i % 10 == 0 else [simulated[i % len(simulated)]]
-            for annotator, annotate in chosen:
+            for annotator, give_ranks in chosen:
                 if (candidate.id, annotator) not in done:
-                    ranks = annotate(candidate.prompt.source, candidate.responses)
+                    ranks = give_ranks(candidate.prompt.source, candidate.responses)
                     rankings.append_ranking(settings.out, candidate, ranks, annotator, sync=False)
             bar.update()
 
@@ -237,7 +234,7 @@ def annotate(settings: Settings, next_step: str) -> None:
 
 
 def main(settings: Settings, is_alone: bool = False) -> None:
-    """is_alone: no loop goes on by itself, so say what comes next."""
+    """is_alone: run as a script, so say what comes next; run_rlhf.py goes on by itself."""
     if not settings.out:
         name = "out/chat.jsonl" if settings.chat else "out/rankings.jsonl"
         settings = replace(settings, out=name)

@@ -43,7 +43,7 @@ class Settings:
 
     # feedback
     annotator: str = "toyworld"  # who ranks: a world's module, person (you, in the browser), ai
-    rankings: int = 0  # prompts to rank in a round; 0: 3000, for a person 100
+    rankings: int = 0  # prompts drawn in a round, each ranked once; 0: 3000, for a person 100
     samples: int = 0  # responses to each of them; 0: 6, for a person 4
     noise: str = "0.2"  # a world's annotator: scale of its errors; 0.1,0.6: two annotators
     bias: str = ""  # a world's annotator: what else it likes, as length=0.3,agreement=0.5
@@ -53,7 +53,7 @@ class Settings:
 
     # training
     world: str = "toyworld"  # toy: the module that writes demonstrations and prompts, and judges
-    sft_steps: int = 0  # of SFT; 0: the preset's
+    sft_steps: int = 0  # of SFT; 0: toy 1000, real 800, or none if --init has a chat format
     ppo_steps: int = 0  # of PPO in a round; 0: the preset's
     kl_coef: float = -1.0  # reward lost per nat of log(policy/reference); -1: toy 0.2, real 0.05
     evaluation: int = 400  # held-out prompts of the evaluation
@@ -72,6 +72,10 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
 
 
+TOY_ONLY = ("rounds", "annotator", "rankings", "samples", "noise", "bias", "judge", "judge_model")
+TOY_ONLY += ("constitution", "world")
+REAL_ONLY = ("init", "data", "lora_rank", "longest_pair", "max_tokens", "token_budget")
+REAL_ONLY += ("checkpointing",)
 MAY_CHANGE = {"rounds", "device", "out", "token_budget", "checkpointing"}  # between two calls
 
 
@@ -99,8 +103,8 @@ class Loop:
                 "same ones to go on, or another --out"
             )
         self.state["settings"] = asdict(settings)
-        self.number = 0  # of the stage
-        self.stages = 0  # in all
+        self.stage_number = 0
+        self.stage_count = 0
 
     def save(self) -> None:
         files.write_json(self.path, self.state)
@@ -108,8 +112,8 @@ class Loop:
     def stage(self, name: str, script: ModuleType, settings) -> None:
         """Run script.main(settings), unless the same was done before with the same inputs."""
         self.save()
-        self.number += 1
-        title = f"== {self.number}/{self.stages} {name}"
+        self.stage_number += 1
+        title = f"== {self.stage_number}/{self.stage_count} {name}"
         stage = {
             "command": command(f"{script.__name__}.py", settings),
             "settings": asdict(settings),
@@ -143,7 +147,7 @@ class Loop:
 def toy(settings: Settings, loop: Loop) -> None:
     out = settings.out
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
-    loop.stages = 2 + 4 * settings.rounds
+    loop.stage_count = 2 + 4 * settings.rounds
 
     # stage 1: learn to answer as the demonstrations do
     sft = train_sft.Settings(data=settings.world, out=f"{out}/sft", **common)
@@ -212,8 +216,7 @@ def one_round(
             judge=settings.judge,
             judge_model=settings.judge_model,
             constitution=settings.constitution,
-            device=settings.device,
-            seed=common["seed"],
+            **common,
         ),
     )
     rankings.append(f"{folder}/rankings.jsonl")
@@ -271,9 +274,9 @@ def real(settings: Settings, loop: Loop) -> None:
         "checkpointing": settings.checkpointing,
     }
     policy = settings.init
-    loop.stages = 4
+    loop.stage_count = 4
     if settings.sft_steps or tokenizer.chat_format == "plain":
-        loop.stages = 5
+        loop.stage_count = 5
         sft = train_sft.Settings(
             init=settings.init,
             data=f"{out}/pairs.jsonl",
@@ -372,18 +375,26 @@ def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
         files.write_jsonl(Path(settings.out, f"{name}.jsonl"), rows)
 
 
+def refuse_flags_of_the_other_preset(settings: Settings) -> None:
+    """They would do nothing."""
+    other, names = ("real", REAL_ONLY) if settings.preset == "toy" else ("toy", TOY_ONLY)
+    for name in names:
+        if getattr(settings, name) != getattr(Settings, name):
+            raise UserError(f"--{name} is for --preset {other}; this is {settings.preset}")
+
+
 def main(settings: Settings) -> None:
     at_least(1, settings, "rounds", "evaluation")
     if settings.kl_coef != -1:  # the preset's
         at_least(0, settings, "kl_coef")
-    # before anything is trained: is there what the settings name?
-    if settings.annotator == "ai":
-        judge.load(settings.judge, settings.judge_model, device="cpu")
-        judge.read_constitution(settings.constitution)
-    elif settings.annotator != "person":
-        world.load(settings.annotator, "--annotator", "annotate")
-    if settings.preset == "toy":
+    refuse_flags_of_the_other_preset(settings)
+    if settings.preset == "toy":  # before anything is trained: is there what the settings name?
         world.load(settings.world, "--world", "demonstrations", "prompts", "reward")
+        if settings.annotator == "ai":
+            judge.load(settings.judge, settings.judge_model, device="cpu")
+            judge.read_constitution(settings.constitution)
+        elif settings.annotator != "person":
+            world.load(settings.annotator, "--annotator", "annotate")
     loop = Loop(settings)
     run = toy if settings.preset == "toy" else real
     try:

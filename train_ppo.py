@@ -177,33 +177,16 @@ def gae_advantages(
     return losses.whiten(advantages, mask & has_score), returns
 
 
-def rloo_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
-    """RLOO: a response is compared with the mean of the prompt's other responses."""
-    rewards = response_rewards(token_rewards, settings)  # (P, G)
-    return every_token(losses.group_advantages(rewards, "rloo"), mask), None
+def response_advantages(
+    token_rewards: Tensor, _, mask: Tensor, settings: Settings
+) -> tuple[Tensor, None]:
+    """RLOO, GRPO, REINFORCE: a response is one action, compared with other responses.
 
-
-def grpo_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
-    """GRPO: the prompt's responses are compared with their mean, in units of their std."""
-    rewards = response_rewards(token_rewards, settings)  # (P, G)
-    advantages = losses.group_advantages(rewards, "grpo", settings.group_std)
-    return every_token(advantages, mask), None
-
-
-def reinforce_advantages(token_rewards: Tensor, _, mask: Tensor, settings: Settings):
-    """REINFORCE: a response is compared with the mean of all responses of the iteration."""
-    rewards = response_rewards(token_rewards, settings)  # (P, G)
-    return every_token(losses.group_advantages(rewards, "reinforce"), mask), None
-
-
-def response_rewards(token_rewards: Tensor, settings: Settings) -> Tensor:
-    """(B, R) -> (P, G): a response is one action. A prompt's G responses are neighbours."""
-    return token_rewards.sum(1).view(-1, settings.samples_per_prompt)
-
-
-def every_token(advantages: Tensor, mask: Tensor) -> Tensor:
-    """(P, G) -> (B, R): all tokens of a response get its advantage."""
-    return advantages.reshape(-1, 1).expand(mask.shape)
+    A prompt's G responses are neighbours. All tokens of a response get its advantage.
+    """
+    rewards = token_rewards.sum(1).view(-1, settings.samples_per_prompt)  # (P, G)
+    advantages = losses.group_advantages(rewards, settings.advantage, settings.group_std)  # (P, G)
+    return advantages.reshape(-1, 1).expand(mask.shape), None
 
 
 @dataclass
@@ -215,9 +198,9 @@ class Method:
 
 METHODS = {
     "gae": Method(gae_advantages, kl_in="reward", length_norm="token"),
-    "rloo": Method(rloo_advantages, kl_in="reward", length_norm="constant"),
-    "grpo": Method(grpo_advantages, kl_in="loss", length_norm="response"),
-    "reinforce": Method(reinforce_advantages, kl_in="reward", length_norm="constant"),
+    "rloo": Method(response_advantages, kl_in="reward", length_norm="constant"),
+    "grpo": Method(response_advantages, kl_in="loss", length_norm="response"),
+    "reinforce": Method(response_advantages, kl_in="reward", length_norm="constant"),
 }
 
 
@@ -267,7 +250,6 @@ def update(
     optimizer: torch.optim.Optimizer,
     minibatch: Episodes,
     ptx_rows: list,
-    kl_coef: float,
     step: int,
     number: int,
 ) -> tuple[dict[str, float], bool]:
@@ -287,6 +269,7 @@ def update(
     loss = 0.0
     for rows in batch.micro_batches(settings.token_budget):
         part = minibatch.select(rows)
+        kl_coef = run.extra["kl_coef"]
         terms, statistics = minibatch_loss(models, part, divisor[rows], kl_coef, settings)
         sum(terms.values()).backward()
         for name, value in terms.items():
@@ -390,7 +373,7 @@ def main(settings: Settings) -> None:
         mask = batch.mask  # (B, R)
         sampled = time.monotonic()
 
-        # 2. whole texts are scored; a response that never finished gets the fixed penalty
+        # 2. whole texts are scored; an unfinished response gets --unfinished_score
         raw_scores, own_means = score_all(reward_fn, batch)  # (B,); of several rewards, each one's
         scores = raw_scores
         if settings.penalise_unfinished:
@@ -417,14 +400,12 @@ def main(settings: Settings) -> None:
         advantages, returns = advantages_of(token_rewards, values, mask, settings)  # (B, R)
         scored = time.monotonic()
 
-        # 5. clipped updates on minibatches of the episodes; the last one's numbers are logged
+        # 5. clipped updates on minibatches of the episodes; the last numbers of each are logged
         episodes = Episodes(batch, old_logprobs, ref_logprobs, values, advantages, returns)
         numbers = {"updates": 0}
         for number, rows in enumerate(minibatches(run, len(batch), step)):
             minibatch = episodes.select(rows)
-            latest, stop = update(
-                run, models, optimizer, minibatch, ptx_rows, kl_coef, step, number
-            )
+            latest, stop = update(run, models, optimizer, minibatch, ptx_rows, step, number)
             numbers |= latest
             if stop:
                 break

@@ -3,7 +3,7 @@
 It starts from the SFT model with a fresh scalar head, reads prompt, response and EOS, and gives
 its score at the EOS. All pairs of one prompt's K responses are one element of the batch: K scores,
 C(K, 2) comparisons (Ouyang et al. 2022, equation 1). After training, scores are shifted and scaled
-to mean 0 and std 1 on samples of the policy that is to be improved.
+to mean 0 and std 1 on samples of a policy, usually the SFT model.
 
     python train_rm.py --init out/sft --data out/round1/rankings.jsonl --out out/round1/rm
     python train_rm.py --init out/sft --data helpful-base.jsonl.gz      # pairs: chosen, rejected
@@ -54,7 +54,7 @@ class Settings:
 
     # scale of the scores
     normalize_samples: int = 256  # samples on which scores get mean 0, std 1; 0: leave them
-    normalize_on: str = ""  # the policy that is sampled; empty: --init
+    normalize_on: str = ""  # the policy that is sampled; empty: --init, if that is one
     max_tokens: int = 64  # longest of those samples
     temperature: float = 0.7  # of those samples
 
@@ -81,22 +81,22 @@ def prompts_to_sample(settings: Settings, model: ScalarGPT, prompts: list[Prompt
     """
     if not settings.normalize_samples:
         return []
-    sampled = GPT.from_pretrained(settings.normalize_on or settings.init)
-    room = sampled.config.n_positions - settings.max_tokens
+    policy = GPT.from_pretrained(settings.normalize_on or settings.init)
+    room = policy.config.n_positions - settings.max_tokens
     readable = model.config.n_positions - 2  # one token of a response, and EOS
     lengths = {}
     for prompt in prompts:
         if settings.truncate:
-            turns = shorten_prompt(sampled.tokenizer, prompt.turns, min(room, readable))
+            turns = shorten_prompt(policy.tokenizer, prompt.turns, min(room, readable))
             prompt = replace(prompt, turns=turns)
         if len(model.tokenizer.encode_prompt(prompt.turns)) <= readable:
-            lengths[prompt] = len(sampled.tokenizer.encode_prompt(prompt.turns))
+            lengths[prompt] = len(policy.tokenizer.encode_prompt(prompt.turns))
     fitting = [prompt for prompt, length in lengths.items() if length <= room]
     if not fitting:
         shortest = min(lengths.values(), default=0)
         raise UserError(
             f"--max_tokens {settings.max_tokens} leaves prompts {room} of the context's "
-            f"{sampled.config.n_positions} tokens, and the shortest has {shortest}: use a smaller "
+            f"{policy.config.n_positions} tokens, and the shortest has {shortest}: use a smaller "
             "--max_tokens, --truncate, or --normalize_samples 0"
         )
     return fitting[: settings.normalize_samples]
@@ -106,9 +106,9 @@ def score_scale(
     settings: Settings, run: Run, model: ScalarGPT, prompts: list[Prompt]
 ) -> tuple[float, float]:
     """Mean and std of the scores on a policy's samples (Ziegler et al. 2019, section 2.1)."""
-    sampled = run.open(GPT, settings.normalize_on or settings.init)
+    policy = run.open(GPT, settings.normalize_on or settings.init)
     batch = rollout.sample(
-        sampled,
+        policy,
         prompts,
         settings.max_tokens,
         run.generator("normalize"),
@@ -131,7 +131,7 @@ def newest_of(groups: list[Group], data: str) -> list[Group]:
     names = readers.names(data)
     if len(names) < 2:
         return []
-    return [group for group in groups if group.where.startswith(names[-1])]
+    return [group for group in groups if group.where.startswith(f"{names[-1]}, ")]
 
 
 def show(model: ScalarGPT, groups: list[Group]) -> None:
@@ -146,14 +146,16 @@ def show(model: ScalarGPT, groups: list[Group]) -> None:
 def add_gradient(model: ScalarGPT, batch: list[Group], token_budget: int) -> tuple[float, float]:
     """Loss and accuracy of a batch, in micro-batches whose gradients add up."""
     loss = 0.0
-    accuracy = 0.0
+    right = 0.0
+    pairs = 0
     for part in micro_batches_of(batch, token_budget):
         scores, ranks, mask, chances = group_scores(model, [batch[i] for i in part])
         part_loss, stats = losses.ranking_loss(scores, ranks, mask, len(batch), chances)
         part_loss.backward()
         loss += float(part_loss.detach())
-        accuracy += float(stats["accuracy"]) * len(part) / len(batch)
-    return loss, accuracy
+        right += float(stats["accuracy"] * stats["pairs"])
+        pairs += int(stats["pairs"])
+    return loss, right / max(1, pairs)
 
 
 def look(model: ScalarGPT, validation: list[Group], run: Run, best: ScalarGPT | None) -> dict:

@@ -156,7 +156,7 @@ def gae(
     next_values = F.pad(values, (0, 1))[:, 1:]  # (B, R)
     deltas = rewards + gamma * next_values - values  # (B, R), 0 in padding
     advantages = torch.zeros_like(deltas)
-    advantage = torch.zeros_like(deltas[:, :1].sum(1))  # (B,)
+    advantage = deltas.new_zeros(len(deltas))  # (B,)
     for t in reversed(range(mask.shape[1])):
         advantage = deltas[:, t] + gamma * lam * advantage
         advantages[:, t] = advantage

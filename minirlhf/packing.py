@@ -18,9 +18,9 @@ class Packed:
     A response sees its prompt and itself, at the positions that it would have in a row of its own.
     """
 
-    tokens: Tensor  # (G, T) int64, right-padded
-    positions: Tensor | None  # (G, T) int64; None where no prompt is shared: 0..T-1
-    mask: Tensor | None  # (G, 1, T, T) bool, who sees whom; None: plain causality
+    tokens: Tensor  # (rows, T) int64, right-padded
+    positions: Tensor | None  # (rows, T) int64; None where no prompt is shared: 0..T-1
+    mask: Tensor | None  # (rows, 1, T, T) bool, who sees whom; None: plain causality
     before: tuple[Tensor, Tensor]  # rows and columns (N,) before each token of each response
     last: tuple[Tensor, Tensor]  # rows and columns (B,) of each response's last token
 
@@ -53,31 +53,31 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
         positions.append(position)
         owners.append(owner)
 
-    tokens = pad(rows)[0].to(device)  # (G, T)
+    tokens = pad(rows)[0].to(device)  # (rows, T)
     before = torch.tensor(before, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     last = torch.tensor(last, device=device).unbind(1)
     if len(rows) == len(pairs):
         return Packed(tokens, None, None, before, last)
-    owner = pad(owners)[0].to(device)  # (G, T)
-    same = owner[:, :, None] == owner[:, None, :]  # (G, T, T)
-    of_prompt = (owner == -1)[:, None, :]  # (G, 1, T)
+    owner = pad(owners)[0].to(device)  # (rows, T); padding has some owner, and nobody reads it
+    same = owner[:, :, None] == owner[:, None, :]  # (rows, T, T)
+    of_prompt = (owner == -1)[:, None, :]  # (rows, 1, T)
     mask = (same | of_prompt).tril()[:, None]
     return Packed(tokens, pad(positions)[0].to(device), mask, before, last)
 
 
 def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
     """Indices of the pairs, neighbours with one prompt together while PACKED_TOKENS hold them."""
-    groups = []
-    length = 0  # of the last group
+    rows = []
+    length = 0  # of the last row
     for i, (prompt, response) in enumerate(pairs):
         same_prompt = i > 0 and prompt == pairs[i - 1][0]
         if same_prompt and length + len(response) <= PACKED_TOKENS:
-            groups[-1].append(i)
+            rows[-1].append(i)
         else:
-            groups.append([i])
+            rows.append([i])
             length = len(prompt)
         length += len(response)
-    return groups
+    return rows
 
 
 def row_sizes(pairs: list[Pair]) -> list[int]:
@@ -90,9 +90,9 @@ def row_sizes(pairs: list[Pair]) -> list[int]:
 
 
 def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]]:
-    """Indices of the pairs for each forward pass; those that share a prompt stay together."""
-    groups = with_shared_prompts(pairs)
+    """Indices of the pairs for each forward pass; those that share a row stay together."""
+    rows = with_shared_prompts(pairs)
     batches = []
     for part in micro_batches(row_sizes(pairs), token_budget):
-        batches.append([i for group in part for i in groups[group]])
+        batches.append([i for row in part for i in rows[row]])
     return batches

@@ -90,10 +90,12 @@ def group_scores(model: ScalarGPT, groups: list[Group]) -> tuple[Tensor, Tensor,
 def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
     """Accuracy on comparisons with its 95 % interval (prompts are independent), calibration.
 
+    All comparisons count alike, whatever their prompt, and as the ranks say: "validation_loss" is
+    the mean of -log sigmoid(better score - worse score).
     "beside_length" is that of stats.py, in tokens.
     """
     number_of = {}  # of each prompt
-    prompts = []
+    numbers = []  # of the comparisons' prompts
     margins = []
     lengths = []
     for part in micro_batches_of(groups, token_budget):
@@ -101,11 +103,11 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
         better = losses.untied_pairs(ranks, mask)  # (B, K, K)
         margin = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
         margins += margin[better].tolist()
-        for i, j, k in better.nonzero().tolist():
-            group = groups[part[i]]
-            prompts.append(number_of.setdefault(group.prompt.text(), len(number_of)))
-            lengths.append(len(group.responses[j]) - len(group.responses[k]))
-    prompt = torch.tensor(prompts, dtype=torch.long)  # (N,)
+        for b, i, j in better.nonzero().tolist():
+            group = groups[part[b]]
+            numbers.append(number_of.setdefault(group.prompt.text(), len(number_of)))
+            lengths.append(len(group.responses[i]) - len(group.responses[j]))
+    prompt = torch.tensor(numbers, dtype=torch.long)  # (N,)
     margin = torch.tensor(margins, dtype=torch.float64)  # (N,)
     length = torch.tensor(lengths, dtype=torch.float64)  # (N,)
     beside_length = stats.beside_length(prompt, margin, length)

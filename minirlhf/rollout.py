@@ -97,7 +97,7 @@ class Rollout:
         return pairs
 
     def micro_batches(self, token_budget: int) -> list[list[int]]:
-        """Rows for each forward pass; neighbours with one prompt stay together, and share it."""
+        """Rows for each forward pass; neighbours with one prompt share it (packing.py)."""
         return packed_micro_batches(self.pairs(), token_budget)
 
     def with_penalty(self, scores: Tensor, unfinished_score: float) -> Tensor:
@@ -239,6 +239,8 @@ def generate(
 
     # 2. token by token; n rows are in the batch, and live ones go on
     decode = Decoder(model, cache)
+    # how often the live rows are counted, and at which share of them the others are left behind;
+    # on a GPU more rarely: counting waits for it, and another number of rows is another graph
     steps_until_count, live_share_to_shrink = 1, 1.0
     if device.type in CAPTURES:
         steps_until_count = cuda.STEPS_UNTIL_COUNT

@@ -339,7 +339,7 @@ def test_bad_files(write, tmp_path):
         for word in [Path(data).name, *words]:
             assert word in str(caught.value)
 
-    refused(tmp_path / "none.jsonl", "No such file", "--data")
+    refused(tmp_path / "none.jsonl", "No such file", "check the file")
     refused(write(), "no record", "one JSON object")
     refused(write("", " "), "no record")
     refused(write(name="a.jsonl.gz"), "no record")
@@ -355,7 +355,7 @@ def test_bad_files(write, tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
     refused(tmp_path / "cut.jsonl.gz")
     (tmp_path / "folder.jsonl").mkdir()
-    refused(tmp_path / "folder.jsonl", "--data")
+    refused(tmp_path / "folder.jsonl")
 
 
 # ---- real files

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +216,25 @@ def test_accuracy_stands_beside_length(parent, tmp_path, capsys):
     assert "warning: not clearly better than choosing the longer" in said or "coin" in said
     with pytest.raises(UserError, match="--eval_every"):
         train_rm.main(settings_of(parent, tmp_path, many(4), keep_best=True))
+
+
+def test_training_accuracy_does_not_depend_on_micro_batches(parent, tmp_path):
+    """Prompts with three responses and with two: all pairs count alike."""
+    model = ScalarGPT.from_pretrained(parent)
+    torch.nn.init.normal_(model.score.weight)
+    path = file_of(tmp_path, [GARDEN, AGAIN, BIRD])
+    groups = to_groups(model.tokenizer, read_rankings(path), model.config.n_positions)
+    loss, accuracy = train_rm.add_gradient(model, groups, 4096)
+    assert accuracy == pytest.approx(validate(model, groups, 4096)["validation_accuracy"])
+    assert train_rm.add_gradient(model, groups, 1) == pytest.approx((loss, accuracy))
+
+
+def test_the_newest_rankings_are_of_the_last_file_and_of_no_other(parent, tmp_path):
+    """One file's name begins as another's does."""
+    one, other = str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl.gz")
+    groups = []
+    for where in (f"{other}, line 1", f"{one}, line 1", f"{one}, line 2"):
+        groups.append(train_rm.Group(Prompt.of("A fox?"), [1], [[2], [3]], where=where))
+    for name in (one, other):
+        Path(name).touch()
+    assert train_rm.newest_of(groups, f"{other},{one}") == groups[1:]

@@ -40,7 +40,7 @@ def work(tmp_path):
         script = SimpleNamespace(__name__="script", main=write)
         device = settings.get("device", "auto")
         loop = Loop(Settings(out=str(folder), **settings))
-        loop.stages = 2
+        loop.stage_count = 2
         data = str(tmp_path / "data.jsonl")
         for name in ("first.jsonl", "second.jsonl"):
             out = str(folder / name)
@@ -146,4 +146,18 @@ def test_two_loops_do_not_share_a_folder(work, tmp_path):
 def test_a_negative_kl_coefficient_is_an_error_and_not_the_presets(tmp_path):
     with pytest.raises(UserError, match=r"--kl_coef -0\.5: must be 0 or more"):
         main(Settings(out=str(tmp_path / "x"), kl_coef=-0.5))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"init": "some/model"}, "--init is for --preset real; this is toy"),
+        ({"preset": "real", "rankings": 5}, "--rankings is for --preset toy; this is real"),
+        ({"preset": "real", "annotator": "ai"}, "--annotator is for --preset toy; this is real"),
+    ],
+)
+def test_flags_that_a_preset_does_not_use_are_refused(tmp_path, settings, words):
+    with pytest.raises(UserError, match=words):
+        main(Settings(out=str(tmp_path / "x"), **settings))
     assert not (tmp_path / "x").exists()
