@@ -150,7 +150,7 @@ def add_gradient(model: ScalarGPT, batch: list[Group], token_budget: int) -> tup
     pairs = 0
     for part in micro_batches_of(batch, token_budget):
         scores, ranks, mask, chances = group_scores(model, [batch[i] for i in part])
-        part_loss, stats = losses.ranking_loss(scores, ranks, mask, len(batch), chances)
+        part_loss, stats = losses.ranking_loss(scores, ranks, mask, len(batch), chances=chances)
         part_loss.backward()
         loss += float(part_loss.detach())
         right += float(stats["accuracy"] * stats["pairs"])

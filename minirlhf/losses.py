@@ -319,7 +319,7 @@ def ranking_loss(
     ranks: Tensor,
     mask: Tensor | None = None,
     total: Tensor | float | None = None,
-    preferences: Tensor | None = None,
+    chances: Tensor | None = None,
 ) -> tuple[Tensor, dict]:
     """K-way comparison loss (Ouyang 2022, eq. 1) -> 0-d loss, statistics.
 
@@ -329,7 +329,7 @@ def ranking_loss(
     scores: (B, K)
     ranks, mask: (B, K) as of `untied_pairs`
     total: number of prompts with untied pairs in the whole batch
-    preferences: (B, K, K) soft targets: [b, i, j] is the chance p that i is better than j, and
+    chances: (B, K, K) soft targets: [b, i, j] is the chance p that i is better than j, and
         [b, j, i] is 1 - p; both 0 where not compared. The loss is then the cross-entropy
         (Bai 2022b, section 4.1), whose optimum is score_i - score_j = logit(p)
 
@@ -338,7 +338,7 @@ def ranking_loss(
     if mask is not None:
         scores = zero_padding(scores, mask)
     pairs = untied_pairs(ranks, mask)  # (B, K, K)
-    weights = pairs if preferences is None else preferences
+    weights = pairs if chances is None else chances
     weights = weights.to(scores.dtype)  # (B, K, K), a pair's two weights sum to 1
     difference = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
     count = weights.sum((1, 2)).round()  # (B,) pairs of each prompt

@@ -81,12 +81,12 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cached: Tensor | None = None,
         at: Tensor | None = None,
-        wanted: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """x (M, D) -> (M, D), or (N, D) of what is wanted.
+        """x (M, D) -> (M, D), or (N, D) of those to keep.
 
         x: the tokens of B rows, one row after another; the last M - B T are padding.
-        shape: B and T. cached: this layer's cache. wanted (N,): which of the M go on.
+        shape: B and T. cached: this layer's cache. keep (N,): which of the M leave this block.
         Other arguments as of Trunk.hidden.
         """
         B, T = shape
@@ -99,10 +99,10 @@ class Block(nn.Module):
         if cached is not None:
             k, v = KVCache.write(cached, k, v, at)
         y = attend(q, k, v, mask).transpose(1, 2).reshape(B * T, -1)
-        if wanted is None:
+        if keep is None:
             y = pad_to(len(x), y)
         else:
-            x, y = x[wanted], y[wanted]  # (N, D)
+            x, y = x[keep], y[keep]  # (N, D)
         x = x + self.c_proj(y)
         return x + self.mlp(self.ln_2(x))
 
@@ -346,12 +346,12 @@ class Trunk(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         shape = tokens.shape
         results = tokens.numel()
-        going_on = None  # which tokens leave the last block
+        keep = None  # which tokens leave the last block
         if wanted is not None:
             flat = torch.arange(tokens.numel(), device=tokens.device).view(shape)[wanted]  # (N,)
             results = len(flat)
             # to a round size by repeats of token 0, which are cut off below
-            going_on = F.pad(flat, (0, self.rounded(results) - results))
+            keep = F.pad(flat, (0, self.rounded(results) - results))
         with self.autocast():
             x = self.wte(tokens)
             rotary = None
@@ -363,7 +363,7 @@ class Trunk(nn.Module):
             for i, block in enumerate(self.h):
                 cached = cache.layers[i] if cache else None
                 last = block is self.h[-1]
-                arguments = (x, shape, rotary, mask, cached, at, going_on if last else None)
+                arguments = (x, shape, rotary, mask, cached, at, keep if last else None)
                 if self.checkpointing and torch.is_grad_enabled():
                     x = recompute(block, *arguments, use_reentrant=False)
                 elif cache is None:

@@ -495,7 +495,7 @@ def test_the_soft_optimum_is_the_logit():
 
     def closure():
         optimizer.zero_grad()
-        loss = losses.ranking_loss(scores, torch.tensor([[1, 2]]), preferences=chances)[0]
+        loss = losses.ranking_loss(scores, torch.tensor([[1, 2]]), chances=chances)[0]
         loss.backward()
         return loss
 
