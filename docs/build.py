@@ -84,7 +84,7 @@ def loop_table(runs: list[dict]) -> str:
             values = [run["parts"][which][part]["mean"] for run in runs]
             lines.append(row(f"{name}: {part}", ".2f", values))
     seconds = ", ".join(f"{run['seconds'] / 60:.1f}" for run in runs)
-    lines.append(f"| minutes, beside whatever else ran | {seconds} | |")
+    lines.append(f"| minutes | {seconds} | |")
     made = "; ".join(dict.fromkeys(", ".join(run["made"][1:]) for run in runs))
     return "\n".join(lines) + f"\n\nMade on {runs[0]['made'][0]}: {made}."
 

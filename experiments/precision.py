@@ -35,6 +35,11 @@ def script(name: str, dtype: str, seed: int, *switches: str, **flags) -> None:
     subprocess.run(command, check=True)
 
 
+def policies_of(evaluation: Path) -> list[dict]:
+    """Their results. Demonstrations, which stand behind them, win against nobody."""
+    return [row for row in read_json(evaluation)["results"] if "win_rate" in row]
+
+
 def one_run(folder: Path, dtype: str, seed: int) -> dict[str, float]:
     """Train everything; what came of it by the table's names."""
     script("run_rlhf.py", dtype, seed, out=folder)
@@ -49,8 +54,8 @@ def one_run(folder: Path, dtype: str, seed: int) -> dict[str, float]:
         script("train_ppo.py", dtype, seed, "--resume", init=sft, reward=rm, **groups)
         policies = f"{sft},{dpo},{grpo}"
         script("evaluate.py", dtype, seed + 1000, policies=policies, out=evaluation)
-    before, *rounds = read_json(folder / "evaluation.json")["results"]
-    _, after_dpo, after_grpo = read_json(evaluation)["results"]
+    before, *rounds = policies_of(folder / "evaluation.json")
+    _, after_dpo, after_grpo = policies_of(evaluation)
     numbers = {
         "SFT: validation loss": read_run(Path(sft))["validation_loss"],
         "SFT: gold": before["gold"]["mean"],

@@ -21,13 +21,15 @@ def activation_bytes(model: nn.Module, tokens: int) -> int:
     else:  # the gated MLP's two halves, and queries and keys before and after rotation
         heads = (4 * config.n_head + 3 * config.kv_heads) * config.head_width
         block = 24 * config.n_embd + 4 * heads + 16 * config.inner
+    copies = 0  # of a block's matrices, in the dtype of its products
     if model.autocast_dtype:
+        copies = 2 * sum(p.numel() for p in model.h[0].parameters() if p.dim() == 2)
         block = block // 2
         if model.device.type == "cpu":
             block += 16 * config.n_embd  # attention to short rows is in float32
     blocks = 1 if model.checkpointing else config.n_layer
     logits = min(LOGITS_AT_ONCE, tokens * config.vocab_size)
-    return tokens * block * blocks + 12 * logits
+    return (tokens * block + copies) * blocks + 12 * logits
 
 
 def estimate(

@@ -30,13 +30,14 @@ def saved_bytes(model, tokens) -> int:
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("n_inner", [None, 100])
-def test_the_estimate_is_what_autograd_saves(tokenizer, dtype, n_inner):
+@pytest.mark.parametrize("rows", [1, 8])  # with few tokens, copies of the weights are most of it
+def test_the_estimate_is_what_autograd_saves(tokenizer, dtype, n_inner, rows):
     config = Config(tokenizer.vocab_size, 128, 64, 4, 4, n_inner=n_inner)
     model = device.place(GPT(config, tokenizer), torch.device("cpu"), dtype, trained=True)
-    tokens = torch.randint(300, (8, 128))
+    tokens = torch.randint(300, (rows, 128))
     logits = 12 * tokens.numel() * tokenizer.vocab_size
     estimate = activation_bytes(model, tokens.numel()) - logits
-    assert estimate == pytest.approx(saved_bytes(model, tokens), rel=0.2)
+    assert estimate == pytest.approx(saved_bytes(model, tokens), rel=0.15)
 
 
 def test_checkpointing_keeps_a_third_and_changes_nothing(policy):
