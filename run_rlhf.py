@@ -72,6 +72,7 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
 
 
+# what a preset alone uses
 TOY_ONLY = ("rounds", "annotator", "rankings", "samples", "noise", "bias", "judge", "judge_model")
 TOY_ONLY += ("constitution", "world")
 REAL_ONLY = ("init", "data", "lora_rank", "longest_pair", "max_tokens", "token_budget")
