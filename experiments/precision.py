@@ -2,8 +2,9 @@
 
     python experiments/precision.py --seeds 0,1,2     # on two CPU cores about 25 minutes a seed
 
-Prints the table of docs/results.md: means over the seeds and Student's intervals, and those of the
-difference, seed by seed. What is finished is kept: the same command goes on.
+Prints the table of docs/results.md: means over the seeds, Student's intervals, and those of the
+difference between the last dtype and the first, seed by seed. What is finished is kept: the same
+command goes on.
 """
 
 import subprocess
@@ -76,12 +77,13 @@ def main(settings: Settings) -> None:
     for seed in seeds:
         for dtype in dtypes:
             runs[dtype, seed] = one_run(Path(settings.out, f"{dtype}_{seed}"), dtype, seed)
-    print(f"\n| mean of {len(seeds)} seeds | {' | '.join(dtypes)} | difference |")
+    print(f"\n| mean of {len(seeds)} seeds | {' | '.join(dtypes)} | difference of the last |")
     print("|---" * (len(dtypes) + 2) + "|")
     for name in runs[dtypes[0], seeds[0]]:
         columns = [[runs[dtype, seed][name] for seed in seeds] for dtype in dtypes]
-        columns.append([last - first for first, last in zip(columns[0], columns[-1])])
-        print(f"| {name} | {' | '.join(f'{over_seeds(column):.3f}' for column in columns)} |")
+        difference = [last - first for first, last in zip(columns[0], columns[-1])]
+        cells = [f"{over_seeds(column):.3f}" for column in (*columns, difference)]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
