@@ -265,11 +265,11 @@ def update(
     batch = minibatch.batch
     tokens = max(1, int(batch.mask.sum()))
     divisor = losses.length_normaliser(settings.length_norm, batch.mask, settings.max_tokens)
+    kl_coef = run.extra["kl_coef"]
     numbers = defaultdict(float)
     loss = 0.0
     for rows in batch.micro_batches(settings.token_budget):
         part = minibatch.select(rows)
-        kl_coef = run.extra["kl_coef"]
         terms, statistics = minibatch_loss(models, part, divisor[rows], kl_coef, settings)
         sum(terms.values()).backward()
         for name, value in terms.items():
@@ -400,7 +400,7 @@ def main(settings: Settings) -> None:
         advantages, returns = advantages_of(token_rewards, values, mask, settings)  # (B, R)
         scored = time.monotonic()
 
-        # 5. clipped updates on minibatches of the episodes; the last numbers of each are logged
+        # 5. clipped updates on minibatches of the episodes; of each number the latest is logged
         episodes = Episodes(batch, old_logprobs, ref_logprobs, values, advantages, returns)
         numbers = {"updates": 0}
         for number, rows in enumerate(minibatches(run, len(batch), step)):

@@ -54,7 +54,7 @@ class Settings:
 
     # scale of the scores
     normalize_samples: int = 256  # samples on which scores get mean 0, std 1; 0: leave them
-    normalize_on: str = ""  # the policy that is sampled; empty: --init, if that is one
+    normalize_on: str = ""  # the policy that is sampled; empty: --init, then no reward model
     max_tokens: int = 64  # longest of those samples
     temperature: float = 0.7  # of those samples
 

@@ -1,6 +1,6 @@
 """Does bfloat16 end where float32 does? The whole loop, DPO and GRPO in both, over seeds.
 
-    python experiments/precision.py --seeds 0,1,2     # on two CPU cores about 25 minutes a seed
+    python experiments/precision.py --seeds 0,1,2     # on a CPU some 40 minutes of a thread a seed
 
 Prints the table of docs/results.md: means over the seeds, Student's intervals, and those of the
 difference between the last dtype and the first, seed by seed. What is finished is kept: the same
