@@ -63,7 +63,7 @@ class Settings:
     dtype: str = "auto"  # of matrix products: auto, float32, bfloat16
 
 
-def simulate(settings: Settings, name: str, candidates: list, done: set) -> None:
+def simulate(settings: Settings, candidates: list, done: set) -> None:
     """Annotators take prompts in turn. Every tenth prompt goes to all, to measure agreement."""
     needed = ["annotate", "features"] if settings.bias else ["annotate"]
     module = world.load(settings.annotator, "--annotator", *needed)
@@ -74,7 +74,8 @@ def simulate(settings: Settings, name: str, candidates: list, done: set) -> None
     for k, noise in enumerate(noises):
         seed = settings.seed + 7919 * k
         give_ranks = rankings.simulated_annotator(module, noise, settings.bias, seed)
-        simulated.append((name if len(noises) == 1 else f"{name}{k + 1}", give_ranks))
+        name = settings.name if len(noises) == 1 else f"{settings.name}{k + 1}"
+        simulated.append((name, give_ranks))
     with waiting("ranking", len(candidates), "prompts") as bar:
         for i, candidate in enumerate(candidates):
             chosen = simulated if i % 10 == 0 else [simulated[i % len(simulated)]]
@@ -162,8 +163,7 @@ def serve_page(app, settings: Settings, what: str) -> None:
 def rank(settings: Settings, candidates: list, next_step: str) -> None:
     """A person ranks."""
     guidelines = read_guidelines(settings.guidelines)
-    name = settings.name or settings.annotator
-    sitting = Sitting(candidates, settings.out, name, settings.seed, guidelines, next_step)
+    sitting = Sitting(candidates, settings.out, settings.name, settings.seed, guidelines, next_step)
     if settings.terminal:
         ask_in_terminal(sitting)
     elif "question" in sitting.question():
@@ -184,12 +184,11 @@ def talk(settings: Settings) -> None:
     panel = chat.Panel.open(settings.policies, options, settings.device, settings.dtype)
     first = next(iter(panel.policies))
     next_step = shlex.join(["python", "train_rm.py", "--init", first, "--data", settings.out])
-    name = settings.name or settings.annotator
-    conversation = chat.Talk(panel, settings.out, name, guidelines, next_step)
+    conversation = chat.Talk(panel, settings.out, settings.name, guidelines, next_step)
     serve_page(conversation, settings, "talk")
     rankings.close_rankings(settings.out)
     kept = conversation.kept()
-    print(f"{len(kept)} choices of {name} in {settings.out}")
+    print(f"{len(kept)} choices of {settings.name} in {settings.out}")
     for line in chat.describe(kept):
         print(line)
     if kept:
@@ -207,7 +206,6 @@ def annotate(settings: Settings, next_step: str) -> None:
     candidates = rankings.read_candidates(settings.candidates, settings.template)
     before = rankings.open_rankings(settings.out, candidates)
     done = {(ranking["id"], ranking.get("annotator")) for ranking in before}
-    name = settings.name or settings.annotator
     if settings.annotator == "person":
         rank(settings, candidates, next_step)
     elif settings.annotator == "ai":
@@ -215,10 +213,10 @@ def annotate(settings: Settings, next_step: str) -> None:
         model = judge.load(
             settings.judge, settings.judge_model, settings.seed, settings.device, settings.dtype
         )
-        todo = [candidate for candidate in candidates if (candidate.id, name) not in done]
-        judge.annotate(todo, settings.out, model, principles, settings.seed, name)
+        todo = [candidate for candidate in candidates if (candidate.id, settings.name) not in done]
+        judge.annotate(todo, settings.out, model, principles, settings.seed, settings.name)
     else:
-        simulate(settings, name, candidates, done)
+        simulate(settings, candidates, done)
     after = rankings.open_rankings(settings.out, candidates)
     rankings.close_rankings(settings.out)
     print(f"{len(after) - len(before)} rankings added to {settings.out}, {len(after)} in all")
@@ -236,8 +234,10 @@ def annotate(settings: Settings, next_step: str) -> None:
 def main(settings: Settings, is_alone: bool = False) -> None:
     """is_alone: run as a script, so say what comes next; run_rlhf.py goes on by itself."""
     if not settings.out:
-        name = "out/chat.jsonl" if settings.chat else "out/rankings.jsonl"
-        settings = replace(settings, out=name)
+        out = "out/chat.jsonl" if settings.chat else "out/rankings.jsonl"
+        settings = replace(settings, out=out)
+    if not settings.name:
+        settings = replace(settings, name=settings.annotator)
     if settings.summary:
         return summarize(settings)
     check(settings)

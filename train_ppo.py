@@ -375,9 +375,7 @@ def main(settings: Settings) -> None:
 
         # 2. whole texts are scored; an unfinished response gets --unfinished_score
         raw_scores, own_means = score_all(reward_fn, batch)  # (B,); of several rewards, each one's
-        scores = raw_scores
-        if settings.penalise_unfinished:
-            scores = batch.with_penalty(raw_scores, settings.unfinished_score)  # (B,)
+        scores = penalised(settings, batch, raw_scores)  # (B,)
         watch = {name: score(watched_fn, batch).nanmean() for name, watched_fn in watched.items()}
         if held_out_rows and step % settings.log_every == 0:
             watch["lm_loss"] = validation_loss(policy, held_out_rows, settings.token_budget)
@@ -546,6 +544,13 @@ def score_all(reward_fn: rewards.RewardFn, batch: Rollout) -> tuple[Tensor, dict
     return reward_fn.combine(scores).to(batch.tokens.device), means
 
 
+def penalised(settings: Settings, batch: Rollout, raw_scores: Tensor) -> Tensor:
+    """Scores (B,) in which an unfinished response has --unfinished_score."""
+    if not settings.penalise_unfinished:
+        return raw_scores
+    return batch.with_penalty(raw_scores, settings.unfinished_score)
+
+
 def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
     """Prints some prompts with responses, the sampled tokens coloured."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -633,9 +638,8 @@ def ask_again(
     options = {"temperature": settings.temperature}
     dice = run.generator("requests")
     batch = rollout.sample(policy, requests, settings.max_tokens, dice, **options)
-    scores, _ = score_all(reward_fn, batch)  # (B,)
-    if settings.penalise_unfinished:
-        scores = batch.with_penalty(scores, settings.unfinished_score)
+    raw_scores, _ = score_all(reward_fn, batch)  # (B,)
+    scores = penalised(settings, batch, raw_scores)
     run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 
 

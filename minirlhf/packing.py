@@ -21,7 +21,7 @@ class Packed:
     tokens: Tensor  # (rows, T) int64, right-padded
     positions: Tensor | None  # (rows, T) int64; None where no prompt is shared: 0..T-1
     mask: Tensor | None  # (rows, 1, T, T) bool, who sees whom; None: plain causality
-    before: tuple[Tensor, Tensor]  # rows and columns (N,) before each token of each response
+    predicting: tuple[Tensor, Tensor]  # rows and columns (N,) that predict the responses' tokens
     last: tuple[Tensor, Tensor]  # rows and columns (B,) of each response's last token
 
     def hidden(self, model, wanted: tuple[Tensor, Tensor]) -> Tensor:
@@ -34,7 +34,7 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
     rows = []  # of ids
     positions = []  # of each id
     owners = []  # of each id: -1 for a prompt's, else the index of the response
-    before = []  # (row, column)
+    predicting = []  # (row, column)
     last = []  # (row, column)
     for row, members in enumerate(with_shared_prompts(pairs)):
         prompt, _ = pairs[members[0]]
@@ -47,22 +47,22 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
             owner += [i] * len(response)
             # its first token is predicted by the prompt's last, which may stand far to the left
             columns = [len(prompt) - 1, *range(begin, len(ids) - 1)]
-            before += [(row, column) for column in columns[: len(response)]]  # it may be empty
+            predicting += [(row, column) for column in columns[: len(response)]]  # it may be empty
             last.append((row, len(ids) - 1))
         rows.append(ids)
         positions.append(position)
         owners.append(owner)
 
     tokens = pad(rows)[0].to(device)  # (rows, T)
-    before = torch.tensor(before, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+    predicting = torch.tensor(predicting, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     last = torch.tensor(last, device=device).unbind(1)
     if len(rows) == len(pairs):
-        return Packed(tokens, None, None, before, last)
+        return Packed(tokens, None, None, predicting, last)
     owner = pad(owners)[0].to(device)  # (rows, T); padding has some owner, and nobody reads it
     same = owner[:, :, None] == owner[:, None, :]  # (rows, T, T)
     of_prompt = (owner == -1)[:, None, :]  # (rows, 1, T)
     mask = (same | of_prompt).tril()[:, None]
-    return Packed(tokens, pad(positions)[0].to(device), mask, before, last)
+    return Packed(tokens, pad(positions)[0].to(device), mask, predicting, last)
 
 
 def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:

@@ -346,7 +346,7 @@ def prompts_that_fit(
 def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
     """Hidden states that predict the responses' tokens, row by row: (N, D), N = mask.sum()."""
     packed = pack(batch.pairs(), batch.tokens.device)
-    return packed.hidden(model, packed.before)
+    return packed.hidden(model, packed.predicting)
 
 
 def per_token(flat: Tensor, mask: Tensor) -> Tensor:
@@ -360,7 +360,7 @@ def pair_logprobs(policy: GPT, pairs: list[Pair], temperature: float = 1.0) -> T
     RL and DPO, policy and reference: all log-probs of responses are computed here.
     """
     packed = pack(pairs, policy.device)
-    hidden = packed.hidden(policy, packed.before)  # (N, D)
+    hidden = packed.hidden(policy, packed.predicting)  # (N, D)
     targets = [i for _, response in pairs for i in response]
     return policy.token_logprobs(hidden, torch.tensor(targets, device=policy.device), temperature)
 

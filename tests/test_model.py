@@ -82,7 +82,7 @@ def test_neighbours_with_one_prompt_share_it_while_a_row_has_room(limit, tokeniz
     pairs = [([7, 8, 9], [10, 11]), ([7, 8, 9], [12] * 9), ([7, 8, 9], [13] * 8), ([5], [6])]
     packed = packing.pack(pairs, net.device)
     assert len(packed.tokens) == {0: 4, 20: 3, 512: 2}[limit]
-    hidden = packed.hidden(net, packed.before)
+    hidden = packed.hidden(net, packed.predicting)
     alone = []
     for prompt, response in pairs:
         states = net.hidden(torch.tensor([prompt + response]))[0]
