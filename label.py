@@ -13,6 +13,7 @@ python label.py --chat --policies out/sft,out/ppo
 import functools
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -63,19 +64,27 @@ class Settings:
     dtype: str = "auto"  # of matrix products: auto, float32, bfloat16
 
 
-def simulate(settings: Settings, candidates: list, done: set) -> None:
-    """Annotators take prompts in turn. Every tenth prompt goes to all, to measure agreement."""
+def simulated_annotators(settings) -> list[Callable]:
+    """(prompt, responses) -> ranks: a function for each number in --noise."""
     needed = ["annotate", "features"] if settings.bias else ["annotate"]
     module = world.load(settings.annotator, "--annotator", *needed)
     noises = numbers(settings.noise)
     if not noises or not all(0 <= noise < 1e6 for noise in noises):
         raise UserError(f"--noise {settings.noise}: write numbers, as in 0.1,0.6")
-    simulated = []  # (name, function)
+    functions = []
     for k, noise in enumerate(noises):
         seed = settings.seed + 7919 * k
-        give_ranks = rankings.simulated_annotator(module, noise, settings.bias, seed)
-        name = settings.name if len(noises) == 1 else f"{settings.name}{k + 1}"
-        simulated.append((name, give_ranks))
+        functions.append(rankings.simulated_annotator(module, noise, settings.bias, seed))
+    return functions
+
+
+def simulate(settings: Settings, candidates: list, done: set) -> None:
+    """Annotators take prompts in turn. Every tenth prompt goes to all, to measure agreement."""
+    functions = simulated_annotators(settings)
+    names = [settings.name]
+    if len(functions) > 1:
+        names = [f"{settings.name}{k}" for k in range(1, len(functions) + 1)]
+    simulated = list(zip(names, functions))
     with waiting("ranking", len(candidates), "prompts") as bar:
         for i, candidate in enumerate(candidates):
             chosen = simulated if i % 10 == 0 else [simulated[i % len(simulated)]]

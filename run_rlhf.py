@@ -184,7 +184,9 @@ def one_round(
     out = settings.out
     folder = f"{out}/round{number}"
     by_hand = settings.annotator == "person"
-    prompts = settings.rankings or (100 if by_hand else 3000)
+    prompts = 100 if by_hand else 3000
+    if settings.quick:
+        prompts = 60
     common = {
         "seed": settings.seed + 100 * number,  # other prompts in every round
         "device": settings.device,
@@ -198,7 +200,7 @@ def one_round(
         sample.Settings(
             init=policies[-1],
             data=settings.world,
-            count=60 if settings.quick else prompts,
+            count=settings.rankings or prompts,
             samples=settings.samples or (4 if by_hand else 6),
             temperature=train_ppo.Settings.temperature,
             candidates_out=f"{folder}/candidates.jsonl",
@@ -388,6 +390,8 @@ def main(settings: Settings) -> None:
     at_least(1, settings, "rounds", "evaluation")
     if settings.kl_coef != -1:  # the preset's
         at_least(0, settings, "kl_coef")
+    if settings.samples:
+        at_least(2, settings, "samples")  # one alone cannot be ranked
     refuse_flags_of_the_other_preset(settings)
     if settings.preset == "toy":  # before anything is trained: is there what the settings name?
         world.load(settings.world, "--world", "demonstrations", "prompts", "reward")
@@ -395,7 +399,7 @@ def main(settings: Settings) -> None:
             judge.load(settings.judge, settings.judge_model, device="cpu")
             judge.read_constitution(settings.constitution)
         elif settings.annotator != "person":
-            world.load(settings.annotator, "--annotator", "annotate")
+            label.simulated_annotators(settings)
     loop = Loop(settings)
     run = toy if settings.preset == "toy" else real
     try:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import sample
 import train_sft
 from minirlhf import UserError, report
 from minirlhf.files import read_json, write_json
@@ -161,3 +162,32 @@ def test_flags_that_a_preset_does_not_use_are_refused(tmp_path, settings, words)
     with pytest.raises(UserError, match=words):
         main(Settings(out=str(tmp_path / "x"), **settings))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"samples": 1}, "--samples 1: must be 2 or more"),
+        ({"noise": "low"}, "--noise low: write numbers"),
+        ({"bias": "beauty=1"}, "--bias beauty: the features are length"),
+    ],
+)
+def test_what_no_annotator_can_do_is_an_error_before_anything_is_trained(tmp_path, settings, words):
+    with pytest.raises(UserError, match=words):
+        main(Settings(out=str(tmp_path / "x"), **settings))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_quick_loop_draws_as_many_prompts_as_it_is_told(tmp_path, monkeypatch):
+    counts = []
+
+    def note(settings):
+        counts.append(settings.count)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_sft, "main", lambda settings: None)
+    monkeypatch.setattr(sample, "main", note)
+    for name, flags in (("x", {}), ("y", {"rankings": 7})):
+        with pytest.raises(KeyboardInterrupt):
+            main(Settings(out=str(tmp_path / name), quick=True, **flags))
+    assert counts == [60, 7]
