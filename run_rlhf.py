@@ -346,8 +346,9 @@ def real(settings: Settings, loop: Loop) -> None:
 def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
     """Pairs for training, for the judge and for questions; what begins alike stays together."""
 
-    def first_turn(ranking: Ranking) -> tuple[str, str]:
-        return ranking.prompt.turns[0]
+    def first_request(ranking: Ranking) -> tuple[str, str]:
+        """Not a system text, which all pairs may share."""
+        return next(turn for turn in ranking.prompt.turns if turn[0] in ("user", "text"))
 
     def length(ranking: Ranking) -> int:
         turns = ranking.prompt.turns
@@ -361,8 +362,13 @@ def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
         print(f"data: {len(rankings)} of {count} pairs have at most {settings.longest_pair} tokens")
         if not rankings:
             raise UserError(f"--longest_pair {settings.longest_pair} leaves no pair: raise it")
-    rest, questions = held_out(rankings, first_turn, 0.1, settings.seed)
-    pairs, judged = held_out(rest, first_turn, 0.4, settings.seed + 1)
+    rest, questions = held_out(rankings, first_request, 0.1, settings.seed)
+    pairs, judged = held_out(rest, first_request, 0.4, settings.seed + 1)
+    if not judged or not questions:
+        raise UserError(
+            f"--data {settings.data}: fewer than 3 different first requests; training, the judge "
+            "and the questions each need one"
+        )
     for name, part in (("pairs", pairs), ("judge", judged), ("questions", questions)):
         rows = []
         for ranking in part:

@@ -12,8 +12,8 @@ import pytest
 import sample
 import train_sft
 from minirlhf import UserError, report
-from minirlhf.files import read_json, write_json
-from run_rlhf import Loop, Settings, main
+from minirlhf.files import read_json, read_jsonl, write_json, write_jsonl
+from run_rlhf import Loop, Settings, main, split_pairs
 
 ROOT = Path(__file__).parents[1]
 
@@ -191,3 +191,29 @@ def test_a_quick_loop_draws_as_many_prompts_as_it_is_told(tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             main(Settings(out=str(tmp_path / name), quick=True, **flags))
     assert counts == [60, 7]
+
+
+def write_pairs(path: Path, count: int) -> None:
+    """Pairs with one system text and different requests."""
+    rows = []
+    for number in range(count):
+        system = {"role": "system", "content": "Be brief."}
+        request = {"role": "user", "content": f"What is {number}?"}
+        rows.append({"prompt": [system, request], "chosen": "A number.", "rejected": "No."})
+    write_jsonl(path, rows)
+
+
+def test_pairs_with_one_system_text_are_split_by_their_requests(tmp_path):
+    write_pairs(tmp_path / "data.jsonl", 20)
+    settings = Settings(preset="real", data=str(tmp_path / "data.jsonl"), out=str(tmp_path))
+    split_pairs(settings, tokenizer=None)
+    parts = [read_jsonl(tmp_path / f"{name}.jsonl") for name in ("pairs", "judge", "questions")]
+    assert all(parts) and sum(map(len, parts)) == 20
+
+
+def test_too_few_requests_to_split_are_an_error_before_anything_is_trained(tmp_path):
+    write_pairs(tmp_path / "data.jsonl", 2)
+    settings = Settings(preset="real", data=str(tmp_path / "data.jsonl"), out=str(tmp_path))
+    with pytest.raises(UserError, match="fewer than 3 different first requests"):
+        split_pairs(settings, tokenizer=None)
+    assert not (tmp_path / "pairs.jsonl").exists()
