@@ -14,7 +14,6 @@ Who wins is decided by gold (a hidden judge), by a reward, or by a judge that co
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
@@ -26,7 +25,7 @@ from minirlhf.cli import at_least, start, wrapped
 from minirlhf.console import waiting
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
-from minirlhf.files import write_json
+from minirlhf.files import check_target, write_json
 from minirlhf.model import GPT
 from minirlhf.report import probes
 from minirlhf.rewards import RewardFn
@@ -241,7 +240,6 @@ def judge_reward(settings: Settings) -> dict:
     report |= agreement.measure(reward, rankings)
     for line in agreement.sentences(report):
         print(line)
-    Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(settings.out, report)
     return report
 
@@ -249,6 +247,7 @@ def judge_reward(settings: Settings) -> dict:
 def main(settings: Settings) -> dict:
     # 1. the policies, what they are asked, and who judges
     at_least(1, settings, "count", "samples", "max_tokens")
+    check_target("--out", settings.out)
     if settings.reward and not settings.policies and holds_rankings(settings.data):
         return judge_reward(settings)
     place = {"device": settings.device, "dtype": settings.dtype}
@@ -308,7 +307,6 @@ def main(settings: Settings) -> dict:
         "results": results,
         "examples": side_by_side(prompts[:EXAMPLES], answers),
     }
-    Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(settings.out, report)
     return report
 

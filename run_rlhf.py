@@ -170,7 +170,7 @@ def toy(settings: Settings, loop: Loop) -> None:
             reward=f"{out}/round{settings.rounds}/rm",
             data=settings.world,
             gold=settings.world,
-            count=24 if settings.quick else settings.evaluation,
+            count=min(24, settings.evaluation) if settings.quick else settings.evaluation,
             out=f"{out}/evaluation.json",
             **common | {"seed": settings.seed + 1000},
         ),
@@ -269,7 +269,7 @@ def real(settings: Settings, loop: Loop) -> None:
     quick = settings.quick
     tokenizer = Tokenizer.from_pretrained(hub.model_folder(settings.init))
     split_pairs(settings, tokenizer)
-    longest = 16 if quick else settings.max_tokens
+    longest = min(16, settings.max_tokens) if quick else settings.max_tokens
     common = {"seed": settings.seed, "device": settings.device, "dtype": settings.dtype}
     on_cpu = pick_device(settings.device).type == "cpu"
     memory = {
@@ -334,7 +334,7 @@ def real(settings: Settings, loop: Loop) -> None:
             reward=rm.out,
             gold=f"{out}/judge",
             data=f"{out}/questions.jsonl",
-            count=24 if quick else settings.evaluation,
+            count=min(24, settings.evaluation) if quick else settings.evaluation,
             samples=2,
             max_tokens=longest,
             out=f"{out}/evaluation.json",

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,7 +22,7 @@ from minirlhf.chat import Turns
 from minirlhf.cli import at_least, printable, start
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.device import open_model
-from minirlhf.files import to_json, write_jsonl
+from minirlhf.files import check_target, to_json, write_jsonl
 from minirlhf.model import GPT
 from minirlhf.run import read_run, seed_of
 
@@ -79,6 +78,9 @@ def check(settings: Settings) -> None:
         raise UserError("--sft_out and --candidates_out need --data")
     if settings.sft_out and settings.candidates_out:
         raise UserError("use --sft_out or --candidates_out, not both")
+    for flag in ("sft_out", "candidates_out"):
+        if file := getattr(settings, flag):
+            check_target(f"--{flag}", file)
 
 
 class Sampler:
@@ -316,7 +318,6 @@ def main(settings: Settings) -> None:
         for row in rows:
             print(to_json(row))
         return
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(file, rows)
     print(f"wrote {what} to {file}")
 

@@ -458,6 +458,8 @@ def complete(settings: Settings) -> Settings:
             f"--advantage {settings.advantage} compares responses: --samples_per_prompt must be "
             "2 or more, for instance 4 with a quarter of the --prompts_per_step"
         )
+    if settings.kl_target and not settings.kl_coef:
+        raise UserError("--kl_target multiplies --kl_coef, which is 0: give one, such as 0.2")
     if settings.ptx_coef and not settings.ptx_data:
         raise UserError("--ptx_coef needs --ptx_data: texts or demonstrations to keep predicting")
     method = METHODS[settings.advantage]

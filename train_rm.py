@@ -127,11 +127,12 @@ def score_scale(
 
 
 def newest_of(groups: list[Group], data: str) -> list[Group]:
-    """Those of the last of several files: what people said of the newest policy."""
+    """Those of the last of several names in --data: what people said of the newest policy."""
     names = readers.names(data)
     if len(names) < 2:
         return []
-    return [group for group in groups if group.where.startswith(f"{names[-1]}, ")]
+    last = tuple(f"{file}, " for file in readers.files(names[-1]))
+    return [group for group in groups if group.where.startswith(last)]
 
 
 def show(model: ScalarGPT, groups: list[Group]) -> None:

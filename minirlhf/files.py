@@ -209,6 +209,19 @@ def make_folder(folder: Path) -> None:
     atexit.register(_remove_empty, made)
 
 
+def check_target(flag: str, path: str | Path) -> None:
+    """Before long work: UserError if its result cannot be written. Makes the file's folder."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: name a file")
+    try:
+        make_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: no such folder can be made ({error.strerror})") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag} {path}: nothing may be written into that folder")
+
+
 def _remove_empty(folders: list[Path]) -> None:
     with suppress(OSError):  # it holds something
         for folder in folders:

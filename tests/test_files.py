@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
+import evaluate
+import sample
 from minirlhf import UserError, files
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,19 @@ def small_disk(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_result_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
+    """The models, which are not there, are not looked for."""
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    for wrong in (tmp_path, taken / "below.json"):
+        with pytest.raises(UserError, match="--out"):
+            evaluate.main(evaluate.Settings(policies="nowhere", out=str(wrong)))
+        settings = sample.Settings(init="nowhere", data="toyworld", candidates_out=str(wrong))
+        with pytest.raises(UserError, match="--candidates_out"):
+            sample.main(settings)
+    assert taken.read_text() == "mine"
 
 
 def test_json_is_what_every_reader_accepts(tmp_path):

@@ -398,6 +398,7 @@ def test_a_tabular_policy_approaches_the_optimum_and_does_not_exceed_it(kind, sa
             "--samples_per_prompt",
         ),
         ({"ptx_coef": 1.0}, "--ptx_data"),
+        ({"kl_coef": 0.0, "kl_target": 1.0}, "--kl_target"),
         ({"ensemble": "min"}, "--ensemble"),
         ({"reward_weights": "1,2"}, "--reward_weights"),
         ({"minibatches": 0}, "--minibatches"),

@@ -238,3 +238,4 @@ def test_the_newest_rankings_are_of_the_last_file_and_of_no_other(parent, tmp_pa
     for name in (one, other):
         Path(name).touch()
     assert train_rm.newest_of(groups, f"{other},{one}") == groups[1:]
+    assert train_rm.newest_of(groups, f"{one},{other[:-2]}*") == groups[:1]
