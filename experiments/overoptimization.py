@@ -1,10 +1,10 @@
-"""Over-optimisation of a learnt reward: the proxy rises, gold rises and then falls.
+"""Over-optimisation of a learnt reward: the proxy rises, and far from the start gold falls.
 
 RLOO against reward models from few noisy comparisons, with KL coefficient 0 and others; gold is
 only watched (Gao 2022, figure 1b; Stiennon 2020, figure 5). So is a reward model from the other
 half of the labels. A run with a learning rate of 0 answers the same prompts: what gold gains is the
-difference, step by step. The rise is read at one nat, where a peak would not be chosen by its
-noise. Null control: gold as its own proxy must not turn down.
+difference, step by step. It is read at fixed distances, where a peak would be chosen by its noise.
+Null control: gold as its own proxy must not turn down.
 
     python experiments/overoptimization.py
 """
@@ -13,7 +13,7 @@ import math
 from statistics import mean
 
 from lab import arms, figures, start
-from lab.intervals import describe, estimate, table, where
+from lab.intervals import describe, estimate, mean_between, table, where
 
 EXACT = 0  # labels: gold is its own proxy
 
@@ -51,8 +51,6 @@ def arm(L, folder, *, labels, kl_coef, steps, lr, seed):
     distance = [math.sqrt(max(0.0, kl)) for kl in logged["kl"]]
     before = L.arm(standstill, steps=steps, seed=seed)["watch_toyworld"]
     gained = [after - still for after, still in zip(logged["watch_toyworld"], before)]
-    near = [gain for gain, x in zip(gained, distance) if 0.7 <= x <= 1.4]  # about one nat
-    rise = mean(near) if near else math.nan
     return {
         "proxy": score,
         "other": logged[f"watch_{other}"],
@@ -60,8 +58,6 @@ def arm(L, folder, *, labels, kl_coef, steps, lr, seed):
         "distance": distance,
         "accuracy": trained["accuracy"],
         "proxy_rise": score[-1] - score[0],
-        "rise": rise,
-        "fall": rise - mean(gained[-3:]),  # six steps, 384 episodes
     }
 
 
@@ -71,6 +67,10 @@ def main(L):
     variants = [{"labels": few, "kl_coef": coef} for coef in coefs]
     variants += [{"labels": labels, "kl_coef": 0.0} for labels in (many, EXACT)]
     rows = L.run(arm, variants, steps=steps, lr=5e-4)  # at 2e-3 two steps pass the peak
+    for row in rows:
+        row["one_nat"] = mean_between(row, "gained", "distance", 0.7, 1.4)
+        row["far"] = mean_between(row, "gained", "distance", 4)  # 16 nats and more
+        row["end"] = mean(row["gained"][-3:])  # six steps, 384 episodes
 
     fig, (left, right) = figures.new(
         (f"A proxy from {few} comparisons", "sqrt(KL)", "score, each in its own units"),
@@ -83,15 +83,13 @@ def main(L):
     for i, variant in enumerate(variants):
         style = {"label": describe(variant), "color": f"C{i}", "marker": "."}
         figures.paths(right, where(rows, **variant), "distance", "gained", **style)
-    rise, fall = estimate(same, "rise"), estimate(same, "fall")
-    exact = estimate(where(rows, labels=EXACT), "fall")
-    agrees = rise.mean > 0 and fall.mean > max(0, exact.mean)
+    lost, exact = estimate(same, "far"), estimate(where(rows, labels=EXACT), "end")
     L.finish(
         fig,
         rows,
-        expected="the proxy rises while gold rises and falls, but not with gold as proxy.",
-        found=table(rows, variants, "accuracy", "proxy_rise", "rise", "fall"),
-        agrees=agrees if rise.sure and fall.sure else None,
+        expected="the proxy rises while gold falls, but not with gold as proxy.",
+        found=table(rows, variants, "accuracy", "proxy_rise", "one_nat", "end", "far"),
+        agrees=lost.mean < 0 < exact.mean if lost.sure and exact.sure else None,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from lab import Lab, Settings, figures
 from lab.attainable import compare, measured_kl
-from lab.intervals import Estimate, estimate, means, over_seeds, slope, where
+from lab.intervals import Estimate, estimate, mean_between, means, over_seeds, slope, where
 
 from minirlhf import losses
 from minirlhf.files import read_json
@@ -103,6 +103,8 @@ def test_the_three_files(lab):
 def test_intervals_over_seeds():
     assert over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.30 / math.sqrt(3)))
     assert math.isnan(over_seeds([1.0]).half)
+    assert over_seeds([1.0, math.nan, 2.0, 3.0]) == over_seeds([1.0, 2.0, 3.0])
+    assert not over_seeds([math.nan]).sure and f"{over_seeds([])}" == "unknown"
     line = slope([0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 5.0, 7.0])
     assert line == pytest.approx((2, 0), abs=1e-6)
     assert Estimate(0.5, 0.4).sure and not Estimate(-0.5, 0.6).sure
@@ -117,6 +119,13 @@ def test_intervals_over_prompts():
     rows = [{**row, "x": x} for x in (1.0, 2.0, 3.0)]
     assert estimate(rows, "x", minus=[row] * 3) == pytest.approx((1.5, 4.30 / math.sqrt(3)))
     assert where(rows, x=2.0) == rows[1:2]
+
+
+def test_a_path_is_read_where_it_passes():
+    row = {"gained": [1.0, 2.0, 4.0], "distance": [0.5, 0.8, 1.4]}
+    assert mean_between(row, "gained", "distance", 0.7, 1.4) == 3
+    assert mean_between(row, "gained", "distance", 0.6, 1) == 2
+    assert math.isnan(mean_between(row, "gained", "distance", 4))
 
 
 def test_measured_kl_of_best_of_n():

@@ -22,11 +22,13 @@ class Estimate(NamedTuple):
 
     @property
     def sure(self) -> bool:
-        """Whether 0 lies outside the interval; True where there is none."""
-        return not abs(self.mean) < self.half
+        """Whether 0 lies outside the interval; True of a single value, False of none."""
+        return not (math.isnan(self.mean) or abs(self.mean) < self.half)
 
     def __format__(self, style: str) -> str:
         style = style or ".2f"
+        if math.isnan(self.mean):
+            return "unknown"
         if math.isnan(self.half):
             return f"{self.mean:{style}}"
         return f"{self.mean:{style}} ± {self.half:{style.lstrip('+')}}"
@@ -37,8 +39,11 @@ def t95(degrees_of_freedom: int) -> float:
 
 
 def over_seeds(values: list[float]) -> Estimate:
-    """Mean with Student's interval; without one for a single value."""
+    """Mean with Student's interval; without one for a single value. NaN are left out."""
+    values = [value for value in values if not math.isnan(value)]
     n = len(values)
+    if n == 0:
+        return Estimate(math.nan, math.nan)
     mean = sum(values) / n
     if n == 1:
         return Estimate(mean, math.nan)
@@ -58,6 +63,12 @@ def estimate(rows: list[dict], name: str, minus: list[dict] | None = None) -> Es
     if len(values) > 1 or interval not in rows[0]:
         return over_seeds(values)
     return Estimate(values[0], math.hypot(*column(rows + minus, interval)))
+
+
+def mean_between(row: dict, name: str, along: str, low: float, high: float = math.inf) -> float:
+    """The mean of a path's points whose place `along` another one lies in [low, high]; or NaN."""
+    inside = [y for x, y in zip(row[along], row[name]) if low <= x <= high]
+    return statistics.mean(inside) if inside else math.nan
 
 
 def means(**tables: Tensor) -> dict[str, float]:
