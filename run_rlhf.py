@@ -231,7 +231,7 @@ def one_round(
         train_rm.Settings(
             init=f"{out}/sft" if number == 1 else f"{out}/round{number - 1}/rm",
             data=",".join(rankings),
-            normalize_on=f"{out}/sft",
+            normalize_on=f"{out}/sft",  # in every round: all scores in the same units
             epochs=(8 if by_hand else 2) / number,
             out=f"{folder}/rm",
             **common,
