@@ -65,7 +65,10 @@ class Settings:
 
 
 def simulated_annotators(settings) -> list[Callable]:
-    """(prompt, responses) -> ranks: a function for each number in --noise."""
+    """(prompt, responses) -> ranks: a function for each number in --noise.
+
+    settings: this script's, or run_rlhf.py's, which checks its own before anything is trained
+    """
     needed = ["annotate", "features"] if settings.bias else ["annotate"]
     module = world.load(settings.annotator, "--annotator", *needed)
     noises = numbers(settings.noise)

@@ -3,7 +3,7 @@
 RLOO against reward models from few noisy comparisons, with KL coefficient 0 and others; gold is
 only watched (Gao 2022, figure 1b; Stiennon 2020, figure 5). So is a reward model from the other
 half of the labels. A run with a learning rate of 0 answers the same prompts: what gold gains is the
-difference, step by step. It is read at fixed distances, where a peak would be chosen by its noise.
+difference, step by step. It is read at fixed distances, since a peak is partly noise.
 Null control: gold as its own proxy must not turn down.
 
     python experiments/overoptimization.py

@@ -66,7 +66,7 @@ def estimate(rows: list[dict], name: str, minus: list[dict] | None = None) -> Es
 
 
 def mean_between(row: dict, name: str, along: str, low: float, high: float = math.inf) -> float:
-    """The mean of a path's points whose place `along` another one lies in [low, high]; or NaN."""
+    """The mean of path `name` where path `along` lies in [low, high]; NaN if it never does."""
     inside = [y for x, y in zip(row[along], row[name]) if low <= x <= high]
     return statistics.mean(inside) if inside else math.nan
 
