@@ -10,7 +10,7 @@ import train_dpo
 import train_ppo
 from lab.arms import Answers, flat, gold, read_answers, write
 from lab.intervals import means
-from minirlhf import losses, winrate
+from minirlhf import losses, rewards, winrate
 from minirlhf.feedback.rankings import rank_by
 from minirlhf.files import read_json
 from minirlhf.rewards import RewardFn
@@ -81,29 +81,53 @@ def train(method: str, *, episodes: int, reward: str, beta: float, feedback: str
 # ---- what a method ends with, s: methods.py's settings
 
 
-def best_of_16(s, reward_fn: RewardFn) -> dict:
+def seed_folder(s, seed: int) -> str:
+    return f"{s.out}/seed{seed}"
+
+
+def prepare(s, seed: int) -> None:
+    """Rankings and labels of the SFT model's responses, in the seed's folder."""
+    folder = seed_folder(s, seed)
+    if not Path(f"{folder}/labels.jsonl").exists():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        options = {"count": s.episodes // 4, "samples": 4, "seed": seed}
+        candidates = draw(f"{folder}/candidates.jsonl", s.init, s.device, **options)
+        write_feedback(folder, candidates, rewards.load(s.reward, s.device), seed)
+
+
+def unchanged(s, seed: int) -> dict:
+    """The SFT model itself."""
+    answers = held_out(s, seed, "baseline")
+    row = means(gold=answers.each(gold), reward=answers.scores(rewards.load(s.reward, s.device)))
+    return {"lr": None, "minutes": 0.0, "win_rate": 0.5, "kl": 0.0, **row}
+
+
+def best_of_16(s, seed: int) -> dict:
     """No training: the best of 16 responses to each held-out prompt. Its KL is the bound."""
-    options = {"split": "test", "count": QUESTIONS, "samples": 4, "seed": 1000}
-    choice = {"best_of": 16, "reward": s.reward}
     began = time.time()
-    best = draw(f"{s.out}/best.jsonl", s.init, s.device, **options, **choice)
+    best = held_out(s, seed, "best", best_of=16, reward=s.reward)
     minutes = (time.time() - began) / 60
-    baseline = draw(f"{s.out}/baseline.jsonl", s.init, s.device, **options)
     best_gold = best.each(gold)  # (P, S)
     row = means(
-        win_rate=winrate.wins(best_gold, baseline.each(gold)),
+        win_rate=winrate.wins(best_gold, held_out(s, seed, "baseline").each(gold)),
         gold=best_gold,
-        reward=best.scores(reward_fn),
+        reward=best.scores(rewards.load(s.reward, s.device)),
     )
-    row |= {"kl": losses.best_of_n_kl_bound(16), "kl_interval": 0.0}
-    return {"lr": None, "minutes": minutes, **row}
+    return {"lr": None, "minutes": minutes, "kl": losses.best_of_n_kl_bound(16), **row}
 
 
-def evaluated(s, method: str, lr: float) -> dict | None:
-    """A policy's numbers, and the SFT model's under "sft"; None if the training diverged."""
-    out = f"{s.out}/{method.replace(' ', '_')}_{lr:g}"
-    common = {"init": s.init, "out": out, "lr": lr, "seed": s.seed, "device": s.device}
-    shared = {"episodes": s.episodes, "reward": s.reward, "beta": s.beta, "feedback": s.out}
+def held_out(s, seed: int, name: str, **choice) -> Answers:
+    """The SFT model's responses to the evaluation's prompts, four to each."""
+    options = {"split": "test", "count": QUESTIONS, "samples": 4, "seed": 1000 + seed}
+    return draw(f"{seed_folder(s, seed)}/{name}.jsonl", s.init, s.device, **options, **choice)
+
+
+def evaluated(s, method: str, lr: float, seed: int) -> dict | None:
+    """A policy's numbers; None if the training diverged."""
+    folder = seed_folder(s, seed)
+    out = f"{folder}/{method.replace(' ', '_')}_{lr:g}"
+    common = {"init": s.init, "out": out, "lr": lr, "seed": seed, "device": s.device}
+    shared = {"episodes": s.episodes, "reward": s.reward, "beta": s.beta, "feedback": folder}
     try:
         train(method, **shared, **common)
     except Stopped as error:
@@ -112,8 +136,7 @@ def evaluated(s, method: str, lr: float) -> dict | None:
     file = f"{out}/evaluation.json"
     if not Path(file).exists():
         compared = {"policies": out, "baseline": s.init, "reward": s.reward}
-        run = {"count": QUESTIONS, "out": file, "device": s.device}
+        run = {"count": QUESTIONS, "out": file, "seed": 1000 + seed, "device": s.device}
         evaluate.main(evaluate.Settings(**compared, **run))
-    sft, policy, *_ = read_json(file)["results"]
-    minutes = read_run(out)["seconds"] / 60
-    return {"lr": lr, "minutes": minutes, "sft": flat(sft), **flat(policy)}
+    _, policy, *_ = read_json(file)["results"]
+    return {"lr": lr, "minutes": read_run(out)["seconds"] / 60, **flat(policy)}
