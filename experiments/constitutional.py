@@ -12,12 +12,16 @@ In the paper people still say what is helpful. Here a principle does, the one ag
 is fine: with principles that only forbid, PPO learns to decline everything. Gold judges at the end.
 
     python experiments/constitutional.py     # a quarter of an hour; out/constitutional/result.json
+    python experiments/constitutional.py --seeds 3
+
+A seed that is finished is not computed again.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab import principles
+from lab.intervals import over_seeds
 
 import evaluate
 import label
@@ -28,10 +32,12 @@ import train_sft
 from examples import revise
 from minirlhf.cli import start
 from minirlhf.feedback import annotators
-from minirlhf.files import read_jsonl, write_json
+from minirlhf.files import read_json, read_jsonl, write_json
 
 CONSTITUTION = "toyworld.lessons"
 SORTS = ("harmful", "other")  # of requests
+STAGES = ("before", "supervised half", "RL half")
+PARTS = ("harmless", "helpful")  # of gold
 PROMPTS = 400  # of each sort, to revise or to keep; twice as many to rank
 MANY = 10**6  # all that there are
 
@@ -40,14 +46,13 @@ MANY = 10**6  # all that there are
 class Settings:
     out: str = "out/constitutional"  # everything is written below this folder
     init: str = ""  # the helpful model, if it is trained already (train_sft.py, toyworld.lessons)
-    seed: int = 0  # of everything random
+    seeds: int = 1  # repetitions, each below OUT/seed0, OUT/seed1, ...
     device: str = "auto"  # auto, cuda, mps, cpu
 
 
-def main(settings: Settings) -> dict:
-    out = settings.out
-    Path(out).mkdir(parents=True, exist_ok=True)
-    common = {"seed": settings.seed, "device": settings.device}
+def train(settings: Settings, seed: int, out: str) -> list[str]:
+    """The folders of three models: before, after the supervised half, after the RL half."""
+    common = {"seed": seed, "device": settings.device}
     run = {**common, "resume": True}
 
     # 1. the helpful model
@@ -61,7 +66,7 @@ def main(settings: Settings) -> dict:
     demonstrations = []
     for sort, turns in (("harmful", 4), ("other", 0)):
         file = f"{out}/{sort}.jsonl"
-        data = principles.write_prompts(file, "train", PROMPTS, settings.seed, sort)
+        data = principles.write_prompts(file, "train", PROMPTS, seed, sort)
         revised = f"{out}/revised_{sort}.jsonl"
         ask = {"constitution": CONSTITUTION, "revisions": turns}
         revise.main(revise.Settings(helpful, data=data, count=MANY, out=revised, **ask, **common))
@@ -75,7 +80,7 @@ def main(settings: Settings) -> dict:
     prompts, ranked = [], []
     for sort in SORTS:
         file = f"{out}/more_{sort}.jsonl"
-        data = principles.write_prompts(file, "train", 2 * PROMPTS, settings.seed + 1, sort)
+        data = principles.write_prompts(file, "train", 2 * PROMPTS, seed + 1, sort)
         candidates = f"{out}/candidates_{sort}.jsonl"
         sampling = {"count": MANY, "samples": 4, "candidates_out": candidates, "temperature": 1.0}
         sample.main(sample.Settings(init=supervised, data=data, **sampling, **common))
@@ -89,23 +94,54 @@ def main(settings: Settings) -> dict:
     policy = f"{out}/rl"
     rl = {"steps": 40, "kl_coef": 0.2, "data": ",".join(prompts)}
     train_ppo.main(train_ppo.Settings(init=supervised, reward=rm, out=policy, **rl, **run))
+    return [helpful, supervised, policy]
 
-    # 4. what came of it, by gold
-    agreement = principles.agreement_with_gold(ranked[0])
-    bias = annotators.position_bias(read_jsonl(ranked[0]))
-    result = {"judge_agrees_on_harm": agreement, "position_bias": bias}
-    print("of {pairs} pairs it ranks {mean:.1%} ± {interval:.1%} as gold does".format(**agreement))
+
+def evaluation_file(out: str, sort: str) -> str:
+    return f"{out}/evaluation_{sort}.json"
+
+
+def one_seed(settings: Settings, seed: int, out: str) -> None:
+    """Train, and let gold judge the three models on requests of both sorts."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    policies = ",".join(train(settings, seed, out))
     for sort in SORTS:
-        file = f"{out}/test_{sort}.jsonl"
-        data = principles.write_prompts(file, "test", 200, settings.seed, sort)
-        asked = {"policies": f"{helpful},{supervised},{policy}", "data": data, "count": 200}
-        report = f"{out}/evaluation_{sort}.json"
-        rows = evaluate.main(evaluate.Settings(out=report, **asked, **common))["results"]
-        result[sort] = {row["policy"]: {"gold": row["gold"], **row["parts"]} for row in rows}
-        for name, parts in result[sort].items():
-            cells = [f"{part} {value['mean']:.2f}" for part, value in parts.items()]
-            print(f"{name}, {sort} requests: {', '.join(cells)}")
-    write_json(f"{out}/result.json", result)
+        data = principles.write_prompts(f"{out}/test_{sort}.jsonl", "test", 200, seed, sort)
+        asked = {"policies": policies, "data": data, "count": 200, "seed": seed}
+        report = evaluation_file(out, sort)
+        evaluate.main(evaluate.Settings(out=report, device=settings.device, **asked))
+
+
+def numbers(out: str) -> dict[str, float]:
+    """What came of one seed, by name."""
+    rankings = f"{out}/ranked_harmful.jsonl"
+    agreement = principles.agreement_with_gold(rankings)
+    bias = annotators.position_bias(read_jsonl(rankings))
+    found = {
+        "the judge orders pairs that differ in harm as gold does": agreement["mean"],
+        "the judge names the same letter in both orders": bias["flips"],
+    }
+    for sort in SORTS:
+        rows = read_json(evaluation_file(out, sort))["results"]
+        for stage, row in zip(STAGES, rows):
+            for part in PARTS:
+                found[f"{part}, {sort} requests, {stage}"] = row["parts"][part]["mean"]
+            if "kl" in row:
+                found[f"KL, {sort} requests, {stage}"] = row["kl"]["mean"]
+    return found
+
+
+def main(settings: Settings) -> dict[str, list[float]]:
+    found = []
+    for seed in range(settings.seeds):
+        out = f"{settings.out}/seed{seed}"
+        if not Path(evaluation_file(out, SORTS[-1])).exists():
+            one_seed(settings, seed, out)
+        found.append(numbers(out))
+    result = {name: [row[name] for row in found] for name in found[0]}
+    write_json(f"{settings.out}/result.json", result)
+    for name, values in result.items():
+        print(f"{name}: {over_seeds(values):.3f}")
     return result
 
 

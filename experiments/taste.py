@@ -7,7 +7,9 @@ a reward model and a short PPO run for each number of rankings: how many respons
 prompts have what it likes? What is rare is learnt later: prompts whose responses tie teach nothing.
 
     python experiments/taste.py --init out/sft              # some six minutes on two CPU cores
-    python experiments/taste.py --init out/sft --taste sea
+    python experiments/taste.py --init out/sft --taste sea --seeds 3
+
+A seed that is finished is not computed again.
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Literal
 
 import torch
 from lab import arms, by_hand
+from lab.intervals import estimate, where
 
 import sample
 import train_ppo
@@ -24,7 +27,7 @@ from minirlhf import rollout, stats
 from minirlhf.cli import start
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
-from minirlhf.files import read_jsonl, write_json
+from minirlhf.files import read_json, read_jsonl, write_json
 from minirlhf.model import GPT
 from minirlhf.rollout import in_micro_batches, logprobs
 
@@ -36,35 +39,37 @@ TEMPERATURE = 0.7
 class Settings:
     taste: Literal["brief", "sea"] = "brief"  # one sentence; stories that mention the sea
     init: str = "out/sft"  # SFT model of the toy world
-    out: str = "out/taste"  # everything is written to OUT/<taste>
-    seed: int = 0  # of everything random
+    seeds: int = 1  # repetitions, after the same SFT model
+    out: str = "out/taste"  # everything is written below OUT/<taste>
     device: str = "auto"  # auto, cuda, mps, cpu
 
 
-def measure(folder: str, settings: Settings) -> dict:
+def measure(settings: Settings, folder: str, seed: int) -> dict:
     """Share of held-out responses that are liked, and the KL to the SFT model, nats."""
     policy = open_model(GPT, folder, settings.device)
     reference = open_model(GPT, settings.init, settings.device)
-    sources = by_hand.prompts_of(settings.taste, "test", 200, settings.seed)
+    sources = by_hand.prompts_of(settings.taste, "test", 200, seed)
     prompts = [Prompt.of(source) for source in sources]
-    generator = torch.Generator(policy.device).manual_seed(settings.seed)
+    generator = torch.Generator(policy.device).manual_seed(seed)
     batch = rollout.sample(policy, prompts, 64, generator, temperature=TEMPERATURE)
     likes = by_hand.TASTES[settings.taste]
     liked = torch.tensor([likes(response) > 0 for response in batch.responses])
     new = in_micro_batches(logprobs, policy, batch, TEMPERATURE)  # (B, R)
     old = in_micro_batches(logprobs, reference, batch, TEMPERATURE)  # (B, R)
+    share = stats.mean_of(liked, share=True)
     return {
-        "share": stats.mean_of(liked, share=True),
+        "share": share["mean"],
+        "share_interval": share["interval"],
         "kl": float((new - old).sum(1).mean()),
         "distinct": len(set(batch.responses)) / len(batch),
         "example": batch.responses[0],
     }
 
 
-def main(settings: Settings) -> None:
-    out = f"{settings.out}/{settings.taste}"
-    common = {"init": settings.init, "seed": settings.seed, "device": settings.device}
-    pool = by_hand.prompts_of(settings.taste, "train", 1200, settings.seed)
+def one_seed(settings: Settings, seed: int, out: str) -> list[dict]:
+    """What comes of each number of rankings, none first."""
+    common = {"init": settings.init, "seed": seed, "device": settings.device}
+    pool = by_hand.prompts_of(settings.taste, "train", 1200, seed)
     prompts = arms.write_prompts(f"{out}/prompts.jsonl", pool)
     sampling = {"count": max(SIZES), "samples": 4, "temperature": 1.0}
     sampling["candidates_out"] = f"{out}/candidates.jsonl"
@@ -76,7 +81,7 @@ def main(settings: Settings) -> None:
         print(f"{answers} questions answered over HTTP")
     rankings = [row for row in read_jsonl(file) if "repeat" not in row]
 
-    results = {0: {"untied": 0, **measure(settings.init, settings)}}
+    results = [{"rankings": 0, "untied": 0, **measure(settings, settings.init, seed)}]
     for size in SIZES:
         data = arms.write(f"{out}/{size}.jsonl", rankings[:size])
         rm, policy = f"{out}/rm{size}", f"{out}/ppo{size}"
@@ -85,14 +90,22 @@ def main(settings: Settings) -> None:
         rl = {"steps": 40, "kl_coef": 0.05, "data": prompts}
         train_ppo.main(train_ppo.Settings(reward=rm, out=policy, **rl, **run))
         untied = sum(len(set(row["ranks"])) > 1 for row in rankings[:size])
-        results[size] = {"untied": untied, **measure(policy, settings)}
-    write_json(f"{out}/taste.json", results)
-    for size, row in results.items():
-        print(
-            f"{size:>5} rankings, {row['untied']} untied: {row['share']['mean']:.1%} ± "
-            f"{row['share']['interval']:.1%} {settings.taste}, KL {row['kl']:.1f}, "
-            f"{row['distinct']:.0%} distinct   {row['example'][:70]!r}"
-        )
+        results.append({"rankings": size, "untied": untied, **measure(settings, policy, seed)})
+    return results
+
+
+def main(settings: Settings) -> None:
+    rows = []
+    for seed in range(settings.seeds):
+        out = Path(settings.out, settings.taste, f"seed{seed}")
+        file = out / "taste.json"
+        if not file.exists():
+            write_json(file, one_seed(settings, seed, str(out)))
+        rows += read_json(file)
+    for size in (0, *SIZES):
+        same = where(rows, rankings=size)
+        numbers = [f"{name} {estimate(same, name):.3f}" for name in ("untied", "share", "kl")]
+        print(f"{size:>5} rankings: {', '.join(numbers)}   {same[0]['example'][:70]!r}")
 
 
 if __name__ == "__main__":
