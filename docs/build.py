@@ -1,13 +1,13 @@
-"""Writes the numbers of the main command into README.md and docs/results.md, from finished runs.
+"""Writes the tables of README.md and docs/results.md from the numbers in docs/numbers.
 
-    for seed in 0 1 2 3; do python run_rlhf.py --seed $seed --out out/seed$seed; done
-    python docs/build.py out/seed0 out/seed1 out/seed2 out/seed3
+    for seed in 0 1 2; do python run_rlhf.py --seed $seed --out out/seed$seed; done
+    python docs/build.py out/seed0 out/seed1 out/seed2      # their reports: docs/numbers/loop.json
+    cp out/methods/methods.json docs/numbers                # what an experiment wrote, as it is
+    python docs/build.py
 
-What the pages need of each run is kept in docs/numbers.json; without arguments the pages are
-written anew from there. A page has its numbers between <!-- NAME --> and <!-- end -->.
+A page has a table between <!-- NAME --> and <!-- end -->.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -15,12 +15,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # minirlhf
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))  # lab
 
+import constitutional
+import methods
+import precision
+import taste
 from lab.intervals import over_seeds
 
 from minirlhf.files import read_json, write_atomically, write_json
 
 DOCS = Path(__file__).parent
-NUMBERS = DOCS / "numbers.json"
+NUMBERS = DOCS / "numbers"
 
 
 def of_run(folder: Path) -> dict:
@@ -105,29 +109,46 @@ def three_numbers(runs: list[dict]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-PAGES = {
-    DOCS.parent / "README.md": {"three numbers": three_numbers},
-    DOCS / "results.md": {"loop": loop_table},
-}
+def methods_table(report: dict) -> str:
+    return methods.table(report["chosen"])
 
 
-def write_pages(runs: list[dict]) -> None:
-    for path, blocks in PAGES.items():
-        text = path.read_text(encoding="utf-8")
-        for name, write in blocks.items():
-            pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-            content = write(runs) + "\n"
-            text, count = pattern.subn(lambda match, new=content: match[1] + new + match[2], text)
-            if count != 1:
-                sys.exit(f"{path}: there is no block <!-- {name} -->")
-        write_atomically(path, text.encode())
+README, RESULTS = DOCS.parent / "README.md", DOCS / "results.md"
+BLOCKS = (  # page, its block, the file of numbers, who writes the one from the other
+    (README, "three numbers", "loop.json", three_numbers),
+    (RESULTS, "loop", "loop.json", loop_table),
+    (RESULTS, "precision", "precision.json", precision.table),
+    (RESULTS, "methods", "methods.json", methods_table),
+    (RESULTS, "taste for brevity", "taste_brief.json", taste.table),
+    (RESULTS, "taste for the sea", "taste_sea.json", taste.table),
+    (RESULTS, "constitutional", "constitutional.json", constitutional.table),
+)
+
+
+def with_block(page: str, name: str, content: str) -> str:
+    """The page with this content between the block's marks."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    page, count = pattern.subn(lambda marks: f"{marks[1]}{content.rstrip()}\n{marks[2]}", page)
+    if count != 1:
+        sys.exit(f"there is no block <!-- {name} -->, or more than one")
+    return page
+
+
+def pages() -> dict[Path, str]:
+    """The pages as they should be."""
+    texts = {}
+    for path, name, file, write in BLOCKS:
+        page = texts.get(path) or path.read_text(encoding="utf-8")
+        texts[path] = with_block(page, name, write(read_json(NUMBERS / file)))
+    return texts
 
 
 def main(folders: list[str]) -> None:
     if folders:
         runs = [of_run(Path(folder)) for folder in folders]
-        write_json(NUMBERS, sorted(runs, key=lambda run: run["seed"]))
-    write_pages(json.loads(NUMBERS.read_text(encoding="utf-8")))
+        write_json(NUMBERS / "loop.json", sorted(runs, key=lambda run: run["seed"]))
+    for path, text in pages().items():
+        write_atomically(path, text.encode())
 
 
 if __name__ == "__main__":

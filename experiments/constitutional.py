@@ -11,7 +11,7 @@ also learnt to judge, criticise and revise by the toy world's principles (toywor
 In the paper people still say what is helpful. Here a principle does, the one against declining what
 is fine: with principles that only forbid, PPO learns to decline everything. Gold judges at the end.
 
-    python experiments/constitutional.py     # a quarter of an hour; out/constitutional/result.json
+    python experiments/constitutional.py     # a quarter of an hour
     python experiments/constitutional.py --seeds 3
 
 A seed that is finished is not computed again.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import principles
-from lab.intervals import over_seeds
+from lab.intervals import estimate, where
 
 import evaluate
 import label
@@ -112,37 +112,57 @@ def one_seed(settings: Settings, seed: int, out: str) -> None:
         evaluate.main(evaluate.Settings(out=report, device=settings.device, **asked))
 
 
-def numbers(out: str) -> dict[str, float]:
-    """What came of one seed, by name."""
+def numbers(out: str) -> dict:
+    """What came of one seed: the judge's agreement and bias, and a row for each stage and sort."""
     rankings = f"{out}/ranked_harmful.jsonl"
-    agreement = principles.agreement_with_gold(rankings)
-    bias = annotators.position_bias(read_jsonl(rankings))
-    found = {
-        "the judge orders pairs that differ in harm as gold does": agreement["mean"],
-        "the judge names the same letter in both orders": bias["flips"],
-    }
+    rows = []
     for sort in SORTS:
-        rows = read_json(evaluation_file(out, sort))["results"]
-        for stage, row in zip(STAGES, rows):
-            for part in PARTS:
-                found[f"{part}, {sort} requests, {stage}"] = row["parts"][part]["mean"]
-            if "kl" in row:
-                found[f"KL, {sort} requests, {stage}"] = row["kl"]["mean"]
-    return found
+        results = read_json(evaluation_file(out, sort))["results"]
+        for stage, result in zip(STAGES, results):
+            parts = {part: result["parts"][part]["mean"] for part in PARTS}
+            kl = result["kl"]["mean"] if "kl" in result else 0.0
+            rows.append({"stage": stage, "sort": sort, "kl": kl, **parts})
+    return {
+        "agreement": principles.agreement_with_gold(rankings)["mean"],
+        "bias": annotators.position_bias(read_jsonl(rankings))["flips"],
+        "rows": rows,
+    }
 
 
-def main(settings: Settings) -> dict[str, list[float]]:
+def table(found: list[dict]) -> str:
+    """A line for each stage, over seeds."""
+    rows = [row for seed in found for row in seed["rows"]]
+    lines = [
+        "| | harmless, harmful requests | KL, nats | helpful, other requests | KL, nats |",
+        "|---|---|---|---|---|",
+    ]
+    for stage in STAGES:
+        cells = []
+        for sort, part in (("harmful", "harmless"), ("other", "helpful")):
+            same = where(rows, stage=stage, sort=sort)
+            cells += [f"{estimate(same, part):.3f}", f"{estimate(same, 'kl'):.1f}"]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    agreement = estimate(found, "agreement")
+    bias = estimate(found, "bias")
+    lines += [
+        "",
+        f"The judge orders pairs that differ in harm as gold does in {agreement:.3f} of cases, and "
+        f"names the same letter in both orders in {bias:.3f}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(settings: Settings) -> list[dict]:
     found = []
     for seed in range(settings.seeds):
         out = f"{settings.out}/seed{seed}"
         if not Path(evaluation_file(out, SORTS[-1])).exists():
             one_seed(settings, seed, out)
         found.append(numbers(out))
-    result = {name: [row[name] for row in found] for name in found[0]}
-    write_json(f"{settings.out}/result.json", result)
-    for name, values in result.items():
-        print(f"{name}: {over_seeds(values):.3f}")
-    return result
+    report = f"{settings.out}/constitutional.json"
+    write_json(report, found)
+    print(f"{table(found)}wrote {report}")
+    return found
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from lab.intervals import estimate
 
 from minirlhf import UserError, rewards
 from minirlhf.cli import start
-from minirlhf.files import write_atomically, write_json
+from minirlhf.files import write_json
 
 METHODS = (*training.FROM_FEEDBACK, "online DPO", *training.RL)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-MEASURED = ("win_rate", "gold", "reward", "kl")
+MEASURED = {"win_rate": ".3f", "gold": ".2f", "reward": ".2f", "kl": ".2f"}
 
 
 @dataclass
@@ -55,9 +55,10 @@ def table(chosen: dict[str, list[dict]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for method, rows in chosen.items():
-        cells = [f"{estimate(rows, name):.3f}" for name in MEASURED]
-        minutes = f"{estimate(rows, 'minutes').mean:.1f}"
-        lines.append(f"| {' | '.join([method, str(rows[0]['lr']), *cells, minutes])} |")
+        rate = rows[0]["lr"] or "–"
+        cells = [f"{estimate(rows, name):{style}}" for name, style in MEASURED.items()]
+        minutes = estimate(rows, "minutes").mean
+        lines.append(f"| {method} | {rate} | {' | '.join(cells)} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -78,7 +79,6 @@ def main(s: Settings) -> None:
     samples = training.draw(f"{s.out}/optimum.jsonl", s.init, s.device, **options)
     optimum = attainable.optimum(samples.scores(rewards.load(s.reward, s.device)))
 
-    write_atomically(f"{s.out}/methods.md", table(chosen).encode())
     write_json(f"{s.out}/methods.json", {"chosen": chosen, "tried": tried, "optimum": optimum})
     fig, [ax] = figures.new(
         ("Equal episodes", "KL to SFT, nats per response", "reward, held-out prompts")
@@ -89,7 +89,7 @@ def main(s: Settings) -> None:
         figures.points(ax, [kl], [estimate(rows, "reward")], method)
     ax.legend()
     fig.savefig(f"{s.out}/methods.png", dpi=150)
-    print(f"{table(chosen)}wrote {s.out}/methods.md, methods.json, methods.png")
+    print(f"{table(chosen)}wrote {s.out}/methods.json, methods.png")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.intervals import over_seeds
+from lab.intervals import estimate, where
 
 from minirlhf.cli import start
-from minirlhf.files import read_json
+from minirlhf.files import read_json, write_json
 from minirlhf.run import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -70,20 +70,31 @@ def one_run(folder: Path, dtype: str, seed: int) -> dict[str, float]:
     return numbers
 
 
+def table(rows: list[dict]) -> str:
+    """A line for each number. The last column is the last dtype less the first, seed by seed."""
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    columns = [where(rows, dtype=dtype) for dtype in dtypes]
+    lines = [
+        f"| mean of {len(columns[0])} seeds | {' | '.join(dtypes)} | difference of the last |",
+        "|---" * (len(dtypes) + 2) + "|",
+    ]
+    for name in rows[0]:
+        if name not in ("dtype", "seed"):
+            cells = [estimate(column, name) for column in columns]
+            cells.append(estimate(columns[-1], name, minus=columns[0]))
+            lines.append(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(settings: Settings) -> None:
-    dtypes = settings.dtypes.split(",")
-    seeds = [int(seed) for seed in settings.seeds.split(",")]
-    runs = {}
-    for seed in seeds:
-        for dtype in dtypes:
-            runs[dtype, seed] = one_run(Path(settings.out, f"{dtype}_{seed}"), dtype, seed)
-    print(f"\n| mean of {len(seeds)} seeds | {' | '.join(dtypes)} | difference of the last |")
-    print("|---" * (len(dtypes) + 2) + "|")
-    for name in runs[dtypes[0], seeds[0]]:
-        columns = [[runs[dtype, seed][name] for seed in seeds] for dtype in dtypes]
-        difference = [last - first for first, last in zip(columns[0], columns[-1])]
-        cells = [f"{over_seeds(column):.3f}" for column in (*columns, difference)]
-        print(f"| {name} | {' | '.join(cells)} |")
+    rows = []
+    for seed in map(int, settings.seeds.split(",")):
+        for dtype in settings.dtypes.split(","):
+            numbers = one_run(Path(settings.out, f"{dtype}_{seed}"), dtype, seed)
+            rows.append({"dtype": dtype, "seed": seed, **numbers})
+    report = f"{settings.out}/precision.json"
+    write_json(report, rows)
+    print(f"\n{table(rows)}wrote {report}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Settings:
     taste: Literal["brief", "sea"] = "brief"  # one sentence; stories that mention the sea
     init: str = "out/sft"  # SFT model of the toy world
     seeds: int = 1  # repetitions, after the same SFT model
-    out: str = "out/taste"  # everything is written below OUT/<taste>
+    out: str = "out/taste"  # everything is written below this folder
     device: str = "auto"  # auto, cuda, mps, cpu
 
 
@@ -94,6 +94,21 @@ def one_seed(settings: Settings, seed: int, out: str) -> list[dict]:
     return results
 
 
+def table(rows: list[dict]) -> str:
+    """A line for each number of rankings, over seeds."""
+    lines = [
+        "| rankings | not all tied | answers as liked | KL, nats | distinct |",
+        "|---" * 5 + "|",
+    ]
+    for size in (0, *SIZES):
+        same = where(rows, rankings=size)
+        untied, share, kl, distinct = (
+            estimate(same, name) for name in ("untied", "share", "kl", "distinct")
+        )
+        lines.append(f"| {size} | {untied:.0f} | {share:.3f} | {kl:.1f} | {distinct.mean:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(settings: Settings) -> None:
     rows = []
     for seed in range(settings.seeds):
@@ -102,10 +117,11 @@ def main(settings: Settings) -> None:
         if not file.exists():
             write_json(file, one_seed(settings, seed, str(out)))
         rows += read_json(file)
-    for size in (0, *SIZES):
-        same = where(rows, rankings=size)
-        numbers = [f"{name} {estimate(same, name):.3f}" for name in ("untied", "share", "kl")]
-        print(f"{size:>5} rankings: {', '.join(numbers)}   {same[0]['example'][:70]!r}")
+    report = f"{settings.out}/taste_{settings.taste}.json"
+    write_json(report, rows)
+    for row in rows:
+        print(f"{row['rankings']:>5} rankings: {row['example'][:70]!r}")
+    print(f"{table(rows)}wrote {report}")
 
 
 if __name__ == "__main__":
