@@ -129,8 +129,7 @@ def read(settings: Settings, policy: GPT) -> list[Item]:
             )
     else:
         for ranking in mixed(read_rankings, settings.data, settings.data_weights, **which):
-            responses, ranks = distinct(ranking.responses, ranking.ranks)
-            records.append((ranking.prompt, responses, {"ranks": ranks}))
+            records.append((ranking.prompt, ranking.responses, {"ranks": ranking.ranks}))
 
     context = policy.config.n_positions
     texts = [(prompt.turns, responses) for prompt, responses, _ in records]
@@ -326,9 +325,10 @@ def sample_and_rank(
                 responses.append(response)
                 own_scores.append(score)
         ranks = [1 + sum(other > score for other in own_scores) for score in own_scores]
-        responses, ranks = distinct(responses, ranks)
+        kept, ranks = distinct(responses, ranks)
         if len(set(ranks)) > 1:
             prompt_ids, _ = pairs[first]
+            responses = [responses[i] for i in kept]
             items.append(Item(batch.prompts[first], prompt_ids, responses, ranks=ranks))
     return items, scores
 

@@ -78,7 +78,7 @@ def transcript(turns: Turns) -> str:
 
 @dataclass
 class Ranking:
-    """Responses to one prompt, ranked: 1 = best, ties share a number."""
+    """Different responses to one prompt, ranked: 1 = best, ties share a number."""
 
     prompt: Prompt
     responses: list[str]
@@ -394,8 +394,12 @@ def ranking(record: dict, place: str, template: str) -> Ranking:
         preferences = read_preferences(record, len(ranks))
     if record.get("repeat") is True:
         raise Skip("'repeat' (it measures an annotator's agreement with themselves)")
-    if len(set(distinct(responses, ranks)[1])) == 1:
+    kept, ranks = distinct(responses, ranks)
+    if len(set(ranks)) == 1:
         raise Skip("all 'ranks' are tied, or all 'responses' are one")
+    responses = [responses[i] for i in kept]
+    if preferences:
+        preferences = [[preferences[i][j] for j in kept] for i in kept]
     return Ranking(prompt, responses, ranks, place, annotator, preferences)
 
 
@@ -430,21 +434,23 @@ def read_preferences(record: dict, size: int) -> list[list[float]]:
     return chances
 
 
-def distinct(responses: list, ranks: list[float]) -> tuple[list, list[float]]:
-    """Each response once, with the mean of its ranks."""
+def distinct(responses: list, ranks: list[float]) -> tuple[list[int], list[float]]:
+    """Where each different response first stands, and the mean of its ranks.
+
+    Nothing is learnt from a comparison of a text with itself.
+    """
+    first: dict[Any, int] = {}
     ranks_of: dict[Any, list[float]] = {}
-    first = {}
-    for response, rank in zip(responses, ranks):
+    for i, (response, rank) in enumerate(zip(responses, ranks)):
         key = tuple(response)
-        first.setdefault(key, response)
+        first.setdefault(key, i)
         ranks_of.setdefault(key, []).append(rank)
     means = [sum(given) / len(given) for given in ranks_of.values()]
     return list(first.values()), means
 
 
 def good_and_bad(responses: list, ranks: list[float]) -> list[tuple[Any, bool]]:
-    """(response, True) if it beats more of the others than beat it, False if fewer; each once."""
-    responses, ranks = distinct(responses, ranks)
+    """(response, True) if it beats more of the others than beat it, False if fewer."""
     labels = []
     for response, rank in zip(responses, ranks):
         wins = sum(rank < other for other in ranks)

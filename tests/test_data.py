@@ -384,6 +384,17 @@ def test_hh_rlhf(capsys, name, total, differing, empty, identical, longer):
     assert len(read_demonstrations(path)) >= total - empty - differing
 
 
+def test_a_text_is_never_compared_with_itself(write):
+    chances = [[0, 0.5, 0.9], [0.5, 0, 0.8], [0.1, 0.2, 0]]
+    record = {"prompt": "p", "responses": ["a", "a", "b"], "ranks": [1, 3, 4]}
+    (ranking,) = read_rankings(write(record | {"preferences": chances}))
+    assert ranking.responses == ["a", "b"]
+    assert ranking.ranks == [2, 4]  # of "a" the mean
+    assert ranking.preferences == [[0, 0.9], [0.1, 0]]
+    labels = [(text, good) for _, text, good in read_labelled(write(record))]
+    assert labels == [("a", True), ("b", False)]
+
+
 def test_line_separators_inside_real_records():
     assert len(read_demonstrations(shared("sft/dolly_3k.jsonl.gz"))) == 2996
     problems = read_demonstrations(shared("sft/gsm8k_train.jsonl.gz"))

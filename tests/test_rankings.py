@@ -104,6 +104,14 @@ def test_a_bias_adds_weighted_features():
             rankings.simulated_annotator(number_world(), bias=wrong)
 
 
+def test_an_annotator_ties_equal_texts_whatever_the_noise():
+    annotate = rankings.simulated_annotator(number_world(), noise=5.0)
+    for prompt in range(20):
+        ranks = annotate(str(prompt), ["1", "2", "1", "3", "1"])
+        assert ranks[0] == ranks[2] == ranks[4]
+        assert sorted({ranks[0], ranks[1], ranks[3]}) == [1, 2, 3]
+
+
 def test_simulated_annotators_take_turns_and_the_reliable_agree_more(tmp_path):
     rows = candidates(200)
     (tmp_path / "numbers_world.py").write_text(WORLD)

@@ -84,11 +84,14 @@ def simulated_annotator(
             raise UserError(f"--bias {unknown}: the features are {', '.join(known)}")
 
     def annotate(prompt: str | list, responses: list[str]) -> list[int]:
-        utilities = list(module.annotate(prompt, responses))
+        texts = list(dict.fromkeys(responses))  # equal ones tie
+        utilities = list(module.annotate(prompt, texts))
         for name, weight in weights.items():
-            for i, response in enumerate(responses):
-                utilities[i] += weight * module.features(prompt, response)[name]
-        return rank_by(utilities, noise, random.Random(f"{seed}/{prompt}"))
+            for i, text in enumerate(texts):
+                utilities[i] += weight * module.features(prompt, text)[name]
+        ranks = rank_by(utilities, noise, random.Random(f"{seed}/{prompt}"))
+        rank_of = dict(zip(texts, ranks))
+        return [rank_of[response] for response in responses]
 
     return annotate
 
