@@ -46,7 +46,7 @@ class Settings:
     gold: str = "toyworld"  # hidden judge: a world, or a reward that no policy was trained on
     judge: str = "auto"  # who wins by: gold, reward, or file.py:function(prompt, [a, b])
     out: str = "out/evaluation.json"  # every number
-    count: int = 400  # how many prompts; pairs: all
+    count: int = 400  # prompts to draw, of which each different one is asked once; pairs: all
 
     # method
     reference: str = ""  # model that the KL is measured against; empty: the baseline
@@ -54,7 +54,7 @@ class Settings:
     reward_weights: str = ""  # of several rewards, "0.7,0.3": a weighted sum, as in train_ppo.py
     watch: str = ""  # other rewards, comma-separated, that no policy was trained on
     template: Literal["chat", "raw"] = "chat"  # chat: a bare prompt is a user turn; raw: plain text
-    split: str = "test"  # of a world's prompts: test (held out) or train
+    split: Literal["train", "test"] = "test"  # of a world's prompts; test: held out
 
     # sampling
     samples: int = 4  # responses per prompt; with --reward also the best of n, up to this
@@ -274,6 +274,11 @@ def main(settings: Settings) -> dict:
         policy = reference
         if folder != reference_folder:
             policy = open_model(GPT, folder, **place)
+            if len(rollout.prompts_that_fit(policy, prompts, settings.max_tokens)) < len(prompts):
+                raise UserError(
+                    f"{folder} has a shorter context than {reference_folder}: lower --max_tokens, "
+                    f"or give --reference {folder}"
+                )
         generator = torch.Generator(policy.device).manual_seed(seed_of(settings.seed, "evaluate"))
         batch = sample(settings, policy, prompts, generator)
         with waiting("scoring"):

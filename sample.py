@@ -50,7 +50,7 @@ class Settings:
     # choice
     best_of: int = 1  # each response is the best of so many by --reward
     reward: str = ""  # a reward model's folder, file.py:function or module; several: an ensemble
-    ensemble: str = "mean"  # of several rewards: mean, min, uwo (mean - variance / 2)
+    ensemble: Literal["mean", "min", "uwo"] = "mean"  # of several; uwo: mean - variance / 2
     top_k: int = 0  # only the k likeliest tokens; 0: all
     top_p: float = 1.0  # only the likeliest tokens that together have this probability
 

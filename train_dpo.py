@@ -289,7 +289,7 @@ def batch_loss(
     numbers = [number_of.setdefault(item.prompt, len(number_of)) for item in items]
     prompt = torch.tensor(numbers)[values.pop("item")]
     is_right = torch.tensor(values.pop("right"))
-    accuracy = estimate(prompt, [is_right], [torch.ones_like(is_right)])
+    accuracy = estimate(prompt, [is_right], [torch.ones_like(is_right)], share=True)
     means = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
     means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)
     return mean_loss, means | {"accuracy": accuracy["mean"], "interval": accuracy["interval"]}

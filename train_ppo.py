@@ -57,7 +57,7 @@ class Settings:
     length_norm: LengthNorm = "auto"  # what a token's loss is divided by; auto: the paper's
     clip: float = 0.2  # of the ratio
     clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: as clip
-    value_clip: float = 0.2  # gae: of the value's change
+    value_clip: float = 0.2  # gae: of the value's change; 0: no clipping
     epochs: int = 1  # passes over an iteration's episodes
     minibatches: int = 2  # optimiser steps a pass
     stop_update_kl: float = 0.1  # end an iteration at this KL(old, new), nats per token; 0: never
@@ -232,8 +232,9 @@ def minibatch_loss(
     # the value model learns the returns (equation 9)
     if models.value is not None:
         new_values = rollout.values(models.value, batch)  # (B, R)
+        value_clip = settings.value_clip or None
         terms["value_loss"], value_statistics = losses.value_loss(
-            new_values, episodes.values, episodes.returns, mask, settings.value_clip, divisor
+            new_values, episodes.values, episodes.returns, mask, value_clip, divisor
         )
         statistics |= value_statistics
 
@@ -482,7 +483,7 @@ def load_models(run: Run, policy: GPT) -> Models:
     reference = run.open_reference(policy)
     value = None
     if settings.advantage == "gae":
-        reward_models = rewards.folders(settings.reward)
+        reward_models = rewards.models_named(settings.reward)
         start_from = reward_models[0] if reward_models else settings.init
         value = run.open(ScalarGPT, start_from, trained=True)
         if value.tokenizer.vocab != policy.tokenizer.vocab:
@@ -637,11 +638,10 @@ def ask_again(
     """Answers to the fixed requests, drawn with the same random numbers at every step: what
     changes is the policy."""
     settings = run.settings
-    options = {"temperature": settings.temperature}
     dice = run.generator("requests")
-    batch = rollout.sample(policy, requests, settings.max_tokens, dice, **options)
-    raw_scores, _ = score_all(reward_fn, batch)  # (B,)
-    scores = penalised(settings, batch, raw_scores)
+    temperature = settings.temperature
+    batch = rollout.sample(policy, requests, settings.max_tokens, dice, temperature=temperature)
+    scores = penalised(settings, batch, score(reward_fn, batch))  # (B,)
     run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 
 
@@ -649,9 +649,9 @@ def then(settings: Settings) -> list[str]:
     """The command that comes next."""
     policies = f"{settings.init},{settings.out}"
     words = ["python", "evaluate.py", "--policies", policies, "--reward", settings.reward]
-    for flag in ("reward_weights", "ensemble"):
+    for flag in ("reward_weights", "ensemble", "template", "max_tokens", "unfinished_score"):
         if getattr(settings, flag) != getattr(Settings, flag):
-            words += [f"--{flag}", getattr(settings, flag)]
+            words += [f"--{flag}", str(getattr(settings, flag))]
     if settings.data != Settings.data:
         words += ["--data", "HELD_OUT_PROMPTS"]
     return words

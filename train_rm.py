@@ -272,7 +272,10 @@ def report_accuracy(
 def then(settings: Settings) -> list[str]:
     """The command that comes next."""
     policy = settings.normalize_on or settings.init
-    return ["python", "train_ppo.py", "--init", policy, "--reward", settings.out]
+    words = ["python", "train_ppo.py", "--init", policy, "--reward", settings.out]
+    if settings.template != Settings.template:
+        words += ["--template", settings.template]
+    return words
 
 
 if __name__ == "__main__":

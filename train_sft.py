@@ -37,7 +37,7 @@ class Settings:
     steps: int = 1000  # optimiser steps
     epochs: float = 0.0  # passes over the demonstrations, instead of --steps
     batch_size: int = 64  # sequences a step
-    lr: float = 5e-3  # peak learning rate; falls to a tenth along a cosine
+    lr: float = -1.0  # peak; falls to a tenth along a cosine; -1: fresh 5e-3, with --init 1e-4
 
     # method
     optimizer: Literal["auto", "muon", "adamw"] = "auto"  # auto: muon for a fresh model, else adamw
@@ -145,10 +145,13 @@ def main(settings: Settings) -> None:
         return run.say_finished()
     run.place(model, trained=True)
     lora.add(model, settings.lora_rank, settings.lora_alpha, seed_of(settings.seed, "lora"))
+    peak_lr = settings.lr
+    if peak_lr == -1:
+        peak_lr = 1e-4 if settings.init else 5e-3
     if settings.optimizer == "muon" or (settings.optimizer == "auto" and not settings.init):
-        optimizer = run.muon(model, settings.lr, settings.weight_decay)
+        optimizer = run.muon(model, peak_lr, settings.weight_decay)
     else:
-        optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
+        optimizer = run.adamw([model], peak_lr, weight_decay=settings.weight_decay)
     run.track(optimizer, model=model)
     steps = settings.steps
     if settings.epochs:
@@ -169,7 +172,7 @@ def main(settings: Settings) -> None:
         loss = add_gradient(model, batch, settings.token_budget)
 
         # 3. one step of the optimiser
-        lr = settings.lr * cosine_decay(step, steps, settings.warmup)
+        lr = peak_lr * cosine_decay(step, steps, settings.warmup)
         grad_norm = run.update(optimizer, [model], lr, loss, step)
 
         # 4. look at it

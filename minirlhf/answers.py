@@ -77,11 +77,11 @@ def measure(
     """
     scores = answers.scores
     result = assess(prompts, answers.texts, module, scores.get("gold"))
-    finished = answers.batch.finished.cpu().view(answers.log_ratio.shape)  # (P, S)
-    result["finished"] = float(finished.float().mean())
+    result["finished"] = float(answers.batch.finished.float().mean())
     if "reward" in scores:
-        as_trained = torch.where(finished, scores["reward"], unfinished_score)
-        result["reward_as_trained"] = mean_of(as_trained)
+        rewards = scores["reward"].flatten().to(answers.batch.finished.device)  # (B,)
+        as_trained = answers.batch.with_penalty(rewards, unfinished_score).cpu()
+        result["reward_as_trained"] = mean_of(as_trained.view_as(scores["reward"]))
     result["kl"] = mean_of(answers.log_ratio)
     result["exact_kl"] = mean_of(answers.exact_kl)
     for name, values in scores.items():
@@ -109,9 +109,11 @@ def win_rates(
     baseline, last = answers[0], answers[-1]
     if judge:
         won, agreement = judged(judge, prompts, last.texts, baseline.texts)
-        return {"win_rate": mean_of(won), "both_orders_agree": agreement}
+        return {"win_rate": mean_of(won, share=True), "both_orders_agree": agreement}
     scores = last.scores[wins_by]
-    result = {"win_rate": mean_of(wins(scores, baseline.scores[wins_by]))}
+    won = wins(scores, baseline.scores[wins_by])  # (P,)
+    result = {"win_rate": mean_of(won, share=True)}
     if len(answers) > 1:
-        result["win_rate_previous"] = mean_of(wins(scores, answers[-2].scores[wins_by]))
+        won = wins(scores, answers[-2].scores[wins_by])  # (P,)
+        result["win_rate_previous"] = mean_of(won, share=True)
     return result

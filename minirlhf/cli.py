@@ -22,7 +22,7 @@ SMALLEST, LARGEST = 1e-30, 1e30  # what float32 computes with, and room for prod
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HEADING = re.compile(r"\s+# (.+)")
 FIELD = re.compile(r"\s+(\w+): [^#]*#\s*(.*)")
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|overflow")
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 LESS_MEMORY = ("token_budget", "checkpointing", "max_tokens", "dtype", "init")
 
 
@@ -164,6 +164,8 @@ def _explain(error: Exception, settings: Any) -> str:
         flags = [f"--{name}" for name in LESS_MEMORY if hasattr(settings, name)]
         first_line = str(error).partition("\n")[0]
         message = f"out of memory; use less with {', '.join(flags)} ({first_line})"
+    elif "overflow" in str(error):
+        message = f"a number that was given is too large ({str(error)[:99]})"
     else:
         return ""
     if hasattr(settings, "resume"):

@@ -112,11 +112,11 @@ def adapt_kl_coef(
 ) -> float:
     """Next KL coefficient: a proportional controller (Ziegler 2019, section 2.2).
 
-    kl: mean KL of the last `episodes` responses, nats per response
+    kl: mean KL of the last `episodes` responses, nats per response; at most `horizon` count
     """
     error = float(kl) / target - 1
     error = min(max(error, -0.2), 0.2)
-    return kl_coef * (1 + error * episodes / horizon)
+    return kl_coef * (1 + error * min(1, episodes / horizon))
 
 
 # --- rewards and advantages

@@ -10,7 +10,11 @@ from torch import Tensor
 
 
 def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
-    """Factor on the learning rate: up from 0 over `warmup` steps, then down to 0 at the end."""
+    """Factor on the learning rate: up from 0 over `warmup` steps, then down to 0 at the end.
+
+    At most half of the steps go into the warm-up.
+    """
+    warmup = min(warmup, steps // 2)
     if step < warmup:
         return (step + 1) / warmup
     return (steps - step) / max(1, steps - warmup)
@@ -18,6 +22,7 @@ def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
 
 def cosine_decay(step: int, steps: int, warmup: int = 0) -> float:
     """The same with half a cosine that ends at a tenth."""
+    warmup = min(warmup, steps // 2)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

@@ -61,13 +61,19 @@ class TrainedReward:
 
     @torch.no_grad()
     def __call__(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
-        pairs = [self.encode(prompt, response) for prompt, response in zip(prompts, responses)]
+        number_of: dict = {}  # equal texts get one score, to the last bit
+        numbers = []
+        for prompt, response in zip(prompts, responses):
+            prompt_ids, response_ids = self.encode(prompt, response)
+            key = (tuple(prompt_ids), tuple(response_ids))
+            numbers.append(number_of.setdefault(key, len(number_of)))
+        pairs = [(list(prompt_ids), list(response_ids)) for prompt_ids, response_ids in number_of]
         scores = torch.zeros(len(pairs))
         for part in packed_micro_batches(pairs, TOKENS_AT_ONCE):
             scores[part] = self.model.score_pairs([pairs[i] for i in part]).cpu()
         if not scores.isfinite().all():
             raise UserError("the reward model gives scores that are not finite: train it again")
-        return scores.tolist()
+        return scores[numbers].tolist()
 
 
 def members(spec: str) -> list[str]:
@@ -80,9 +86,9 @@ def members(spec: str) -> list[str]:
     return names
 
 
-def folders(spec: str) -> list[str]:
-    """Those members that are folders of models."""
-    return [name for name in members(spec) if (Path(name) / "config.json").exists()]
+def models_named(spec: str) -> list[str]:
+    """Those members that are models: folders, or names on the hub."""
+    return [name for name in members(spec) if function_of(name) is None]
 
 
 def function_of(name: str) -> Callable | None:

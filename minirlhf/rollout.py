@@ -320,7 +320,8 @@ def prompts_that_fit(
 ) -> list[Prompt]:
     """Prompts that leave room for a response of max_tokens; how many do not is printed.
 
-    cut: shorten those that do not. A reward still sees the whole prompt.
+    cut: shorten those that do not. A reward function still gets the whole prompt, a reward model
+    the cut one.
     """
 
     def length(prompt: Prompt) -> int:
@@ -405,7 +406,8 @@ def exact_kl(policy: GPT, reference: GPT, batch: Rollout, temperature: float = 1
         for p_hidden, q_hidden in zip(policy_hidden, reference_hidden):
             log_p = policy.log_softmax(p_hidden, temperature)  # (n, V)
             log_q = reference.log_softmax(q_hidden, temperature)  # (n, V)
-            chunks.append(losses.exact_kl(log_p, log_q))  # (n,)
+            V = min(log_p.shape[-1], log_q.shape[-1])  # the rest pads: no token is there
+            chunks.append(losses.exact_kl(log_p[:, :V], log_q[:, :V]))  # (n,)
         return per_token(torch.cat(chunks), batch.mask)
 
     return in_micro_batches(kl, policy, batch)

@@ -258,6 +258,11 @@ class Run:
                 f"--reference {settings.reference} has other tokens than --init, whose tokens it "
                 "would read: use a model of the same family"
             )
+        if reference.config.n_positions < policy.config.n_positions:
+            raise UserError(
+                f"--reference {settings.reference} has a shorter context than --init: use a model "
+                "that reads as much"
+            )
         return reference
 
     def adamw(

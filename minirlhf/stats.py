@@ -35,7 +35,7 @@ def estimate(
 
     prompt: (N,) the prompt that each entry belongs to; prompts are the independent units
     numerators, denominators: (N,) tensors; statistic gets their sums, in this order
-    share: the statistic is a share: where no prompt deviates, "rule of three" (Hanley 1983)
+    share: the statistic is a share: where it is 0 or 1, by the "rule of three" (Hanley 1983)
 
     Returns "mean", "interval" (its half width, NaN for one prompt) and "prompts" (how many have a
     say: where a denominator is 0 they have none).
@@ -55,9 +55,10 @@ def estimate(
         squares = (without_one - without_one.mean()).square().sum()
         interval = 1.96 * math.sqrt(float(squares) * (prompts - 1) / prompts)
     informative = int((sums[len(numerators) :] != 0).sum(1).min()) if prompts else 0
-    if share and interval < 1e-9:
+    mean = float(statistic(*total))
+    if share and interval < 1e-9 and not 0 < mean < 1:
         interval = min(1.0, 3 / informative)
-    return {"mean": float(statistic(*total)), "interval": interval, "prompts": informative}
+    return {"mean": mean, "interval": interval, "prompts": informative}
 
 
 def mean_of(x: Tensor, share: bool = False) -> dict:

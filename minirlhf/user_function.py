@@ -29,12 +29,15 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
     values = columns | {"prompts": sources, "responses": responses, "completions": responses}
 
     parameters = inspect.signature(function).parameters
+    only_by_place = [p for p in parameters.values() if p.kind is p.POSITIONAL_ONLY]
     positional = []
-    if not {"responses", "completions"} & parameters.keys():
+    if only_by_place or not {"responses", "completions"} & parameters.keys():
         positional = [sources, responses]  # def f(p, r): names of the user's own
     taken = list(parameters)[: len(positional)]
     named = {}
     for parameter in list(parameters.values())[len(positional) :]:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            continue
         if parameter.kind is parameter.VAR_KEYWORD:
             rest = {name: column for name, column in columns.items() if name not in taken}
             named = rest | named

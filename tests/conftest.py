@@ -47,7 +47,8 @@ def tiny(tokenizer, cls=GPT, seed: int = 0, spread: float = 5.0, n_positions: in
     fields: others of its Config.
     """
     torch.manual_seed(seed)
-    model = cls(Config(tokenizer.vocab_size, n_positions, 32, 2, 4, **fields), tokenizer)
+    sizes = {"vocab_size": tokenizer.vocab_size, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    model = cls(Config(n_positions=n_positions, **sizes | fields), tokenizer)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -99,6 +99,7 @@ def test_at_least():
         (UserError("\x1b[2Jtwo\r\nlines\u202e"), 2, ["\\x1b[2Jtwo\\r\\nlines\\u202e"]),
         (RuntimeError("CUDA out of memory.\nTried to"), 2, ["out of memory", "--init", "--resume"]),
         (MemoryError(), 2, ["out of memory"]),
+        (RuntimeError("int64_t without overflow"), 2, ["a number that was given is too large"]),
         (KeyboardInterrupt(), 130, []),
     ],
 )

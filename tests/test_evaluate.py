@@ -196,6 +196,15 @@ def test_as_many_prompts_as_asked_for_where_there_are_so_many(folder, tmp_path, 
     assert examples[0]["prompt"] == rows[0]["prompt"]
 
 
+def test_a_policy_with_a_shorter_context_is_named(folder, tokenizer, tmp_path):
+    short = tmp_path / "short"
+    tiny(tokenizer, n_positions=21).save_pretrained(short)  # for one of the two prompts
+    compared = {"policies": f"{folder / 'sft'},{short}", "reward": str(folder / "rm")}
+    settings = settings_of(folder, tmp_path, **compared)
+    with pytest.raises(UserError, match=f"{short} has a shorter context.*--reference {short}"):
+        evaluate.main(settings)
+
+
 def test_an_evaluation_by_a_judge_that_compares(folder, tmp_path, capsys):
     mine = folder / "mine.py"
     policies = f"{folder / 'sft'},{folder / 'ppo'},{folder / 'foreign'}"

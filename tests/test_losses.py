@@ -588,6 +588,7 @@ def test_adaptive_kl_coefficient():
         0.1 * 1.02
     )  # the error is clipped at 0.2
     assert L.adapt_kl_coef(0.1, -5.0, 6.0, 1000, horizon=5000) == pytest.approx(0.1 * 0.96)
+    assert L.adapt_kl_coef(0.1, 0.0, 6.0, 10**6) == pytest.approx(0.08)  # never below 0
     assert isinstance(L.adapt_kl_coef(0.1, torch.tensor(6.0), 6.0, 512), float)
 
 

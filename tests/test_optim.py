@@ -59,3 +59,10 @@ def test_schedules_rise_fall_and_end():
         assert factors[10] == 1 and factors[-1] == pytest.approx(last, abs=1e-3)
         assert factors[10:] == sorted(factors[10:], reverse=True)
     assert linear_decay(0, 1) == cosine_decay(0, 1) == 1
+
+
+def test_at_most_half_of_a_short_run_is_warm_up():
+    for decay in (linear_decay, cosine_decay):
+        factors = [decay(step, 6, warmup=10) for step in range(6)]
+        assert factors[:4] == [pytest.approx(1 / 3), pytest.approx(2 / 3), 1, 1]
+        assert factors[3:] == sorted(factors[3:], reverse=True) and factors[-1] < 0.5

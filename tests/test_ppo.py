@@ -51,6 +51,7 @@ def world(tokenizer, tmp_path_factory):
     foreign = Tokenizer.train(["a b c. " * 9], 270)
     tiny(foreign, n_positions=200).save_pretrained(out / "foreign")
     tiny(foreign, ScalarGPT, n_positions=200).save_pretrained(out / "foreign_rm")
+    tiny(tokenizer, n_positions=16).save_pretrained(out / "short")
     (out / "mine.py").write_text(FUNCTIONS)
     (out / "text.txt").write_text(
         "The quick brown fox jumps over the lazy dog while it rains. " * 60
@@ -403,6 +404,7 @@ def test_a_tabular_policy_approaches_the_optimum_and_does_not_exceed_it(kind, sa
         ({"reward_weights": "1,2"}, "--reward_weights"),
         ({"minibatches": 0}, "--minibatches"),
         ({"reference": "foreign"}, "--reference"),
+        ({"reference": "short"}, "--reference short has a shorter context"),
         ({"reward": "foreign_rm"}, "value model"),
         ({"max_tokens": 63}, "prompts"),
     ],

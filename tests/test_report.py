@@ -432,3 +432,17 @@ def test_the_loop_ends_with_what_was_gained_a_typical_pair_and_the_next_command(
         f"next: python sample.py --init {ppo} --chat",
         f"      python label.py --chat --policies {sft},{ppo}",
     ]
+
+
+def test_a_loop_whose_judge_has_no_opinion_ends_without_an_example(tmp_path):
+    make_folder(tmp_path)
+    evaluation = read_json(tmp_path / "evaluation.json")
+    first, *others = evaluation["examples"]
+    for answer in first["answers"].values():
+        answer["gold"] = None
+    for examples in ([first, *others], [first]):
+        write_json(tmp_path / "evaluation.json", {**evaluation, "examples": examples})
+        read(tmp_path)
+        lines = report.ending(tmp_path)
+        assert any(line.startswith("next: python sample.py") for line in lines)
+        assert any("   round 2" in line for line in lines) == (len(examples) > 1)

@@ -18,6 +18,9 @@ def vowels(prompts, completions):
     return [sum(c in "aeiou" for c in r) for r in completions]
 def any_names(p, r):
     return [float(len(x)) for x in p]
+def by_place(prompts, responses, /, *more, level):
+    assert not more
+    return [len(r) + (l or 0) for r, l in zip(responses, level)]
 def right(prompts, responses, answer, weight=2.0):
     return [weight * (a is not None and a in r) for a, r in zip(answer, responses)]
 def everything(completions, **columns):
@@ -65,6 +68,21 @@ def test_a_function_gets_the_fields_that_it_names(folder):
     assert scores("everything") == [1, 3, 0]
     assert scores("sources") == [1, 1, 2]  # prompts are as the records had them
     assert scores("any_names") == [6, 4, 1]
+    assert scores("by_place") == [2, 5, 1]
+
+
+def test_equal_texts_get_one_score(folder):
+    model = rewards.load(str(folder / "rm"))
+    texts = ["the fox", "ran", "the fox", "home and away", "the fox"]
+    scores = model(prompts_of(*["x"] * 5), texts)
+    assert scores[0] == scores[2] == scores[4]
+    alone = [model(prompts_of("x"), [text])[0] for text in texts]
+    assert scores == pytest.approx(alone, abs=1e-4) and len(set(alone)) == 3
+
+
+def test_models_may_be_named_on_the_hub(folder):
+    spec = f"owner/rm,{folder / 'mine.py'}:brevity,toyworld,{folder / 'rm'}"
+    assert rewards.models_named(spec) == ["owner/rm", str(folder / "rm")]
 
 
 def test_columns_named_as_a_functions_own_parameters_are_no_columns(tmp_path):
@@ -101,7 +119,7 @@ def test_sums_and_ensembles(folder):
     weighted = rewards.load(spec, weights="0.7,-0.3,2")(prompts, responses)
     expected = 0.7 * scores[0] - 0.3 * scores[1] + 2 * scores[2]
     assert weighted == pytest.approx(expected.tolist(), abs=1e-4)
-    assert rewards.folders(spec) == [str(folder / "rm")]
+    assert rewards.models_named(spec) == [str(folder / "rm")]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +165,7 @@ def test_the_first_response_that_a_function_fails_on_is_named(folder):
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
-        ("mine.py", "brevity, crowd"),  # no function named: those that there are
+        ("mine.py", "brevity, by_place, crowd"),  # no function named: those that there are
         ("mine.py:nothing", "brevity"),
         ("nowhere.py:f", "does not exist"),
         ("broken.py:f", "SyntaxError"),

@@ -263,6 +263,17 @@ def test_exact_kl_is_that_of_the_full_distributions(
         assert torch.allclose(kl[i, : end - start].double(), expected, atol=1e-3)
 
 
+def test_exact_kl_of_models_whose_vocabularies_are_padded_differently(tokenizer, policy, prompts):
+    padded = tiny(tokenizer, seed=1, vocab_size=tokenizer.vocab_size + 24)
+    with torch.no_grad():
+        padded.wte.weight[: tokenizer.vocab_size] = policy.wte.weight
+        padded.wpe.weight.copy_(policy.wpe.weight)
+        padded.h.load_state_dict(policy.h.state_dict())
+    batch = sample(policy, prompts, 12, gen())
+    for pair in ((policy, padded), (padded, policy)):
+        assert rollout.exact_kl(*pair, batch).abs().max() < 1e-4
+
+
 def test_exact_kl_is_the_mean_log_ratio(tokenizer, policy):
     reference = tiny(tokenizer, seed=1)
     prompt = [Prompt.of("The fox", "raw")]

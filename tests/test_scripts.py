@@ -135,7 +135,7 @@ def test_a_finished_run_says_which_command_comes_next(stages, tmp_path):
     for name, value in rl.items():
         flags += [f"--{name}", value]
     done = run_script("train_ppo.py", *flags)
-    command = f"python evaluate.py --policies {sft},{ppo} --reward {rm}"
+    command = f"python evaluate.py --policies {sft},{ppo} --reward {rm} --max_tokens 8"
     assert done.stdout.endswith(f"next: {command}\n"), done.stderr
     again = run_script("train_ppo.py", *flags, "--resume")
     assert "finished already" in again.stdout and again.stdout.endswith(f"next: {command}\n")
@@ -143,5 +143,9 @@ def test_a_finished_run_says_which_command_comes_next(stages, tmp_path):
     assert shown.returncode == 0 and "next:" not in shown.stdout
     settings = train_ppo.Settings(reward="out/rm,my.py:f", reward_weights="0.7,0.3")
     assert train_ppo.then(settings)[-3:] == ["out/rm,my.py:f", "--reward_weights", "0.7,0.3"]
+    raw = train_ppo.Settings(reward="out/rm", template="raw", unfinished_score=-2)
+    assert train_ppo.then(raw)[-4:] == ["--template", "raw", "--unfinished_score", "-2"]
     settings = train_rm.Settings(init="out/sft", normalize_on="a folder", out="out/rm")
     assert train_rm.then(settings)[3:] == ["a folder", "--reward", "out/rm"]
+    raw = train_rm.Settings(init="out/sft", out="out/rm", template="raw")
+    assert train_rm.then(raw)[-2:] == ["--template", "raw"]

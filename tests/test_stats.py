@@ -51,6 +51,8 @@ def test_accuracy_of_unanimous_few_and_no_prompts():
     assert unanimous["mean"] == 1 and unanimous["interval"] == pytest.approx(0.1)
     assert unanimous["pairs"] == 30
     assert stats.mean_of(0 * ones)["interval"] == 0  # not a share: no rule of three
+    assert stats.mean_of(ones, share=True)["interval"] == pytest.approx(0.1)
+    assert stats.mean_of(ones / 2, share=True)["interval"] == 0  # a model against itself
     one_prompt = stats.accuracy(torch.zeros(30, dtype=torch.long), ones)
     assert one_prompt["mean"] == 1 and math.isnan(one_prompt["interval"])
     none = stats.accuracy(torch.zeros(0, dtype=torch.long), ones[:0])

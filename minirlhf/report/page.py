@@ -244,7 +244,7 @@ def ppo_section(data: dict) -> str:
         rows.append([row.what, *(cell(row.metric, runs[name]) for name in shown), row.healthy])
     return (
         panel("Reward-model score", "raw_score", "mean score")
-        + panel("KL to SFT", "kl", "nats per response", (0, 10))
+        + panel("KL to the round's start", "kl", "nats per response", (0, 10))
         + panel("Response length", "length", "tokens")
         + panel("Entropy", "entropy", "nats per token")
         + (answers_table(few(data["moments"])) if data["examples"] else "")  # else it is above

@@ -249,21 +249,16 @@ def ending(out: str | Path) -> list[str]:
     before, after = data["policies"][0], data["policies"][-1]
     score = "gold" if "gold" in after else "reward"
     change = f"{number(before[score]['mean'])} -> {number(after[score]['mean'])}"
-    lines = ["", wrapped(data["headline"]), f"The mean {score} score of an answer: {change}."]
-
-    def gain(example: dict) -> float:
-        answers = example["answers"]
-        return answers[after["policy"]][score] - answers[before["policy"]][score]
-
-    examples = sorted(data["examples"], key=gain)
-    typical = examples[len(examples) // 2]  # neither the best nor the worst of them
-    prompt = typical["prompt"]
-    lines += ["", one_line(prompt[-1]["content"] if isinstance(prompt, list) else prompt)]
-    for result in (before, after):
-        answer = typical["answers"][result["policy"]]
-        head = f"{result['stage']:>10} {number(answer[score]):>6}  "
-        lines.append(wrapped(head + one_line(answer["response"]), len(head)))
-    lines.append("")
+    lines = ["", wrapped(data["headline"]), f"The mean {score} score of an answer: {change}.", ""]
+    typical = typical_example(data["examples"], before["policy"], after["policy"], score)
+    if typical:
+        prompt = typical["prompt"]
+        lines.append(one_line(prompt[-1]["content"] if isinstance(prompt, list) else prompt))
+        for result in (before, after):
+            answer = typical["answers"][result["policy"]]
+            head = f"{result['stage']:>10} {number(answer[score]):>6}  "
+            lines.append(wrapped(head + one_line(answer["response"]), len(head)))
+        lines.append("")
     if data["warnings"]:
         first = f"warnings: {len(data['warnings'])}, the first: {data['warnings'][0]}"
         lines.append(wrapped(first, 10))
@@ -271,6 +266,20 @@ def ending(out: str | Path) -> list[str]:
     talk = ["python", "sample.py", "--init", after["policy"], "--chat"]
     teach = ["python", "label.py", "--chat", "--policies", policies]
     return [*lines, f"next: {shlex.join(talk)}", f"      {shlex.join(teach)}"]
+
+
+def typical_example(examples: list[dict], before: str, after: str, score: str) -> dict | None:
+    """The one whose score rose neither the most nor the least; None where none has scores."""
+
+    def scores(example: dict) -> list[float | None]:
+        return [example["answers"][policy][score] for policy in (before, after)]
+
+    def gain(example: dict) -> float:
+        first, last = scores(example)
+        return last - first
+
+    scored = sorted((example for example in examples if None not in scores(example)), key=gain)
+    return scored[len(scored) // 2] if scored else None
 
 
 def duration(seconds: float) -> str:
