@@ -81,7 +81,9 @@ def common_temperature(folders: list[str]) -> float:
             f"the policies were trained at different temperatures ({sorted(trained)}): choose one "
             "to compare them at, with --temperature"
         )
-    return [*trained, temperatures[0] or rollout.TEMPERATURE][0]
+    if trained:
+        return trained.pop()
+    return temperatures[0] or rollout.TEMPERATURE
 
 
 def load_prompts(settings: Settings, count: int, reference: GPT) -> list[Prompt]:
@@ -143,7 +145,7 @@ def load_scorers(settings: Settings, prompts: list[Prompt]) -> dict[str, RewardF
 def who_decides(settings: Settings, scorers: dict[str, RewardFn]) -> tuple[str, Callable | None]:
     """The name of a scorer, or the name of a judge that compares, and the judge."""
     name = settings.judge
-    if ".py:" in name:
+    if user_function.file_of(name):
         return name, user_function.load(name, "--judge")
     if name == "auto":
         name = "gold" if "gold" in scorers else "reward"

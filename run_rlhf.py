@@ -130,7 +130,7 @@ class Loop:
             stage["seconds"] = earlier.get("seconds", 0.0)
         print(f"\n{title}\n$ {stage['command']}", flush=True)
         if hasattr(settings, "resume"):
-            settings.resume = True  # where there is nothing to resume, it starts
+            settings = replace(settings, resume=True)  # where there is nothing to resume, it starts
         began = time.monotonic()
         try:
             script.main(settings)
@@ -153,7 +153,7 @@ def toy(settings: Settings, loop: Loop) -> None:
     # stage 1: learn to answer as the demonstrations do
     sft = train_sft.Settings(data=settings.world, out=f"{out}/sft", **common)
     if settings.quick:
-        sft.count, sft.n_head, sft.n_embd, sft.steps, sft.save_every = 600, 4, 64, 30, 10
+        sft = replace(sft, count=600, n_embd=64, steps=30, save_every=10)
     sft.steps = settings.sft_steps or sft.steps
     loop.stage("sft", train_sft, sft)
 
@@ -232,7 +232,7 @@ def one_round(
             init=f"{out}/sft" if number == 1 else f"{out}/round{number - 1}/rm",
             data=",".join(rankings),
             normalize_on=f"{out}/sft",  # in every round: all scores in the same units
-            epochs=(8 if by_hand else 2) / number,
+            epochs=(8 if by_hand else 2) / number,  # as many steps in every round
             out=f"{folder}/rm",
             **common,
         ),
@@ -305,7 +305,7 @@ def real(settings: Settings, loop: Loop) -> None:
     )
     loop.stage("round1/rm", train_rm, rm)
     second = {"data": f"{out}/judge.jsonl", "out": f"{out}/judge", "seed": settings.seed + 1}
-    loop.stage("judge", train_rm, replace(rm, **second, resume=False))
+    loop.stage("judge", train_rm, replace(rm, **second))
     loop.stage(
         "round1/ppo",
         train_ppo,

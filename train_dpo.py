@@ -30,7 +30,7 @@ from minirlhf.optim import linear_decay
 from minirlhf.preferences import Group
 from minirlhf.rollout import in_micro_batches
 from minirlhf.run import Run, seed_of
-from minirlhf.stats import estimate, right
+from minirlhf.stats import estimate, numbered, right
 from minirlhf.truncate import encode
 
 
@@ -153,30 +153,37 @@ def read_online(settings: Settings, policy: GPT) -> list[Prompt]:
 
 def response_logprobs(model: GPT, items: list[Item], temperature: float) -> Tensor:
     """Log-probs of the items' responses, one after another, summed over tokens (N,)."""
-    pairs = [pair for item in items for pair in item.pairs()]
-    flat = rollout.pair_logprobs(model, pairs, temperature)  # of all tokens
-    lengths = [len(response) for _, response in pairs]
+    sequences = [sequence for item in items for sequence in item.sequences()]
+    flat = rollout.sequence_logprobs(model, sequences, temperature)  # of all tokens
+    lengths = [len(response) for _, response in sequences]
     return torch.stack([part.sum() for part in flat.split(lengths)])
 
 
 @torch.no_grad()
-def add_logprobs(model: GPT, items: list[Item], settings: Settings) -> None:
-    """Set the items' `reference_logprobs` to those under this model."""
+def all_logprobs(model: GPT, items: list[Item], settings: Settings) -> list[list[float]]:
+    """For each item the summed log-probs of its responses."""
+    result = [[] for _ in items]
     parts = micro_batches([item.tokens() for item in items], settings.token_budget)
     with waiting("log-probs", len(items), "records") as bar:
         for part in parts:
             part_items = [items[i] for i in part]
-            logprobs = response_logprobs(model, part_items, settings.temperature).tolist()
-            for item in part_items:
-                size = len(item.responses)
-                item.reference_logprobs, logprobs = logprobs[:size], logprobs[size:]
+            logprobs = response_logprobs(model, part_items, settings.temperature)
+            sizes = [len(item.responses) for item in part_items]
+            for i, own in zip(part, logprobs.split(sizes)):
+                result[i] = own.tolist()
             bar.update(len(part))
+    return result
+
+
+def add_reference_logprobs(reference: GPT, items: list[Item], settings: Settings) -> None:
+    for item, logprobs in zip(items, all_logprobs(reference, items, settings)):
+        item.reference_logprobs = logprobs
 
 
 # --- losses: the sum over items, and what there is to look at
 
 
-def untied_pairs(items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
+def comparisons(items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
     """All untied pairs (P,): the better and the worse response among all N, the item's number."""
     pairs = []
     item_of_pair = []
@@ -193,7 +200,7 @@ def untied_pairs(items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
 def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tensor, dict]:
     """DPO, IPO, SimPO, ORPO: an item's loss is the mean over its untied pairs."""
     beta = settings.beta or BETA[settings.loss]
-    chosen, rejected, item = untied_pairs(items)  # (P,)
+    chosen, rejected, item_of_pair = comparisons(items)  # (P,)
     logprobs = response_logprobs(policy, items, settings.temperature)  # (N,)
     lengths = [len(ids) for item in items for ids in item.responses]
     lengths = torch.tensor(lengths, device=policy.device)  # (N,)
@@ -211,14 +218,14 @@ def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tenso
         smoothing = settings.label_smoothing
         loss = losses.dpo_loss(*policy_logprobs, *ref_logprobs, beta, smoothing, settings.loss)
     pair_losses, chosen_reward, rejected_reward = loss  # (P,)
-    pairs_of_item = item.bincount()[item].to(policy.device)  # (P,)
-    return (pair_losses / pairs_of_item).sum(), {
+    pairs_of_its_item = item_of_pair.bincount()[item_of_pair].to(policy.device)  # (P,)
+    return (pair_losses / pairs_of_its_item).sum(), {
         "chosen_logp": policy_logprobs[0],
         "rejected_logp": policy_logprobs[1],
         "chosen_reward": chosen_reward,
         "rejected_reward": rejected_reward,
         "right": right(chosen_reward - rejected_reward),
-        "item": item,
+        "item": item_of_pair,
     }
 
 
@@ -246,18 +253,16 @@ def mismatched_kl(policy: GPT, reference: GPT, items: list[Item], settings: Sett
 
     Each prompt is paired with the next item's response.
     """
-    pairs = []
+    mismatched = []
     for item, following in zip(items, items[1:] + items[:1]):
-        pair = replace(item, responses=following.responses)
-        if item.prompt != following.prompt and pair.longest() <= policy.config.n_positions:
-            pairs.append(pair)
-    if not pairs:
+        other = replace(item, responses=following.responses)
+        if item.prompt != following.prompt and other.longest() <= policy.config.n_positions:
+            mismatched.append(other)
+    if not mismatched:
         return 0.0
-    sums = []
-    for model in (policy, reference):
-        add_logprobs(model, pairs, settings)
-        sums.append(sum(pair.reference_logprobs[0] for pair in pairs))
-    return max(0.0, (sums[0] - sums[1]) / len(pairs))
+    of_policy = sum(own[0] for own in all_logprobs(policy, mismatched, settings))
+    of_reference = sum(own[0] for own in all_logprobs(reference, mismatched, settings))
+    return max(0.0, (of_policy - of_reference) / len(mismatched))
 
 
 def batch_loss(
@@ -285,9 +290,7 @@ def batch_loss(
         for name, tensor in part_values.items():
             values[name] += tensor.tolist()
 
-    number_of = {}  # of each prompt: prompts are independent
-    numbers = [number_of.setdefault(item.prompt, len(number_of)) for item in items]
-    prompt = torch.tensor(numbers)[values.pop("item")]
+    prompt = numbered(item.prompt for item in items)[values.pop("item")]
     is_right = torch.tensor(values.pop("right"))
     accuracy = estimate(prompt, [is_right], [torch.ones_like(is_right)], share=True)
     means = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
@@ -315,19 +318,19 @@ def sample_and_rank(
     scores = batch.with_penalty(scores, settings.unfinished_score)  # (B,)
 
     items = []
-    pairs = batch.pairs()
-    for first in range(0, len(pairs), size):
+    sequences = batch.sequences()
+    for first in range(0, len(sequences), size):
         responses = []
         own_scores = []
         group = slice(first, first + size)
-        for (_, response), score in zip(pairs[group], scores[group].tolist()):
+        for (_, response), score in zip(sequences[group], scores[group].tolist()):
             if not math.isnan(score):
                 responses.append(response)
                 own_scores.append(score)
         ranks = [1 + sum(other > score for other in own_scores) for score in own_scores]
         kept, ranks = distinct(responses, ranks)
         if len(set(ranks)) > 1:
-            prompt_ids, _ = pairs[first]
+            prompt_ids, _ = sequences[first]
             responses = [responses[i] for i in kept]
             items.append(Item(batch.prompts[first], prompt_ids, responses, ranks=ranks))
     return items, scores
@@ -417,7 +420,7 @@ def main(settings: Settings) -> None:
     if settings.online:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
     elif settings.loss not in REFERENCE_FREE:
-        add_logprobs(reference, train + validation, settings)
+        add_reference_logprobs(reference, train + validation, settings)
     optimizer = run.adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
 
@@ -432,7 +435,7 @@ def main(settings: Settings) -> None:
             batch, scores = sample_and_rank(settings, policy, batch, reward_fn, generator)
             row["score"] = scores.nanmean()
             if settings.loss not in REFERENCE_FREE:
-                add_logprobs(reference, batch, settings)
+                add_reference_logprobs(reference, batch, settings)
 
         # 3. its loss, one step of the optimiser
         loss, means = batch_loss(policy, reference, batch, settings)

@@ -235,7 +235,7 @@ def dpo_step(settings: Settings, ranking: Ranking) -> DPOStep:
     prompt_ids = policy.tokenizer.encode_prompt(prompt.turns)
     ids = [policy.tokenizer.encode_response(prompt.turns, response) for response in pair]
     item = train_dpo.Item(prompt, prompt_ids, ids, ranks=[1, 2])
-    train_dpo.add_logprobs(reference, [item], dpo)
+    train_dpo.add_reference_logprobs(reference, [item], dpo)
     optimizer = adamw(policy)
 
     before, numbers_before = train_dpo.pair_loss(policy, [item], dpo)
@@ -350,7 +350,7 @@ def tokens_html(tokenizer: Tokenizer, tokens: list[int], attributes: list[str]) 
 def ppo_html(tokenizer: Tokenizer, step: Step) -> str:
     """Every response: its text, the sampled tokens marked, and a line for each of them."""
     parts = []
-    for row, (prompt, response) in enumerate(step.batch.pairs()):
+    for row, (prompt, response) in enumerate(step.batch.sequences()):
         ending = "ended by itself" if step.batch.finished[row] else "cut off: a fixed score"
         styles = ['class="prompt"'] * len(prompt) + ['class="response"'] * len(response)
         parts += [
@@ -378,7 +378,7 @@ def token_table(tokenizer: Tokenizer, step: Step, row: int, response: list[int])
 def ppo_numbers(tokenizer: Tokenizer, ppo: train_ppo.Settings, step: Step) -> dict[str, str]:
     """What the formulas are filled in with: the last token of the first response."""
     mask = step.batch.mask
-    response = step.batch.pairs()[0][1]
+    response = step.batch.sequences()[0][1]
     advantages = step.numbers["advantage"]
     filled = {
         "kl_coef": f"{ppo.kl_coef:g}",
@@ -405,7 +405,7 @@ def dpo_html(tokenizer: Tokenizer, step: DPOStep) -> str:
     parts = []
     largest = step.log_ratio.abs().max()
     for row, name in enumerate(("Chosen", "Rejected")):
-        tokens = step.batch.pairs()[row][1]
+        tokens = step.batch.sequences()[row][1]
         tints = [tint(value, largest) for value in step.log_ratio[row]]
         before, after = (logprobs[row] for logprobs in step.logprobs)
         parts += [
@@ -469,14 +469,14 @@ def ranking_numbers(ranking: Ranking, step: RankingStep) -> dict[str, str]:
 
 
 def show_ppo(tokenizer: Tokenizer, step: Step) -> None:
-    for row, (prompt, response) in enumerate(step.batch.pairs()):
+    for row, (prompt, response) in enumerate(step.batch.sequences()):
         is_sampled = [False] * len(prompt) + [True] * len(response)
         print(f"\n{tokenizer.show(prompt + response, is_sampled)}")
         kl = step.numbers["kl"][row].sum()
         print(f"score {number(step.scores[row])}, KL {number(kl)} nats")
     names = ("old", "ref", "kl", "reward", "value", "whitened", "ratio")
     print("\nthe first response:\n" + "token".ljust(16) + "".join(map("{:>9}".format, names)))
-    for column, token in enumerate(step.batch.pairs()[0][1]):
+    for column, token in enumerate(step.batch.sequences()[0][1]):
         values = [number(step.numbers[name][0, column]).rjust(9) for name in names]
         print(f"{token_text(tokenizer, token)[:15]:16}{''.join(values)}")
     for name, loss in step.before.items():

@@ -34,9 +34,7 @@ def measure(reward: RewardFn, rankings: list[Ranking]) -> dict:
         raise UserError("the reward gives None for one response of each comparison, or both")
     compared = [compared[i] for i in scored]
     margin, length = margin[scored], length[scored]  # (N,)
-    number_of: dict = {}
-    numbers = [number_of.setdefault(ranking.prompt, len(number_of)) for ranking in compared]
-    prompt = torch.tensor(numbers, dtype=torch.long)  # (N,)
+    prompt = stats.numbered(ranking.prompt for ranking in compared)  # (N,)
     result = stats.beside_length(prompt, margin, length)
 
     subsets = [str(ranking.prompt.columns.get("subset", "")) for ranking in compared]

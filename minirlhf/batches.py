@@ -95,19 +95,18 @@ def fit(
     limit: int,
     what: str,
     length: Callable[[Any], int] = len,
-    needed: bool = True,
     limit_is: str = "the model's context",
 ) -> list:
     """The rows of at most `limit` tokens; prints how many are longer.
 
     what: the rows' name in messages, such as "demonstrations".
     limit_is: where the limit comes from.
-    Raises UserError if no row fits although some are needed.
+    Raises UserError if there are rows and none fits.
     """
     if limit < 1:
         raise UserError(f"{limit_is} leaves {limit} tokens for {what}: use a smaller --max_tokens")
     fitting = [row for row in rows if length(row) <= limit]
-    if rows and not fitting and needed:
+    if rows and not fitting:
         shortest = min(length(row) for row in rows)
         raise UserError(
             f"none of the {what} has at most {limit} tokens ({limit_is}): the shortest has "

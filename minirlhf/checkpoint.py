@@ -301,8 +301,7 @@ def write_folder(
 def read_temperature(folder: Path) -> float | None:
     """What generation_config.json says; None where it says nothing."""
     value = files.read_json(folder / "generation_config.json").get("temperature")
-    is_number = type(value) in (int, float) and 0 < value < 1e6
-    return float(value) if is_number else None
+    return float(value) if is_number(value) and 0 < value < 1e6 else None
 
 
 def write_generation(folder: Path, config: dict[str, Any], temperature: float | None) -> None:

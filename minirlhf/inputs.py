@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minirlhf import UserError, checkpoint, hub, readers, world
+from minirlhf import UserError, checkpoint, hub, readers, user_function, world
 
 # settings that name what is read; commas separate several
 INPUTS = (
@@ -86,8 +86,7 @@ def files_of(name: str) -> list[Path]:
     """The files behind a name in a setting, [] if there are none."""
     if name in hub.DATA:
         return []
-    source = name.rpartition(":")[0]  # of my.py:score
-    if source.endswith(".py"):
+    if source := user_function.file_of(name):
         return existing([source])
     if module := world.find(name):
         file = Path(module.__file__)

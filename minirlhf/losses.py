@@ -20,14 +20,6 @@ from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # PPO's log(new/old) is clamped here: exp(20) is finite, also when summed
 
-# Root mean square of log(new/old) before any update that rounding can explain, by precision of the
-# matrix products. Measured on models of 1 x 32 to 12 x 768: at most 1e-6 in float32, 0.01 (in the
-# worst 50 tokens 0.025) in bfloat16; on 30 x 576 (SmolLM2-135M, temperature 0.7) 0.016 to 0.031 in
-# bfloat16. Real faults are larger: temperature 0.9 instead of 1 gives 0.06, dropout of 0.02 gives
-# 0.12, tokens shifted by one give 6. The maximum over tokens would have no limit, as it grows with
-# their number.
-FIRST_RATIO_OFF = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-
 
 def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
     """x with 0 in padding. Multiplying by the mask would not do: 0 * nan is nan."""

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from minirlhf import UserError, architectures, checkpoint, hub
-from minirlhf.packing import Pair, pack
+from minirlhf.packing import Sequence, pack
 from minirlhf.tokenizer import Tokenizer
 
-SHORT = 512  # tokens; a CPU attends to rows of so many in float32: faster than in bfloat16
-ROUND = 64  # tokens; a CPU's bfloat16 products are of multiples, as each new size is compiled
+FLOAT32_ATTENTION = 512  # a CPU attends to rows of so many tokens in float32: it is faster
+BFLOAT16_ROWS = 64  # a CPU's bfloat16 products have multiples of it: each size is compiled
 LOGITS_AT_ONCE = 2**24  # elements of (tokens, vocabulary) made at a time: 64 MB in float32
 Index = Tensor | tuple[Tensor, Tensor]  # (B, T) bool, or rows (N,) and columns (N,)
 Rotary = tuple[Tensor, Tensor]  # cosines and sines of the positions' angles
@@ -85,13 +85,18 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (M, D) -> (M, D), or (N, D) of those to keep.
 
-        x: the tokens of B rows, one row after another; the last M - B T are padding.
-        shape: B and T. cached: this layer's cache. keep (N,): which of the M leave this block.
-        Other arguments as of Trunk.hidden.
+        x: the tokens of B rows, one row after another; the last M - B T are padding
+        shape: B and T
+        rotary: cosines and sines (.., T, hd) by which queries and keys are turned; None: GPT-2
+        mask (B, 1, T, S) bool: who sees whom; None: plain causality
+        cached, at: this layer's part of the cache, and where a decoding step stands in it
+        keep (N,): which of the M go on after the attention; None: all
         """
         B, T = shape
         qkv = self.c_attn(self.ln_1(x))[: B * T].view(B, T, sum(self.heads), -1)
-        if qkv.device.type == "cpu" and 1 < T <= SHORT:  # T = 1: decoding reads the cache as it is
+        if (
+            qkv.device.type == "cpu" and 1 < T <= FLOAT32_ATTENTION
+        ):  # T = 1: decoding reads the cache as it is
             qkv = at_least_float32(qkv)
         q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # (B, H, T, hd), two (B, KV, T, hd)
         if rotary is not None:
@@ -345,13 +350,13 @@ class Trunk(nn.Module):
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         shape = tokens.shape
-        results = tokens.numel()
+        count = tokens.numel()  # of hidden states to return
         keep = None  # which tokens leave the last block
         if wanted is not None:
             flat = torch.arange(tokens.numel(), device=tokens.device).view(shape)[wanted]  # (N,)
-            results = len(flat)
+            count = len(flat)
             # to a round size by repeats of token 0, which are cut off below
-            keep = F.pad(flat, (0, self.rounded(results) - results))
+            keep = F.pad(flat, (0, self.padded_count(count) - count))
         with self.autocast():
             x = self.wte(tokens)
             rotary = None
@@ -359,9 +364,9 @@ class Trunk(nn.Module):
                 x = x + self.wpe(positions)
             else:
                 rotary = rotary_at(positions, self.config)
-            x = pad_to(self.rounded(tokens.numel()), x.flatten(0, 1))  # (M, D)
+            x = pad_to(self.padded_count(tokens.numel()), x.flatten(0, 1))  # (M, D)
             for i, block in enumerate(self.h):
-                cached = cache.layers[i] if cache else None
+                cached = None if cache is None else cache.layers[i]
                 last = block is self.h[-1]
                 arguments = (x, shape, rotary, mask, cached, at, keep if last else None)
                 if self.checkpointing and torch.is_grad_enabled():
@@ -370,13 +375,13 @@ class Trunk(nn.Module):
                     x = block(*arguments)
                 else:  # .forward is never compiled: shapes change as a response grows
                     x = block.forward(*arguments)
-            x = self.ln_f(x)[:results]
+            x = self.ln_f(x)[:count]
         return x.view(*shape, -1) if wanted is None else x
 
-    def rounded(self, count: int) -> int:
-        """How many tokens to compute where `count` are needed. Sizes up to ROUND are few."""
-        if self.device.type == "cpu" and self.autocast_dtype and count > ROUND:
-            return -(-count // ROUND) * ROUND
+    def padded_count(self, count: int) -> int:
+        """How many tokens to compute where `count` are needed. Small counts differ little."""
+        if self.device.type == "cpu" and self.autocast_dtype and count > BFLOAT16_ROWS:
+            return -(-count // BFLOAT16_ROWS) * BFLOAT16_ROWS
         return count
 
     @classmethod
@@ -499,9 +504,9 @@ class ScalarGPT(Trunk):
         raw = self.score(at_least_float32(hidden)).squeeze(-1)
         return (raw - self.config.score_mean) / self.config.score_std
 
-    def score_pairs(self, pairs: list[Pair]) -> Tensor:
+    def score_sequences(self, sequences: list[Sequence]) -> Tensor:
         """The score at the last token of each response (B,). Neighbours share their prompt."""
-        packed = pack(pairs, self.device)
+        packed = pack(sequences, self.device)
         return self.scores(packed.hidden(self, packed.last))
 
 

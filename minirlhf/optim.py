@@ -55,7 +55,7 @@ class Muon(torch.optim.AdamW):
     """AdamW whose groups with `orthogonal=True` step along the orthogonalised Nesterov momentum.
 
     A step has the root mean square of AdamW's (0.2, Liu et al. 2025, "Muon is scalable", section
-    2.2), so one learning rate serves both.
+    2.2).
     """
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor
 from minirlhf.batches import micro_batches, pad
 
 PACKED_TOKENS = 512  # longest row in which responses share a prompt
-Pair = tuple[list[int], list[int]]  # a prompt's ids, and a response's
+Sequence = tuple[list[int], list[int]]  # a prompt's ids, and a response's
 
 
 @dataclass
@@ -29,18 +29,18 @@ class Packed:
         return model.hidden(self.tokens, positions=self.positions, mask=self.mask, wanted=wanted)
 
 
-def pack(pairs: list[Pair], device: torch.device) -> Packed:
+def pack(sequences: list[Sequence], device: torch.device) -> Packed:
     """Prompts' and responses' ids -> rows."""
     rows = []  # of ids
     positions = []  # of each id
     owners = []  # of each id: -1 for a prompt's, else the index of the response
     predicting = []  # (row, column)
     last = []  # (row, column)
-    for row, members in enumerate(with_shared_prompts(pairs)):
-        prompt, _ = pairs[members[0]]
+    for row, members in enumerate(with_shared_prompts(sequences)):
+        prompt, _ = sequences[members[0]]
         ids, position, owner = list(prompt), list(range(len(prompt))), [-1] * len(prompt)
         for i in members:
-            _, response = pairs[i]
+            _, response = sequences[i]
             begin = len(ids)
             ids += response
             position += range(len(prompt), len(prompt) + len(response))
@@ -56,7 +56,7 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
     tokens = pad(rows)[0].to(device)  # (rows, T)
     predicting = torch.tensor(predicting, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     last = torch.tensor(last, device=device).unbind(1)
-    if len(rows) == len(pairs):
+    if len(rows) == len(sequences):
         return Packed(tokens, None, None, predicting, last)
     owner = pad(owners)[0].to(device)  # (rows, T); padding has some owner, and nobody reads it
     same = owner[:, :, None] == owner[:, None, :]  # (rows, T, T)
@@ -65,12 +65,12 @@ def pack(pairs: list[Pair], device: torch.device) -> Packed:
     return Packed(tokens, pad(positions)[0].to(device), mask, predicting, last)
 
 
-def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
-    """Indices of the pairs, neighbours with one prompt together while PACKED_TOKENS hold them."""
+def with_shared_prompts(sequences: list[Sequence]) -> list[list[int]]:
+    """Their indices, neighbours with one prompt together while PACKED_TOKENS hold them."""
     rows = []
     length = 0  # of the last row
-    for i, (prompt, response) in enumerate(pairs):
-        same_prompt = i > 0 and prompt == pairs[i - 1][0]
+    for i, (prompt, response) in enumerate(sequences):
+        same_prompt = i > 0 and prompt == sequences[i - 1][0]
         if same_prompt and length + len(response) <= PACKED_TOKENS:
             rows[-1].append(i)
         else:
@@ -80,19 +80,19 @@ def with_shared_prompts(pairs: list[Pair]) -> list[list[int]]:
     return rows
 
 
-def row_sizes(pairs: list[Pair]) -> list[int]:
+def row_sizes(sequences: list[Sequence]) -> list[int]:
     """Tokens of each row that `pack` makes."""
     sizes = []
-    for members in with_shared_prompts(pairs):
-        prompt, _ = pairs[members[0]]
-        sizes.append(len(prompt) + sum(len(pairs[i][1]) for i in members))
+    for members in with_shared_prompts(sequences):
+        prompt, _ = sequences[members[0]]
+        sizes.append(len(prompt) + sum(len(sequences[i][1]) for i in members))
     return sizes
 
 
-def packed_micro_batches(pairs: list[Pair], token_budget: int) -> list[list[int]]:
-    """Indices of the pairs for each forward pass; those that share a row stay together."""
-    rows = with_shared_prompts(pairs)
+def packed_micro_batches(sequences: list[Sequence], token_budget: int) -> list[list[int]]:
+    """Indices of the sequences for each forward pass; those that share a row stay together."""
+    rows = with_shared_prompts(sequences)
     batches = []
-    for part in micro_batches(row_sizes(pairs), token_budget):
+    for part in micro_batches(row_sizes(sequences), token_budget):
         batches.append([i for row in part for i in rows[row]])
     return batches

@@ -10,7 +10,7 @@ from minirlhf import losses, stats
 from minirlhf.batches import fit, micro_batches
 from minirlhf.data import Prompt, Ranking
 from minirlhf.model import ScalarGPT
-from minirlhf.packing import Pair, row_sizes
+from minirlhf.packing import Sequence, row_sizes
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.truncate import encode
 
@@ -26,12 +26,12 @@ class Group:
     chances: list[list[float]] = field(default_factory=list)  # [i][j]: that i is better than j
     where: str = ""  # "file.jsonl, line 17"
 
-    def pairs(self) -> list[Pair]:
+    def sequences(self) -> list[Sequence]:
         return [(self.prompt_ids, response) for response in self.responses]
 
     def tokens(self) -> int:
         """The prompt counts once for the responses that share a row with it."""
-        return sum(row_sizes(self.pairs()))
+        return sum(row_sizes(self.sequences()))
 
     def longest(self) -> int:
         return len(self.prompt_ids) + max(map(len, self.responses))
@@ -70,8 +70,8 @@ def micro_batches_of(groups: list[Group], token_budget: int) -> list[list[int]]:
 
 def group_scores(model: ScalarGPT, groups: list[Group]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores, ranks, mask (B, K) and chances (B, K, K); K is the largest number of responses."""
-    pairs = [pair for group in groups for pair in group.pairs()]
-    flat = model.score_pairs(pairs)  # (N,)
+    sequences = [sequence for group in groups for sequence in group.sequences()]
+    flat = model.score_sequences(sequences)  # (N,)
     sizes = torch.tensor([len(group.ranks) for group in groups])
     B, K = len(groups), int(sizes.max())
     mask = torch.arange(K) < sizes[:, None]  # (B, K)
@@ -94,8 +94,7 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
     the mean of -log sigmoid(better score - worse score).
     "beside_length" is that of stats.py, in tokens.
     """
-    number_of = {}  # of each prompt
-    numbers = []  # of the comparisons' prompts
+    prompts = []  # of the comparisons
     margins = []
     lengths = []
     for part in micro_batches_of(groups, token_budget):
@@ -105,9 +104,9 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
         margins += margin[better].tolist()
         for b, i, j in better.nonzero().tolist():
             group = groups[part[b]]
-            numbers.append(number_of.setdefault(group.prompt.text(), len(number_of)))
+            prompts.append(group.prompt.text())
             lengths.append(len(group.responses[i]) - len(group.responses[j]))
-    prompt = torch.tensor(numbers, dtype=torch.long)  # (N,)
+    prompt = stats.numbered(prompts)  # (N,)
     margin = torch.tensor(margins, dtype=torch.float64)  # (N,)
     length = torch.tensor(lengths, dtype=torch.float64)  # (N,)
     beside_length = stats.beside_length(prompt, margin, length)

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from minirlhf import UserError, cli, losses, readers, user_function, world
+from minirlhf import UserError, cli, losses, readers, stats, user_function, world
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
 from minirlhf.model import ScalarGPT
-from minirlhf.packing import Pair, packed_micro_batches
+from minirlhf.packing import Sequence, packed_micro_batches
 from minirlhf.rollout import TOKENS_AT_ONCE
 from minirlhf.user_function import RewardFn
 
@@ -45,7 +45,7 @@ class TrainedReward:
         """Whether one token of a response, and EOS, fit behind the prompt."""
         return len(self.tokenizer.encode_prompt(prompt.turns)) <= self.model.config.n_positions - 2
 
-    def encode(self, prompt: Prompt, response: str) -> Pair:
+    def encode(self, prompt: Prompt, response: str) -> Sequence:
         """What is scored: the prompt's ids, and the response's with EOS."""
         limit = self.model.config.n_positions
         ids = self.tokenizer.encode_prompt(prompt.turns)
@@ -61,19 +61,18 @@ class TrainedReward:
 
     @torch.no_grad()
     def __call__(self, prompts: list[Prompt], responses: list[str]) -> list[float]:
-        number_of: dict = {}  # equal texts get one score, to the last bit
-        numbers = []
+        encoded = []
         for prompt, response in zip(prompts, responses):
             prompt_ids, response_ids = self.encode(prompt, response)
-            key = (tuple(prompt_ids), tuple(response_ids))
-            numbers.append(number_of.setdefault(key, len(number_of)))
-        pairs = [(list(prompt_ids), list(response_ids)) for prompt_ids, response_ids in number_of]
-        scores = torch.zeros(len(pairs))
-        for part in packed_micro_batches(pairs, TOKENS_AT_ONCE):
-            scores[part] = self.model.score_pairs([pairs[i] for i in part]).cpu()
+            encoded.append((tuple(prompt_ids), tuple(response_ids)))
+        # equal texts get one score, to the last bit
+        different = [(list(prompt), list(response)) for prompt, response in dict.fromkeys(encoded)]
+        scores = torch.zeros(len(different))
+        for part in packed_micro_batches(different, TOKENS_AT_ONCE):
+            scores[part] = self.model.score_sequences([different[i] for i in part]).cpu()
         if not scores.isfinite().all():
             raise UserError("the reward model gives scores that are not finite: train it again")
-        return scores[numbers].tolist()
+        return scores[stats.numbered(encoded)].tolist()
 
 
 def members(spec: str) -> list[str]:
@@ -93,7 +92,7 @@ def models_named(spec: str) -> list[str]:
 
 def function_of(name: str) -> Callable | None:
     """The function that a member names, in a file or a world. None: it is a model's folder."""
-    if name.rpartition(":")[0].endswith(".py"):
+    if user_function.file_of(name):
         return user_function.load(name)
     module = world.find(name)
     if module is None:

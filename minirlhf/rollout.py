@@ -17,7 +17,7 @@ from minirlhf.batches import fit, pad
 from minirlhf.console import waiting
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
-from minirlhf.packing import Pair, pack, packed_micro_batches
+from minirlhf.packing import Sequence, pack, packed_micro_batches
 from minirlhf.tokenizer import Tokenizer
 
 CACHE_BLOCK = 32  # positions by which the cache grows
@@ -88,17 +88,17 @@ class Rollout:
         behind_prompt = positions >= self.prompt_lengths[:, None]
         return behind_prompt & (positions < self.lengths[:, None])
 
-    def pairs(self) -> list[Pair]:
+    def sequences(self) -> list[Sequence]:
         """Each row's prompt and response as ids."""
-        pairs = []
+        sequences = []
         rows = zip(self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist())
         for ids, prompt_length, length in rows:
-            pairs.append((ids[:prompt_length], ids[prompt_length:length]))
-        return pairs
+            sequences.append((ids[:prompt_length], ids[prompt_length:length]))
+        return sequences
 
     def micro_batches(self, token_budget: int) -> list[list[int]]:
         """Rows for each forward pass; neighbours with one prompt share it (packing.py)."""
-        return packed_micro_batches(self.pairs(), token_budget)
+        return packed_micro_batches(self.sequences(), token_budget)
 
     def with_penalty(self, scores: Tensor, unfinished_score: float) -> Tensor:
         """Scores (B,): a response without EOS gets the penalty; no score (NaN) stays none."""
@@ -346,7 +346,7 @@ def prompts_that_fit(
 
 def response_hidden(model: Trunk, batch: Rollout) -> Tensor:
     """Hidden states that predict the responses' tokens, row by row: (N, D), N = mask.sum()."""
-    packed = pack(batch.pairs(), batch.tokens.device)
+    packed = pack(batch.sequences(), batch.tokens.device)
     return packed.hidden(model, packed.predicting)
 
 
@@ -355,20 +355,20 @@ def per_token(flat: Tensor, mask: Tensor) -> Tensor:
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
-def pair_logprobs(policy: GPT, pairs: list[Pair], temperature: float = 1.0) -> Tensor:
+def sequence_logprobs(policy: GPT, sequences: list[Sequence], temperature: float = 1.0) -> Tensor:
     """Log-probs of the responses' tokens, one response after another (N,), float32, nats.
 
     RL and DPO, policy and reference: all log-probs of responses are computed here.
     """
-    packed = pack(pairs, policy.device)
+    packed = pack(sequences, policy.device)
     hidden = packed.hidden(policy, packed.predicting)  # (N, D)
-    targets = [i for _, response in pairs for i in response]
+    targets = [i for _, response in sequences for i in response]
     return policy.token_logprobs(hidden, torch.tensor(targets, device=policy.device), temperature)
 
 
 def logprobs(policy: GPT, batch: Rollout, temperature: float = 1.0) -> Tensor:
     """The same for a rollout, with a column for each token of a response: (B, R)."""
-    return per_token(pair_logprobs(policy, batch.pairs(), temperature), batch.mask)
+    return per_token(sequence_logprobs(policy, batch.sequences(), temperature), batch.mask)
 
 
 def values(model: ScalarGPT, batch: Rollout) -> Tensor:

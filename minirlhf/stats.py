@@ -1,7 +1,7 @@
 """Statistics with intervals: what logs, reports and probes say about samples. Knows only torch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from operator import truediv
 
 import torch
@@ -20,6 +20,13 @@ def correlation(x: Tensor, y: Tensor) -> float:
     y = y - y.mean()
     scale = float(x.norm() * y.norm())
     return float(x @ y) / scale if scale > 1e-8 else 0.0
+
+
+def numbered(things: Iterable[Hashable]) -> Tensor:
+    """(N,) int64: equal things have the same number, from 0 on in the order of their coming."""
+    number_of: dict = {}
+    numbers = [number_of.setdefault(thing, len(number_of)) for thing in things]
+    return torch.tensor(numbers, dtype=torch.long)
 
 
 def estimate(

@@ -11,13 +11,11 @@ from minirlhf.truncate import say_cut, shorten_beside
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are supervised
 
 
-def to_rows(
-    model: GPT, demonstrations: list[Turns], needed: bool = True, cut: bool = False
-) -> list[Row]:
+def to_rows(model: GPT, demonstrations: list[Turns], cut: bool = False) -> list[Row]:
     """Conversations -> token ids and loss masks.
 
     A plain text longer than the context becomes several rows. A dialogue that is too long is
-    skipped, and the skips are counted; needed: UserError if none is left. cut: it is shortened.
+    skipped, and the skips are counted. cut: it is shortened.
     """
     context = model.config.n_positions
     texts = []
@@ -40,7 +38,7 @@ def to_rows(
                 count += 1
         dialogues.append((ids, mask))
     say_cut(count, len(demonstrations), "demonstrations", context)
-    dialogues = fit(dialogues, context, "demonstrations", length=row_length, needed=needed)
+    dialogues = fit(dialogues, context, "demonstrations", length=row_length)
     return texts + dialogues
 
 

@@ -124,6 +124,12 @@ def first_failure(call: Callable, prompts: list[Prompt], responses: list[str]) -
     return f"for no response alone, only for the {len(responses)} together"
 
 
+def file_of(spec: str) -> str:
+    """The file of "file.py:function"; "" where a text names no function."""
+    file = spec.rpartition(":")[0]
+    return file if file.endswith(".py") else ""
+
+
 def load(spec: str, flag: str = "--reward") -> Callable:
     """file.py:name -> that function."""
     file, _, name = spec.rpartition(":")

@@ -89,6 +89,6 @@ def test_fit(capsys):
     assert "1 of 3 demonstrations" in capsys.readouterr().out
     assert fit([([1, 2], "x")], 2, "rows", length=lambda row: len(row[0])) == [([1, 2], "x")]
     assert not capsys.readouterr().out
-    assert fit([[1, 2, 3]], 2, "demonstrations", needed=False) == []
+    assert fit([], 2, "demonstrations") == []
     with pytest.raises(UserError, match="demonstrations"):
         fit([[1, 2, 3]], 2, "demonstrations")

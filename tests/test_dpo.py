@@ -222,7 +222,7 @@ def test_log_probs_of_an_item_are_those_of_its_rows_alone(tmp_path):
     policy = GPT.from_pretrained("sft")
     settings = settings_of(tmp_path)
     items = train_dpo.read(settings, policy)
-    train_dpo.add_logprobs(policy, items, settings)
+    train_dpo.add_reference_logprobs(policy, items, settings)
     for item in items:
         start = len(item.prompt_ids)
         for response, reference in zip(item.responses, item.reference_logprobs):
@@ -240,7 +240,7 @@ def test_repeated_records_do_not_narrow_the_interval(tmp_path):
         for parameter in policy.parameters():
             parameter.mul_(0.9)
         items = train_dpo.read(settings, policy)
-        train_dpo.add_logprobs(reference, items, settings)
+        train_dpo.add_reference_logprobs(reference, items, settings)
         _, once = train_dpo.batch_loss(policy, reference, items, settings)
         _, thrice = train_dpo.batch_loss(policy, reference, items * 3, settings)
     assert once["interval"] == pytest.approx(thrice["interval"]) and once["interval"] > 0
@@ -256,7 +256,7 @@ def test_good_and_bad_responses_may_come_from_two_files(folder, tmp_path):
 
 @pytest.mark.parametrize("loss", train_dpo.REFERENCE_FREE)
 def test_without_a_reference_none_is_asked(loss, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_dpo, "add_logprobs", None)
+    monkeypatch.setattr(train_dpo, "add_reference_logprobs", None)
     train_dpo.main(settings_of(tmp_path, loss=loss))
 
 

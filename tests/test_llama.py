@@ -81,7 +81,7 @@ def test_responses_that_share_a_row_score_as_if_alone(tokenizer, kind):
     shared = [(ids[0], ids[1]), (ids[0], ids[2]), (ids[0], ids[3])]
     pairs = [*shared, (ids[4], ids[5]), (ids[6], ids[2]), (ids[6], ids[2])]
     alone = [model(torch.tensor([prompt + response]))[0, -1].item() for prompt, response in pairs]
-    assert model.score_pairs(pairs).tolist() == pytest.approx(alone, abs=1e-4)
+    assert model.score_sequences(pairs).tolist() == pytest.approx(alone, abs=1e-4)
 
 
 def test_sampled_tokens_have_the_log_probs_that_scoring_gives(tokenizer, kind, prompts):

@@ -72,7 +72,7 @@ def test_responses_that_share_a_row_score_as_if_alone(tokenizer):
     shared = [(ids[0], ids[1]), (ids[0], ids[2]), (ids[0], ids[3])]
     pairs = [*shared, (ids[4], ids[5]), (ids[6], ids[2]), (ids[6], ids[2])]
     alone = [net(torch.tensor([prompt + response]))[0, -1].item() for prompt, response in pairs]
-    assert net.score_pairs(pairs).tolist() == pytest.approx(alone, abs=1e-4)
+    assert net.score_sequences(pairs).tolist() == pytest.approx(alone, abs=1e-4)
 
 
 @pytest.mark.parametrize("limit", [0, 20, 512])
@@ -163,7 +163,7 @@ def test_bfloat16_products_on_a_cpu_have_round_sizes_and_the_same_results(policy
 
     results = []
     for size in (64, 1):
-        monkeypatch.setattr(model, "ROUND", size)
+        monkeypatch.setattr(model, "BFLOAT16_ROWS", size)
         sizes.clear()
         whole, part = policy.hidden(tokens), policy.hidden(tokens, wanted=wanted)
         assert sizes == ({128} if size == 64 else {91, 70})

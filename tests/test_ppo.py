@@ -242,7 +242,7 @@ def test_bfloat16_trains_like_float32(advantage, world, tmp_path):
         rows[dtype] = metrics(tmp_path / dtype)
     assert len(rows["bfloat16"]) == 10
     off = [row["first_ratio_off"] for row in rows["bfloat16"]]
-    assert max(off) < losses.FIRST_RATIO_OFF[torch.bfloat16] / 2
+    assert max(off) < train_ppo.FIRST_RATIO_OFF[torch.bfloat16] / 2
     first = rows["bfloat16"][0], rows["float32"][0]
     assert first[0]["entropy"] == pytest.approx(first[1]["entropy"], rel=0.1)
 

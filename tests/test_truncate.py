@@ -40,7 +40,7 @@ def test_a_long_request_keeps_its_end(tokenizer, role, text):
 
 def test_conversations_that_begin_with_the_assistant_are_cut_too(policy):
     says = ("assistant", LONG)
-    cut = supervised.to_rows(policy, [(says,), (("system", LONG), says)], needed=False, cut=True)
+    cut = supervised.to_rows(policy, [(says,), (("system", LONG), says)], cut=True)
     assert len(cut[0][0]) == policy.config.n_positions and any(cut[0][1])
 
 
