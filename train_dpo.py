@@ -26,7 +26,7 @@ from minirlhf.cli import at_least, start
 from minirlhf.console import waiting
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
 from minirlhf.model import GPT
-from minirlhf.optim import linear_decay
+from minirlhf.optim import adamw, linear_decay, take_step
 from minirlhf.preferences import Group
 from minirlhf.rollout import in_micro_batches
 from minirlhf.run import Run, seed_of
@@ -421,7 +421,7 @@ def main(settings: Settings) -> None:
         reward_fn = rewards.load(settings.reward, run.device, settings.dtype)
     elif settings.loss not in REFERENCE_FREE:
         add_reference_logprobs(reference, train + validation, settings)
-    optimizer = run.adamw([policy], settings.lr)
+    optimizer = adamw([policy], settings.lr)
     run.track(optimizer, policy=policy)
 
     for step in run.steps(steps):
@@ -440,7 +440,7 @@ def main(settings: Settings) -> None:
         # 3. its loss, one step of the optimiser
         loss, means = batch_loss(policy, reference, batch, settings)
         lr = settings.lr * linear_decay(step, steps, settings.warmup)
-        grad_norm = run.update(optimizer, [policy], lr, loss, step)
+        grad_norm = take_step(optimizer, [policy], lr, loss, step)
         row |= means | {"loss": loss, "lr": lr, "grad_norm": grad_norm, "compared": len(batch)}
 
         # 4. look at it: held-out comparisons, and how far the policy's own samples have moved

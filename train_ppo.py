@@ -21,15 +21,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minirlhf import UserError, health, lora, losses, memory, rewards, rollout, world
+from minirlhf import Stopped, UserError, health, lora, losses, memory, rewards, rollout, world
 from minirlhf.batches import batch_indices, held_out
 from minirlhf.cli import at_least, start
 from minirlhf.console import say
 from minirlhf.data import Prompt, mixed, read_demonstrations, read_prompts
 from minirlhf.model import GPT, ScalarGPT
-from minirlhf.optim import linear_decay
+from minirlhf.optim import adamw, linear_decay, take_step
 from minirlhf.rollout import Rollout, in_micro_batches
-from minirlhf.run import Run, Stopped, seed_of
+from minirlhf.run import Run, seed_of
 from minirlhf.stats import correlation, nan_std
 from minirlhf.supervised import add_gradient, row_prompt, to_rows, validation_loss
 
@@ -298,7 +298,7 @@ def update(
         loss += metrics["ptx_loss"]
     lr = settings.lr * linear_decay(step, settings.steps, WARMUP)
     trained = list(models.trained().values())
-    metrics["grad_norm"] = run.update(optimizer, trained, lr, loss, step)
+    metrics["grad_norm"] = take_step(optimizer, trained, lr, loss, step)
     metrics["lr"] = lr
     metrics["updates"] = minibatch_number + 1
     return metrics, False
@@ -367,7 +367,7 @@ def main(settings: Settings) -> None:
         watched[f"watch_{name}"] = rewards.load(name, **where)
     for function in (reward_fn, *watched.values()):
         run.placed += rewards.models(function)
-    optimizer = run.adamw(list(models.trained().values()), settings.lr, eps=1e-5)
+    optimizer = adamw(list(models.trained().values()), settings.lr, eps=1e-5)
     run.extra["kl_coef"] = settings.kl_coef
     run.track(optimizer, **models.trained())
     requests = fixed_requests(settings, policy, prompts)

@@ -21,7 +21,7 @@ from minirlhf.batches import batch_indices, held_out, steps_of
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, mixed, read_rankings
 from minirlhf.model import GPT, ScalarGPT
-from minirlhf.optim import cosine_decay
+from minirlhf.optim import adamw, cosine_decay, take_step
 from minirlhf.preferences import Group, group_scores, micro_batches_of, to_groups, validate
 from minirlhf.rewards import TrainedReward
 from minirlhf.run import Run
@@ -197,7 +197,7 @@ def main(settings: Settings) -> None:
         return run.say_finished()
     run.place(model, trained=True)
     steps = settings.steps or steps_of(settings.epochs, len(train), settings.batch_size)
-    optimizer = run.adamw([model], settings.lr, weight_decay=settings.weight_decay)
+    optimizer = adamw([model], settings.lr, weight_decay=settings.weight_decay)
     tracked = {"model": model}  # what a checkpoint holds
     if settings.keep_best:
         tracked["best"] = ScalarGPT.from_pretrained(settings.init)
@@ -218,7 +218,7 @@ def main(settings: Settings) -> None:
 
         # 3. one step of AdamW
         lr = settings.lr * cosine_decay(step, steps, settings.warmup)
-        grad_norm = run.update(optimizer, [model], lr, loss, step)
+        grad_norm = take_step(optimizer, [model], lr, loss, step)
         seconds = max(1e-9, time.monotonic() - began)
         metrics = {
             "loss": loss,

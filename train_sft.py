@@ -21,7 +21,7 @@ from minirlhf.cli import at_least, start
 from minirlhf.console import waiting
 from minirlhf.data import mixed, read_demonstrations
 from minirlhf.model import GPT, Config
-from minirlhf.optim import cosine_decay
+from minirlhf.optim import adamw, cosine_decay, muon, take_step
 from minirlhf.run import Run, resumed_tokenizer, seed_of
 from minirlhf.supervised import add_gradient, row_length, row_prompt, to_rows, validation_loss
 from minirlhf.tokenizer import Tokenizer
@@ -149,9 +149,9 @@ def main(settings: Settings) -> None:
     if peak_lr == -1:
         peak_lr = 1e-4 if settings.init else 5e-3
     if settings.optimizer == "muon" or (settings.optimizer == "auto" and not settings.init):
-        optimizer = run.muon(model, peak_lr, settings.weight_decay)
+        optimizer = muon(model, peak_lr, settings.weight_decay)
     else:
-        optimizer = run.adamw([model], peak_lr, weight_decay=settings.weight_decay)
+        optimizer = adamw([model], peak_lr, weight_decay=settings.weight_decay)
     run.track(optimizer, model=model)
     steps = settings.steps
     if settings.epochs:
@@ -173,7 +173,7 @@ def main(settings: Settings) -> None:
 
         # 3. one step of the optimiser
         lr = peak_lr * cosine_decay(step, steps, settings.warmup)
-        grad_norm = run.update(optimizer, [model], lr, loss, step)
+        grad_norm = take_step(optimizer, [model], lr, loss, step)
 
         # 4. look at it
         seconds = max(1e-9, time.monotonic() - began)

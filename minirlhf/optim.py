@@ -1,4 +1,4 @@
-"""Muon for the blocks' matrices, AdamW for all else, and learning-rate schedules.
+"""Optimisers, their steps, and learning-rate schedules.
 
 A small GPT that is trained from nothing learns about 1.6 times as much per step with Muon.
 """
@@ -6,7 +6,9 @@ A small GPT that is trained from nothing learns about 1.6 times as much per step
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from minirlhf import Stopped
 
 
 def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
@@ -79,3 +81,57 @@ class Muon(torch.optim.AdamW):
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
         parameter.grad = None  # AdamW passes over it
+
+
+# ---- what the scripts use
+
+
+def adamw(
+    models: list[nn.Module], lr: float, eps: float = 1e-8, weight_decay: float = 0.0
+) -> torch.optim.AdamW:
+    """AdamW. Matrices decay; biases and gains do not."""
+    parameters = [p for model in models for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=(0.9, 0.95), fused=True)
+
+
+def muon(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Muon:
+    """Muon at four times `lr` for the blocks' matrices, AdamW without decay for all else."""
+    matrices = [p for p in model.h.parameters() if p.dim() == 2]
+    in_blocks = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in in_blocks]
+    blocks = {"params": matrices, "orthogonal": True, "lr_factor": 4.0}
+    rest = {"params": others, "orthogonal": False, "weight_decay": 0.0}
+    groups = [blocks, rest]
+    return Muon(groups, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    models: list[nn.Module],
+    lr: float,
+    loss: float,
+    step: int,
+    clip: float = 1.0,
+) -> float:
+    """One optimiser step on the gradients that are there; each model's norm is clipped.
+
+    Returns the first model's norm before clipping. Raises Stopped, before anything is updated, if
+    the loss or a gradient is not finite.
+    """
+    norms = []
+    for model in models:
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), clip)))
+    if not all(math.isfinite(number) for number in (loss, *norms)):
+        raise Stopped(
+            f"step {step}: loss {loss} or gradient norm {norms} is not finite; nothing was "
+            f"updated. Use --resume with a lower --lr (now {lr:g})"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norms[0]

@@ -15,7 +15,6 @@ tokenizer that was trained here, and what the run was made from, to be compared 
 
 import hashlib
 import json
-import math
 import platform
 import signal
 import time
@@ -35,7 +34,6 @@ from minirlhf.cli import at_least
 from minirlhf.console import Table, say, waiting
 from minirlhf.files import append_jsonl, read_json, to_json, write_json
 from minirlhf.model import GPT
-from minirlhf.optim import Muon
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
 
@@ -54,10 +52,6 @@ MAY_CHANGE_ON_RESUME = {
     "checkpointing",
     "compile",
 }
-
-
-class Stopped(UserError):
-    """The run cannot go on. Its last checkpoint is good."""
 
 
 def seed_of(*key) -> int:
@@ -139,7 +133,7 @@ class Run:
         self.inputs = inputs.fingerprints(settings)
         self.started = time.monotonic()
         self.seconds_before = 0.0  # spent before this run was resumed
-        self.first_step = 0
+        self.first_step, self.total = 0, 0  # of this run's steps
         self.first_logged: tuple[int, float] | None = None  # step and time, for the ETA
         self.stop_signal: int | None = None
         self.begun = False  # the folder holds nothing of an older run
@@ -265,55 +259,6 @@ class Run:
             )
         return reference
 
-    def adamw(
-        self, models: list[nn.Module], lr: float, eps: float = 1e-8, weight_decay: float = 0.0
-    ) -> torch.optim.AdamW:
-        """AdamW. Matrices decay; biases and gains do not."""
-        parameters = [p for model in models for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=(0.9, 0.95), fused=True)
-
-    def muon(self, model: nn.Module, lr: float, weight_decay: float = 0.0) -> Muon:
-        """Muon at four times `lr` for the blocks' matrices, AdamW without decay for all else."""
-        matrices = [p for p in model.h.parameters() if p.dim() == 2]
-        in_blocks = {id(p) for p in matrices}
-        others = [p for p in model.parameters() if id(p) not in in_blocks]
-        blocks = {"params": matrices, "orthogonal": True, "lr_factor": 4.0}
-        rest = {"params": others, "orthogonal": False, "weight_decay": 0.0}
-        groups = [blocks, rest]
-        return Muon(groups, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-
-    def update(
-        self,
-        optimizer: torch.optim.Optimizer,
-        models: list[nn.Module],
-        lr: float,
-        loss: float,
-        step: int,
-        clip: float = 1.0,
-    ) -> float:
-        """One optimiser step on the gradients that are there; each model's norm is clipped.
-
-        Returns the first model's norm before clipping. Raises Stopped, before anything is updated,
-        if the loss or a gradient is not finite.
-        """
-        norms = []
-        for model in models:
-            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), clip)))
-        if not all(math.isfinite(number) for number in (loss, *norms)):
-            raise Stopped(
-                f"step {step}: loss {loss} or gradient norm {norms} is not finite; nothing was "
-                f"updated. Use --resume with a lower --lr (now {lr:g})"
-            )
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_factor", 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norms[0]
-
     def say_memory(self, cached_tokens: int = 0) -> float:
         """Estimate the GiB that a step takes; print them from 1 on, with the flags that lower them.
 
@@ -357,11 +302,11 @@ class Run:
         self.extra = state["extra"]
         self.row = state["row"]
         for name in LOGS:  # as they were then: lost lines come back, later ones are logged again
-            path = self.folder / name
+            log = self.folder / name
             if f"log.{name}" in tensors:
-                files.write_atomically(path, tensors[f"log.{name}"].numpy().tobytes())
+                files.write_atomically(log, tensors[f"log.{name}"].numpy().tobytes())
             else:
-                path.unlink(missing_ok=True)
+                log.unlink(missing_ok=True)
         self.begun = True
         print(f"resuming {self.folder} at step {self.first_step}")
 

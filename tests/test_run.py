@@ -20,12 +20,13 @@ import train_dpo
 import train_ppo
 import train_rm
 import train_sft
-from minirlhf import UserError, device, health, memory
+from minirlhf import Stopped, UserError, device, health, memory
 from minirlhf.checkpoint import read_tensors, write_tensors
 from minirlhf.files import read_jsonl, to_json, unlock, write_json
 from minirlhf.inputs import content_digest, fingerprint
 from minirlhf.model import GPT, Config, ScalarGPT
-from minirlhf.run import Run, Stopped, read_run, seed_of
+from minirlhf.optim import adamw, muon, take_step
+from minirlhf.run import Run, read_run, seed_of
 from minirlhf.tokenizer import Tokenizer
 
 
@@ -57,9 +58,9 @@ def train(tokenizer):
             return run
         model = run.place(tiny(tokenizer), trained=True)
         if settings.optimizer == "muon":
-            optimizer = run.muon(model, settings.lr, weight_decay=0.1)
+            optimizer = muon(model, settings.lr, weight_decay=0.1)
         else:
-            optimizer = run.adamw([model], settings.lr, weight_decay=0.1)
+            optimizer = adamw([model], settings.lr, weight_decay=0.1)
         run.extra["total"] = 0.0
         run.track(optimizer, model=model)
         for step in run.steps(settings.steps):
@@ -68,7 +69,7 @@ def train(tokenizer):
             loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
             loss.backward()
             event(step, model)
-            norm = run.update(optimizer, [model], settings.lr / (step + 1), loss.item(), step)
+            norm = take_step(optimizer, [model], settings.lr / (step + 1), loss.item(), step)
             run.extra["total"] += loss.item()
             run.samples(step, [{"prompt": "a", "response": str(step), "score": loss.item()}])
             run.log(step, ("loss",), loss=loss, grad_norm=norm, total=run.extra["total"])

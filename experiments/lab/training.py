@@ -10,11 +10,11 @@ import train_dpo
 import train_ppo
 from lab.arms import Answers, flat, gold, read_answers, write
 from lab.intervals import means
-from minirlhf import losses, rewards, winrate
+from minirlhf import Stopped, losses, rewards, winrate
 from minirlhf.feedback.rankings import rank_by
 from minirlhf.files import read_json
 from minirlhf.rewards import RewardFn
-from minirlhf.run import Stopped, read_run
+from minirlhf.run import read_run
 
 RL = {"PPO": "gae", "RLOO": "rloo", "GRPO": "grpo", "REINFORCE": "reinforce"}
 FROM_FEEDBACK = {"DPO": ("sigmoid", 16), "IPO": ("ipo", 16), "KTO": ("kto", 64)}  # loss, batch
