@@ -167,9 +167,11 @@ def length_bias(rankings: list[Ranking], sizes: list[list[int]]) -> str:
                 continue
             total += 1
             longer += (lengths[i] > lengths[j]) == (ranked.ranks[i] < ranked.ranks[j])
+    if not total:
+        return "the responses that are compared are equally long"
     return (
-        f"the better response is the longer one in {longer / max(1, total):.1%} of {total} "
-        "comparisons: a reward model that only counts would be as right"
+        f"the better response is the longer one in {longer / total:.1%} of {total} comparisons: a "
+        "reward model that only counts would be as right"
     )
 
 
