@@ -56,8 +56,9 @@ def last(values: list) -> float:
 # ---- the pages
 
 
-def loop_table(runs: list[dict]) -> str:
+def loop_table(report: dict) -> str:
     """docs/results.md: each number for each seed, and its mean with Student's interval."""
+    runs = report["runs"]
 
     def row(what: str, style: str, values: list[float]) -> str:
         each = ", ".join(format(value, style) for value in values)
@@ -93,9 +94,9 @@ def loop_table(runs: list[dict]) -> str:
     return "\n".join(lines) + f"\n\nMade on {runs[0]['made'][0]}: {made}."
 
 
-def three_numbers(runs: list[dict]) -> str:
+def three_numbers(report: dict) -> str:
     """README.md: of the first seed."""
-    run = runs[0]
+    run = report["runs"][0]
     gold, wins, kl = run["gold"], run["win_rates"][-1], run["kl"][-1]
     last_round = f"round {len(run['win_rates'])}"
     rate = f"{100 * wins['mean']:.0f} % ± {100 * wins['interval']:.0f}"
@@ -109,19 +110,28 @@ def three_numbers(runs: list[dict]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def precision_table(report: dict) -> str:
+    return precision.table(report["rows"])
+
+
 def methods_table(report: dict) -> str:
     return methods.table(report["chosen"])
+
+
+def taste_table(report: dict) -> str:
+    return taste.table(report["rows"])
+
+
+def constitutional_table(report: dict) -> str:
+    return constitutional.table(report["seeds"])
 
 
 README, RESULTS = DOCS.parent / "README.md", DOCS / "results.md"
 BLOCKS = (  # page, its block, the file of numbers, who writes the one from the other
     (README, "three numbers", "loop.json", three_numbers),
     (RESULTS, "loop", "loop.json", loop_table),
-    (RESULTS, "precision", "precision.json", precision.table),
-    (RESULTS, "methods", "methods.json", methods_table),
-    (RESULTS, "taste for brevity", "taste_brief.json", taste.table),
-    (RESULTS, "taste for the sea", "taste_sea.json", taste.table),
-    (RESULTS, "constitutional", "constitutional.json", constitutional.table),
+    (RESULTS, "precision", "precision.json", precision_table),
+    (RESULTS, "constitutional", "constitutional.json", constitutional_table),
 )
 
 
@@ -146,7 +156,8 @@ def pages() -> dict[Path, str]:
 def main(folders: list[str]) -> None:
     if folders:
         runs = [of_run(Path(folder)) for folder in folders]
-        write_json(NUMBERS / "loop.json", sorted(runs, key=lambda run: run["seed"]))
+        runs.sort(key=lambda run: run["seed"])
+        write_json(NUMBERS / "loop.json", {"runs": runs})
     for path, text in pages().items():
         write_atomically(path, text.encode())
 

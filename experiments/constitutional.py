@@ -160,7 +160,7 @@ def main(settings: Settings) -> list[dict]:
             one_seed(settings, seed, out)
         found.append(numbers(out))
     report = f"{settings.out}/constitutional.json"
-    write_json(report, found)
+    write_json(report, {"seeds": found})
     print(f"{table(found)}wrote {report}")
     return found
 

@@ -93,7 +93,7 @@ def main(settings: Settings) -> None:
             numbers = one_run(Path(settings.out, f"{dtype}_{seed}"), dtype, seed)
             rows.append({"dtype": dtype, "seed": seed, **numbers})
     report = f"{settings.out}/precision.json"
-    write_json(report, rows)
+    write_json(report, {"rows": rows})
     print(f"\n{table(rows)}wrote {report}")
 
 

@@ -115,10 +115,10 @@ def main(settings: Settings) -> None:
         out = Path(settings.out, settings.taste, f"seed{seed}")
         file = out / "taste.json"
         if not file.exists():
-            write_json(file, one_seed(settings, seed, str(out)))
-        rows += read_json(file)
+            write_json(file, {"rows": one_seed(settings, seed, str(out))})
+        rows += read_json(file)["rows"]
     report = f"{settings.out}/taste_{settings.taste}.json"
-    write_json(report, rows)
+    write_json(report, {"rows": rows})
     for row in rows:
         print(f"{row['rankings']:>5} rankings: {row['example'][:70]!r}")
     print(f"{table(rows)}wrote {report}")
