@@ -346,9 +346,8 @@ def real(settings: Settings, loop: Loop) -> None:
 def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
     """Pairs for training, for the judge and for questions; what begins alike stays together."""
 
-    def first_request(ranking: Ranking) -> tuple[str, str]:
-        """Not a system text, which all pairs may share."""
-        return next(turn for turn in ranking.prompt.turns if turn[0] in ("user", "text"))
+    def first_request(ranking: Ranking) -> str:
+        return ranking.prompt.first_request()
 
     def length(ranking: Ranking) -> int:
         turns = ranking.prompt.turns

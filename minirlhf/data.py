@@ -55,6 +55,10 @@ class Prompt:
         check_request(turns)
         return cls(turns, source, columns)
 
+    def first_request(self) -> str:
+        """What the conversation begins with. Not a system text, which all prompts may share."""
+        return next(text for role, text in self.turns if role in ("user", "text"))
+
     def last_request(self) -> str:
         return self.turns[-1][1]
 

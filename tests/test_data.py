@@ -120,6 +120,11 @@ def test_a_prompt_keeps_what_the_record_had(write):
     (prompt,) = read_prompts(path)  # the same turns: one prompt
     assert prompt.source == "hi" and prompt.columns == {"answer": 3}
     assert prompt.last_request() == "hi"
+    system = {"role": "system", "content": "Be brief."}
+    turns = [system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    long = Prompt.of([*turns, {"role": "user", "content": "c"}])
+    assert (long.first_request(), long.last_request()) == ("a", "c")
+    assert Prompt.of("plain", "raw").first_request() == "plain"
     assert transcript(prompt.turns) == "hi"
     assert transcript((HI, YO)) == "Human: hi\nAssistant: yo"
 

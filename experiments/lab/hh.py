@@ -8,7 +8,7 @@ import torch
 import sample
 from lab import arms
 from lab.intervals import column, where
-from lab.pairs import first_turn, token_lengths
+from lab.pairs import first_request, token_lengths
 from minirlhf import rewards, stats
 from minirlhf.batches import held_out
 from minirlhf.data import Ranking, read_rankings
@@ -23,7 +23,7 @@ def split(files: list[Path], seed: int, most: tuple) -> tuple[dict, dict]:
     """
     train, test = {}, {}
     for file in files:
-        part, rest = held_out(read_rankings(str(file)), first_turn, 0.2, seed)
+        part, rest = held_out(read_rankings(str(file)), first_request, 0.2, seed)
         train[file.name] = part[: most[0]]
         test[file.name] = rest[: most[1]]
     return train, test

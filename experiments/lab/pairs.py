@@ -13,8 +13,8 @@ from minirlhf.tokenizer import Tokenizer
 BIN = 4  # words: responses within the same bin count as equally long
 
 
-def first_turn(ranking: Ranking) -> str:
-    return ranking.prompt.turns[0][1]
+def first_request(ranking: Ranking) -> str:
+    return ranking.prompt.first_request()
 
 
 def token_lengths(tokenizer: Tokenizer, ranking: Ranking) -> tuple[int, list[int]]:
@@ -25,14 +25,14 @@ def token_lengths(tokenizer: Tokenizer, ranking: Ranking) -> tuple[int, list[int
 
 
 def real(L, folder, *, seed):
-    """train.jsonl and test.jsonl of --data, divided by the first turn. An arm."""
+    """train.jsonl and test.jsonl of --data, divided by the first request. An arm."""
     model = GPT.from_pretrained(L.sft)
     fitting = []
     for ranking in read_rankings(L.data):
         prompt, responses = token_lengths(model.tokenizer, ranking)
         if prompt + max(responses) <= model.config.n_positions:
             fitting.append(ranking)
-    train, test = held_out(fitting, first_turn, 0.25, seed)
+    train, test = held_out(fitting, first_request, 0.25, seed)
     random.Random(seed).shuffle(train)
     for name, part in (("train", train), ("test", test)):
         rows = []
