@@ -131,6 +131,8 @@ BLOCKS = (  # page, its block, the file of numbers, who writes the one from the 
     (README, "three numbers", "loop.json", three_numbers),
     (RESULTS, "loop", "loop.json", loop_table),
     (RESULTS, "precision", "precision.json", precision_table),
+    (RESULTS, "methods", "methods.json", methods_table),
+    (RESULTS, "taste for brevity", "taste_brief.json", taste_table),
     (RESULTS, "constitutional", "constitutional.json", constitutional_table),
 )
 

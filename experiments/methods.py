@@ -55,10 +55,11 @@ def table(chosen: dict[str, list[dict]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for method, rows in chosen.items():
-        rate = rows[0]["lr"] or "–"
         cells = [f"{estimate(rows, name):{style}}" for name, style in MEASURED.items()]
-        minutes = estimate(rows, "minutes").mean
-        lines.append(f"| {method} | {rate} | {' | '.join(cells)} | {minutes:.1f} |")
+        rate, minutes = "–", "–"
+        if rows[0]["lr"]:  # it was trained
+            rate, minutes = rows[0]["lr"], f"{estimate(rows, 'minutes').mean:.1f}"
+        lines.append(f"| {method} | {rate} | {' | '.join(cells)} | {minutes} |")
     return "\n".join(lines) + "\n"
 
 
@@ -84,9 +85,10 @@ def main(s: Settings) -> None:
         ("Equal episodes", "KL to SFT, nats per response", "reward, held-out prompts")
     )
     ax.plot(*torch.tensor(optimum).T, "k--", label="sampled optimum")
-    for method, rows in chosen.items():
+    for number, (method, rows) in enumerate(chosen.items()):
         kl = estimate(rows, "kl").mean
-        figures.points(ax, [kl], [estimate(rows, "reward")], method)
+        marker = "o" if number < len(figures.COLOURS) else "s"  # the colours begin again
+        figures.points(ax, [kl], [estimate(rows, "reward")], method, fmt=marker)
     ax.legend()
     fig.savefig(f"{s.out}/methods.png", dpi=150)
     print(f"{table(chosen)}wrote {s.out}/methods.json, methods.png")
