@@ -105,6 +105,15 @@ def test_a_run_learns_and_leaves_a_model_folder(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)  # a learning rate of 0
 
 
+def test_a_model_that_is_given_learns_more_slowly_than_a_fresh_one(tmp_path):
+    fresh, tuned = tmp_path / "fresh", tmp_path / "tuned"
+    common = {"steps": 2, "warmup": 0, "lr": train_sft.Settings.lr}
+    train_sft.main(settings_of(fresh, **common))
+    train_sft.main(settings_of(tuned, init=str(fresh), **common))
+    first = [read_jsonl(out / "metrics.jsonl")[0]["lr"] for out in (fresh, tuned)]
+    assert first == [pytest.approx(5e-3), pytest.approx(1e-4)]
+
+
 def test_settings_that_do_not_go_together(tmp_path):
     for changes, word in (
         ({"lora_rank": 4}, "--lora_rank"),
