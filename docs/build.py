@@ -56,9 +56,8 @@ def last(values: list) -> float:
 # ---- the pages
 
 
-def loop_table(report: dict) -> str:
+def loop_table(runs: list[dict]) -> str:
     """docs/results.md: each number for each seed, and its mean with Student's interval."""
-    runs = report["runs"]
 
     def row(what: str, style: str, values: list[float]) -> str:
         each = ", ".join(format(value, style) for value in values)
@@ -94,9 +93,9 @@ def loop_table(report: dict) -> str:
     return "\n".join(lines) + f"\n\nMade on {runs[0]['made'][0]}: {made}."
 
 
-def three_numbers(report: dict) -> str:
+def three_numbers(runs: list[dict]) -> str:
     """README.md: of the first seed."""
-    run = report["runs"][0]
+    run = runs[0]
     gold, wins, kl = run["gold"], run["win_rates"][-1], run["kl"][-1]
     last_round = f"round {len(run['win_rates'])}"
     rate = f"{100 * wins['mean']:.0f} % ± {100 * wins['interval']:.0f}"
@@ -110,30 +109,14 @@ def three_numbers(report: dict) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def precision_table(report: dict) -> str:
-    return precision.table(report["rows"])
-
-
-def methods_table(report: dict) -> str:
-    return methods.table(report["chosen"])
-
-
-def taste_table(report: dict) -> str:
-    return taste.table(report["rows"])
-
-
-def constitutional_table(report: dict) -> str:
-    return constitutional.table(report["seeds"])
-
-
 README, RESULTS = DOCS.parent / "README.md", DOCS / "results.md"
-BLOCKS = (  # page, its block, the file of numbers, who writes the one from the other
-    (README, "three numbers", "loop.json", three_numbers),
-    (RESULTS, "loop", "loop.json", loop_table),
-    (RESULTS, "precision", "precision.json", precision_table),
-    (RESULTS, "methods", "methods.json", methods_table),
-    (RESULTS, "taste for brevity", "taste_brief.json", taste_table),
-    (RESULTS, "constitutional", "constitutional.json", constitutional_table),
+BLOCKS = (  # page, its block, the file of numbers, the entry that it shows, who writes it
+    (README, "three numbers", "loop.json", "runs", three_numbers),
+    (RESULTS, "loop", "loop.json", "runs", loop_table),
+    (RESULTS, "precision", "precision.json", "rows", precision.table),
+    (RESULTS, "methods", "methods.json", "chosen", methods.table),
+    (RESULTS, "taste for brevity", "taste_brief.json", "rows", taste.table),
+    (RESULTS, "constitutional", "constitutional.json", "seeds", constitutional.table),
 )
 
 
@@ -149,9 +132,9 @@ def with_block(page: str, name: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
     texts = {}
-    for path, name, file, write in BLOCKS:
+    for path, name, file, entry, write in BLOCKS:
         page = texts.get(path) or path.read_text(encoding="utf-8")
-        texts[path] = with_block(page, name, write(read_json(NUMBERS / file)))
+        texts[path] = with_block(page, name, write(read_json(NUMBERS / file)[entry]))
     return texts
 
 

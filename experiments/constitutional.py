@@ -11,7 +11,7 @@ also learnt to judge, criticise and revise by the toy world's principles (toywor
 In the paper people still say what is helpful. Here a principle does, the one against declining what
 is fine: with principles that only forbid, PPO learns to decline everything. Gold judges at the end.
 
-    python experiments/constitutional.py     # a quarter of an hour
+    python experiments/constitutional.py     # some twenty minutes
     python experiments/constitutional.py --seeds 3
 
 A seed that is finished is not computed again.

@@ -94,9 +94,8 @@ class Block(nn.Module):
         """
         B, T = shape
         qkv = self.c_attn(self.ln_1(x))[: B * T].view(B, T, sum(self.heads), -1)
-        if (
-            qkv.device.type == "cpu" and 1 < T <= FLOAT32_ATTENTION
-        ):  # T = 1: decoding reads the cache as it is
+        decoding = T == 1  # reads the cache as it is
+        if qkv.device.type == "cpu" and T <= FLOAT32_ATTENTION and not decoding:
             qkv = at_least_float32(qkv)
         q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # (B, H, T, hd), two (B, KV, T, hd)
         if rotary is not None:
