@@ -10,7 +10,8 @@ import shutil
 import sys
 import textwrap
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -152,8 +153,6 @@ def command(script: str, settings: Any) -> str:
 
 def _explain(error: Exception, settings: Any) -> str:
     """What to tell the user; "" for a bug, whose traceback is wanted."""
-    if isinstance(error, UserError):
-        return str(error)
     if isinstance(error, OSError):
         place = error.filename or getattr(settings, "out", "a file")
         remedy = "make room there or choose another folder"
@@ -173,13 +172,35 @@ def _explain(error: Exception, settings: Any) -> str:
     return message
 
 
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Around a script's work: 2 and one sentence for a UserError, 130 for Ctrl-C.
+
+    Output into head, which closes it when it has seen enough, is no error.
+    """
+    try:
+        yield
+        if sys.stdout:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except UserError as error:
+        one_line = printable(str(error)).replace("\n", "\\n")
+        print(f"error: {one_line}", file=sys.stderr)
+        sys.exit(2)
+
+
 def start(
     main: Callable, settings_class: type, then: Callable[[Any], list[str]] | None = None
 ) -> None:
     """Run main(settings) as a script.
 
     then: settings -> the words of a command that goes on from there; it is printed at the end.
-    A UserError, a full disk or too little memory: one sentence, exit code 2. Ctrl-C: exit code 130.
+    Exit codes are those of `exit_codes`; a full disk or too little memory is the user's to mend,
+    too.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -187,20 +208,15 @@ def start(
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")  # a stray byte is no reason to stop
     settings = None
-    try:
-        settings = parse(settings_class)
-        main(settings)
+    with exit_codes():
+        try:
+            settings = parse(settings_class)
+            main(settings)
+        except (UserError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if message := _explain(error, settings):
+                raise UserError(message) from error
+            raise
         if then and not settings.show_batch:
             print(f"next: {shlex.join(then(settings))}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # piped into head, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        message = _explain(error, settings)
-        if not message:
-            raise
-        one_line = printable(message).replace("\n", "\\n")
-        print(f"error: {one_line}", file=sys.stderr)
-        sys.exit(2)

@@ -1,18 +1,16 @@
 """What data files hold, for a person to read: `python -m minirlhf.data FILE...`."""
 
 import argparse
-import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from minirlhf import UserError, checkpoint, hub
+from minirlhf import checkpoint, hub
 from minirlhf.chat import Turns
-from minirlhf.cli import printable
+from minirlhf.cli import exit_codes, printable
 from minirlhf.data import (
     Ranking,
     read_demonstrations,
@@ -186,13 +184,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders, patterns, -")
     parser.add_argument("--model", default="", help="count this model's tokens")
     settings = parser.parse_args(arguments)
-    try:
-        print(check(",".join(settings.files), settings.model), flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # piped into head, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        one_line = printable(str(error)).replace("\n", "\\n")
-        print(f"error: {one_line}", file=sys.stderr)
-        sys.exit(2)
+    with exit_codes():
+        print(check(",".join(settings.files), settings.model))

@@ -1,10 +1,9 @@
 """Show the toy world: prompts of each kind, demonstrations and their gold scores."""
 
 import argparse
-import os
-import sys
 import textwrap
 
+from minirlhf.cli import exit_codes
 from toyworld import KINDS, demonstrations, gold_parts, kind
 from toyworld.world import transcript
 
@@ -30,8 +29,5 @@ def show(prompt, completion: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_codes():
         main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # piped into head, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
