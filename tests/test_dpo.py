@@ -246,6 +246,20 @@ def test_repeated_records_do_not_narrow_the_interval(tmp_path):
     assert once["interval"] == pytest.approx(thrice["interval"]) and once["interval"] > 0
 
 
+def test_pairs_that_are_all_ranked_right_leave_an_interval(tmp_path):
+    policy = GPT.from_pretrained("sft")
+    settings = settings_of(tmp_path)
+    items = train_dpo.read(settings, policy)
+    with torch.no_grad():
+        train_dpo.add_reference_logprobs(policy, items, settings)
+        for item in items:  # the reference likes what is worse more than the policy does
+            pairs = zip(item.reference_logprobs, item.ranks, strict=True)
+            item.reference_logprobs = [logprob + 5 * rank for logprob, rank in pairs]
+        _, values = train_dpo.batch_loss(policy, policy, items, settings)
+    prompts = len({item.prompt for item in items})
+    assert values["accuracy"] == 1 and values["interval"] == pytest.approx(min(1, 3 / prompts))
+
+
 def test_good_and_bad_responses_may_come_from_two_files(folder, tmp_path):
     bad = [{"prompt": "q", "response": x, "label": False} for x in TEXTS]
     write(folder / "bad.jsonl", bad)

@@ -239,6 +239,7 @@ def test_a_reward_that_gives_none_now_and_then(folder, tmp_path, capsys):
     assert "reward: no score for " in capsys.readouterr().out
     for result in report["results"][:2]:
         assert result["reward"]["mean"] > 0 and result["reward_accuracy"]["mean"] > 0
+        assert result["finished"] < 1 and math.isfinite(result["reward_as_trained"]["mean"])
         assert all(row["gold"]["mean"] is not None for row in result["best_of_n"])
     assert write_report(tmp_path).exists()
     pairs = tmp_path / "pairs.jsonl"

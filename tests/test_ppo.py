@@ -141,6 +141,16 @@ def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_pat
         assert row["finished"] < 1 and row["score"] == row["raw_score"]
 
 
+def test_a_value_clip_of_0_does_not_clip(world, tmp_path):
+    settings = settings_of(world, tmp_path / "none", value_clip=0.0, lr=1e-2, epochs=2)
+    train_ppo.main(settings)
+    train_ppo.main(replace(settings, out=str(tmp_path / "wide"), value_clip=1e9))
+    assert same(weights(tmp_path / "none"), weights(tmp_path / "wide"))
+    train_ppo.main(replace(settings, out=str(tmp_path / "narrow"), value_clip=1e-3))
+    assert any(row["value_clip_fraction"] > 0 for row in metrics(tmp_path / "narrow"))
+    assert not same(weights(tmp_path / "none"), weights(tmp_path / "narrow"))
+
+
 def test_the_samples_that_are_shown_answer_different_prompts(world, tmp_path):
     train_ppo.main(settings_of(world, tmp_path, advantage="rloo", overwrite=True))
     rows = [row for row in read_jsonl(tmp_path / "samples.jsonl") if "fixed" not in row]

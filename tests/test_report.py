@@ -412,11 +412,18 @@ def test_in_a_browser_nothing_is_cut_off_and_reloading_keeps_the_place(tmp_path)
         assert browser.js("window.scrollY") == 1500
 
 
-def test_python_m_minirlhf_report_names_a_missing_folder(tmp_path):
+def test_python_m_minirlhf_report_helps_and_names_a_missing_folder(tmp_path):
     missing = tmp_path / "missing"
-    command = [sys.executable, "-m", "minirlhf.report", missing]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
+    def report_of(argument):
+        command = [sys.executable, "-m", "minirlhf.report", argument]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True)
+
+    root = Path(__file__).parents[1]
+    done = report_of(missing)
     assert done.returncode == 2 and str(missing) in done.stderr
+    done = report_of("--help")
+    assert done.returncode == 0 and "--out" in done.stdout
 
 
 def test_the_loop_ends_with_what_was_gained_a_typical_pair_and_the_next_command(tmp_path):
