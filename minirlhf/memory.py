@@ -48,9 +48,8 @@ def estimate(
         if trained:
             activations += activation_bytes(model, token_budget)
     config = models[0].config
-    number_bytes = 2 if models[0].autocast_dtype else 4
     numbers = 2 * config.n_layer * config.kv_heads * config.head_width  # of a cached token
-    cache = number_bytes * cached_tokens * numbers
+    cache = models[0].cache_dtype.itemsize * cached_tokens * numbers
     return (weights + max(activations, cache)) / 2**30, weights / 2**30
 
 

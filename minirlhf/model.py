@@ -94,8 +94,7 @@ class Block(nn.Module):
         """
         B, T = shape
         qkv = self.c_attn(self.ln_1(x))[: B * T].view(B, T, sum(self.heads), -1)
-        decoding = T == 1  # reads the cache as it is
-        if qkv.device.type == "cpu" and T <= FLOAT32_ATTENTION and not decoding:
+        if qkv.device.type == "cpu" and T <= FLOAT32_ATTENTION:
             qkv = at_least_float32(qkv)
         q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # (B, H, T, hd), two (B, KV, T, hd)
         if rotary is not None:
@@ -177,7 +176,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if sharing > 1:  # as more queries of fewer heads: fused kernels have no groups behind masks
             q = q.reshape(B, -1, sharing * T, hd)
             mask = mask.repeat(1, 1, sharing, 1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(B, H, T, hd)
+        if q.device.type == "cpu" and T == 1:  # a fused kernel takes long for a single query
+            scores = (q @ k.mT / math.sqrt(hd)).masked_fill(~mask, -torch.inf)  # (B, KV, H/KV, S)
+            y = scores.softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return y.reshape(B, H, T, hd)
 
 
 def pad_to(count: int, x: Tensor) -> Tensor:
@@ -224,7 +228,7 @@ class KVCache:
     def __init__(self, model: "Trunk", rows: int, length: int):
         config = model.config
         shape = (2, rows, config.kv_heads, length, config.head_width)
-        dtype = model.autocast_dtype or model.wte.weight.dtype
+        dtype = model.cache_dtype
         self.layers = []
         for _ in range(config.n_layer):
             self.layers.append(torch.zeros(shape, dtype=dtype, device=model.device))
@@ -303,6 +307,13 @@ class Trunk(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.wte.weight.device
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of cached keys and values: that of attention, which is float32 on a CPU."""
+        if self.device.type == "cpu":
+            return self.wte.weight.dtype
+        return self.autocast_dtype or self.wte.weight.dtype
 
     def autocast(self):
         if self.autocast_dtype is None:
