@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minirlhf import UserError, checkpoint, hub, readers, user_function, world
+from minirlhf import UserError, checkpoint, hub, readers, tokenizer_files, user_function, world
 
 # settings that name what is read; commas separate several
 INPUTS = (
@@ -36,17 +36,7 @@ INPUTS = (
     "annotator",
     "constitution",
 )
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+MODEL_FILES = ("config.json", "generation_config.json", *tokenizer_files.NAMES)
 PIECE = 2**18  # bytes
 PIECES = 64  # of a file of weights; the first one holds the checksum of those that we wrote
 

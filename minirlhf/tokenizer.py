@@ -180,6 +180,7 @@ class Tokenizer:
     def save_pretrained(self, folder: str | Path, padding: bool = False) -> None:
         """Write tokenizer.json as it was read, or vocab.json and merges.txt; tokenizer_config.json.
 
+        Files of another tokenizer in the folder, which would be read before these, are deleted.
         padding: name a token to fill up batches, as transformers needs for a reward model.
         """
         folder = Path(folder)
@@ -189,18 +190,23 @@ class Tokenizer:
         config.pop("auto_map", None)  # code of strangers
         if padding and self.pad_id is not None:
             config |= {"pad_token": self.pad_token, "padding_side": "right"}
+        contents = {}  # of files
         if self.spec.tokenizer_json:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"  # it takes the file as it is
-            write_atomically(folder / "tokenizer.json", self.spec.tokenizer_json)
+            contents["tokenizer.json"] = self.spec.tokenizer_json
         else:
             config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
             config |= {"bos_token": self.chat.end, "unk_token": self.chat.end}
             config |= {"clean_up_tokenization_spaces": False}
             lines = [f"{left} {right}\n" for left, right in self.merges]
-            write_atomically(folder / "vocab.json", to_json(self.vocab).encode())
-            write_atomically(folder / "merges.txt", ("#version: 0.2\n" + "".join(lines)).encode())
-        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would hide ours
-        write_atomically(folder / "tokenizer_config.json", to_json(config, indent=2).encode())
+            contents["vocab.json"] = to_json(self.vocab).encode()
+            contents["merges.txt"] = ("#version: 0.2\n" + "".join(lines)).encode()
+        contents["tokenizer_config.json"] = to_json(config, indent=2).encode()
+        for name in tokenizer_files.NAMES:
+            if name not in contents:
+                (folder / name).unlink(missing_ok=True)
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":

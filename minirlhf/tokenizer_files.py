@@ -24,6 +24,15 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
+NAMES = (  # the files of a folder that are read here
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 KINDS = "take a model with the tokenizer of GPT-2, SmolLM, Qwen2, Qwen3 or Llama 3"
 INTACT = "take all of the tokenizer's files from one folder"
 CLASSES_WITHOUT_JSON = (None, "GPT2Tokenizer", "GPT2TokenizerFast")

@@ -9,7 +9,7 @@ import pytest
 import tokenizer_folders
 from conftest import SHARED, tiny
 
-from minirlhf import UserError
+from minirlhf import UserError, tokenizer_files
 from minirlhf.model import GPT, Config, ids_without_token
 from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS
@@ -346,6 +346,19 @@ def test_our_own_folder_loads_and_null_is_absent(tokenizer, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": null}')
     (tmp_path / NAMES_MAP).write_text('{"eos_token": null, "additional_special_tokens": null}')
     assert GPT.from_pretrained(tmp_path).tokenizer.eos_id == tokenizer.eos_id
+
+
+def test_a_folder_keeps_no_file_of_the_tokenizer_before(tokenizer, tmp_path):
+    other = Tokenizer.train(["zebra zebra "], 262)
+    for name in tokenizer_files.NAMES:
+        (tmp_path / name).write_text('{"<pad>": 0}')
+    (tmp_path / "tokenizer.json").write_text("of another model")
+    other.save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).vocab == other.vocab
+    tokenizer.save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).vocab == tokenizer.vocab
+    left = {"vocab.json", "merges.txt", "tokenizer_config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_what_transformers_writes(tokenizer, tmp_path):
