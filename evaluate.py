@@ -26,6 +26,7 @@ from minirlhf.console import waiting
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
 from minirlhf.device import open_model
 from minirlhf.files import check_target, write_json
+from minirlhf.inputs import check_output
 from minirlhf.model import GPT
 from minirlhf.report import probes
 from minirlhf.rewards import RewardFn
@@ -250,6 +251,7 @@ def main(settings: Settings) -> dict:
     # 1. the policies, what they are asked, and who judges
     at_least(1, settings, "count", "samples", "max_tokens")
     check_target("--out", settings.out)
+    check_output("out", settings.out, settings)
     if settings.reward and not settings.policies and holds_rankings(settings.data):
         return judge_reward(settings)
     place = {"device": settings.device, "dtype": settings.dtype}

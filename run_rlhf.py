@@ -77,6 +77,7 @@ TOY_ONLY = ("rounds", "annotator", "rankings", "samples", "noise", "bias", "judg
 TOY_ONLY += ("constitution", "world")
 REAL_ONLY = ("init", "data", "lora_rank", "longest_pair", "max_tokens", "token_budget")
 REAL_ONLY += ("checkpointing",)
+PARTS = ("pairs", "judge", "questions")  # into which the real preset splits --data
 MAY_CHANGE = {"rounds", "device", "out", "token_budget", "checkpointing"}  # between two calls
 
 
@@ -267,6 +268,7 @@ def real(settings: Settings, loop: Loop) -> None:
     """
     out = settings.out
     quick = settings.quick
+    check_parts(settings, is_new=not loop.path.exists())
     tokenizer = Tokenizer.from_pretrained(hub.model_folder(settings.init))
     split_pairs(settings, tokenizer)
     longest = min(16, settings.max_tokens) if quick else settings.max_tokens
@@ -343,6 +345,18 @@ def real(settings: Settings, loop: Loop) -> None:
     )
 
 
+def check_parts(settings: Settings, is_new: bool) -> None:
+    """UserError if the files of split_pairs would replace the user's own.
+
+    is_new: no loop has written to --out so far
+    """
+    for name in PARTS:
+        path = Path(settings.out, f"{name}.jsonl")
+        inputs.check_output("out", path, settings)
+        if is_new and path.exists():
+            raise UserError(f"{path} exists and would be replaced: choose another --out")
+
+
 def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
     """Pairs for training, for the judge and for questions; what begins alike stays together."""
 
@@ -368,7 +382,7 @@ def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:
             f"--data {settings.data}: fewer than 3 different first requests; training, the judge "
             "and the questions each need one"
         )
-    for name, part in (("pairs", pairs), ("judge", judged), ("questions", questions)):
+    for name, part in zip(PARTS, (pairs, judged, questions)):
         rows = []
         for ranking in part:
             best = ranking.ranks.index(min(ranking.ranks))

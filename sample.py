@@ -23,6 +23,7 @@ from minirlhf.cli import at_least, printable, start
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.device import open_model
 from minirlhf.files import check_target, to_json, write_jsonl
+from minirlhf.inputs import check_output
 from minirlhf.model import GPT
 from minirlhf.run import read_run, seed_of
 
@@ -81,6 +82,7 @@ def check(settings: Settings) -> None:
     for flag in ("sft_out", "candidates_out"):
         if file := getattr(settings, flag):
             check_target(f"--{flag}", file)
+            check_output(flag, file, settings)
 
 
 class Sampler:

@@ -91,6 +91,21 @@ def files_of(name: str) -> list[Path]:
     return existing(readers.files(name))
 
 
+def check_output(flag: str, path: str | Path, settings: Any) -> None:
+    """Before `path` is written, as --flag says: UserError if a setting reads that file."""
+    for setting in INPUTS:
+        for name in parts(getattr(settings, setting, "")):
+            try:
+                read = [Path(file).resolve() for file in readers.files(name)]
+            except UserError:  # whoever opens it says what is wrong
+                continue
+            if Path(path).resolve() in read:
+                raise UserError(
+                    f"--{flag}: {path} is read as --{setting} and would be replaced: choose "
+                    "another name"
+                )
+
+
 def existing(paths: Iterable[str | Path]) -> list[Path]:
     return [Path(path) for path in paths if os.path.isfile(path)]
 

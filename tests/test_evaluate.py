@@ -227,6 +227,15 @@ def test_an_evaluation_by_a_judge_that_compares(folder, tmp_path, capsys):
     assert [example["prompt"] for example in report["examples"]] == ["What is 2 + 3?", "Why not?"]
 
 
+def test_an_evaluation_does_not_replace_what_it_reads(folder, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"prompt": "Why?"}\n')
+    settings = settings_of(folder, tmp_path, data=str(questions))
+    with pytest.raises(UserError, match="is read as --data and would be replaced"):
+        evaluate.main(replace(settings, out=str(questions)))
+    assert questions.read_text() == '{"prompt": "Why?"}\n'
+
+
 def test_an_evaluation_by_a_reward(folder, tmp_path):
     report = evaluate.main(settings_of(folder, tmp_path, reward=f"{folder / 'mine.py'}:brevity"))
     assert report["judge"] == "reward" and "win_rate_previous" in report["results"][1]

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,6 +209,22 @@ def test_pairs_with_one_system_text_are_split_by_their_requests(tmp_path):
     split_pairs(settings, tokenizer=None)
     parts = [read_jsonl(tmp_path / f"{name}.jsonl") for name in ("pairs", "judge", "questions")]
     assert all(parts) and sum(map(len, parts)) == 20
+
+
+def test_data_of_the_users_own_are_never_replaced(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(path, 20)
+    before = path.read_bytes()
+    settings = Settings(preset="real", data=str(path), out=str(tmp_path), init="no-model")
+    for _ in range(2):
+        with pytest.raises(UserError, match="is read as --data and would be replaced"):
+            main(settings)
+        write_json(tmp_path / "loop.json", {"stages": {}})  # not even where a loop was begun
+    (tmp_path / "loop.json").unlink()
+    write_pairs(tmp_path / "data.jsonl", 20)
+    with pytest.raises(UserError, match="exists and would be replaced"):
+        main(replace(settings, data=str(tmp_path / "data.jsonl")))
+    assert path.read_bytes() == before
 
 
 def test_too_few_requests_to_split_are_an_error_before_anything_is_trained(tmp_path):

@@ -26,6 +26,19 @@ def test_one_prompt(stages, capsys):
     assert first.strip() and second.endswith("\n")
 
 
+@pytest.mark.parametrize("flag", ["candidates_out", "sft_out"])
+def test_what_is_read_is_not_written_to(stages, tmp_path, flag):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Why?"}\n')
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(prompts)
+    for target in (prompts, link):
+        settings = settings_of(stages, data=f"toyworld,{prompts}", **{flag: str(target)})
+        with pytest.raises(UserError, match="is read as --data and would be replaced"):
+            sample.main(settings)
+    assert prompts.read_text() == '{"prompt": "Why?"}\n'
+
+
 def test_a_message_that_quotes_markers_is_one_message(stages, monkeypatch):
     seen = []
     answer = sample.Sampler.__call__
