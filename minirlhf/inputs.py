@@ -36,6 +36,7 @@ INPUTS = (
     "annotator",
     "constitution",
 )
+WORDS = ("person", "ai", "auto", "gold", "reward")  # values of settings that name no file
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizer_files.NAMES)
 PIECE = 2**18  # bytes
 PIECES = 64  # of a file of weights; the first one holds the checksum of those that we wrote
@@ -74,7 +75,7 @@ def fingerprint(value: str) -> str:
 
 def files_of(name: str) -> list[Path]:
     """The files behind a name in a setting, [] if there are none."""
-    if name in hub.DATA:
+    if name in WORDS or name in hub.DATA:
         return []
     if source := user_function.file_of(name):
         return existing([source])

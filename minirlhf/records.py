@@ -103,7 +103,7 @@ def world_records(module, kind: str, split: str, count: int, seed: int):
             written = list(write(split, count, seed))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"--data {module.__name__}: its function {kind} raised {type(error).__name__}: {error}"
         ) from error

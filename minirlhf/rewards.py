@@ -15,7 +15,6 @@ What it does to its arguments changes nothing: they are copies. None is no score
 which training does not learn from, sample.py chooses last, and evaluate.py leaves out.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +111,7 @@ def columns(*specs: str) -> set[str] | None:
         function = function_of(name)
         if function is None:
             continue
-        parameters = inspect.signature(function).parameters
+        parameters = user_function.parameters_of(function)
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return None
         asked |= parameters.keys()

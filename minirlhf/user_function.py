@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +28,7 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
     responses = list(responses)
     values = columns | {"prompts": sources, "responses": responses, "completions": responses}
 
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(function)
     only_by_place = [p for p in parameters.values() if p.kind is p.POSITIONAL_ONLY]
     positional = []
     if only_by_place or not {"responses", "completions"} & parameters.keys():
@@ -48,16 +48,27 @@ def arguments(function: Callable, prompts: list[Prompt], responses: list[str]) -
     return positional, named
 
 
+def parameters_of(function: Callable) -> Mapping[str, inspect.Parameter]:
+    """Name -> parameter; none for what is written in C and does not tell, such as max."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return {}
+
+
 def check_scores(scores, responses: list[str], name: str) -> list[float]:
     """What a user's function gave: a finite number for each response, or None, which becomes NaN.
-    Else UserError."""
+    Else UserError.
+
+    name: the function's in the message
+    """
     try:
         values = [] if isinstance(scores, dict | str) else list(scores)
     except TypeError:  # a lone number, None
         values = []
     if len(values) != len(responses):
         raise UserError(
-            f"reward function {name} gave {shown(scores)} for {len(responses)} responses: "
+            f"{name} gave {shown(scores)} for {len(responses)} responses: "
             "return a list with one number for each"
         )
     numbers = []
@@ -65,7 +76,7 @@ def check_scores(scores, responses: list[str], name: str) -> list[float]:
         number = math.nan if value is None else as_number(value)
         if number is None:
             raise UserError(
-                f"reward function {name} gave {shown(value)} for the response {response[:80]!r}: "
+                f"{name} gave {shown(value)} for the response {response[:80]!r}: "
                 "return one finite number for each, below 1e38, or None"
             )
         numbers.append(number)
@@ -108,7 +119,7 @@ def as_reward(function: Callable, name: str) -> RewardFn:
             raise UserError(
                 f"reward function {name} raised {type(error).__name__}: {error} ({where})"
             ) from error
-        return check_scores(scores, responses, name)
+        return check_scores(scores, responses, f"reward function {name}")
 
     return reward_fn
 

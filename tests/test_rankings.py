@@ -92,6 +92,27 @@ def test_an_annotator_depends_on_seed_and_prompt_only():
     assert forwards != [other(c.prompt.source, c.responses) for c in rows]
 
 
+@pytest.mark.parametrize(
+    "code, named",
+    [
+        ("return [float('nan')] * len(responses)", "gave nan for the response '1'"),
+        ("return [1.0, 2.0, 3.0, 4.0]", "for 3 responses"),
+        ("return [1.0]", "for 3 responses"),
+        ("return None", "for 3 responses"),
+        ("return [None, 1.0, 2.0]", "gave None"),
+        ("return ['a', 'b', 'c']", "gave 'a' for the response '1'"),
+        ("raise KeyError('oops')", "raised KeyError"),
+        ("raise SystemExit", "raised SystemExit"),
+    ],
+)
+def test_an_annotator_that_misbehaves_is_named(code, named):
+    module = number_world()
+    exec(f"def annotate(prompt, responses):\n    {code}", module.__dict__)
+    annotate = rankings.simulated_annotator(module, noise=0.0)
+    with pytest.raises(UserError, match=rf"numbers\.annotate .*{named}"):
+        annotate("A number?", ["1", "2", "3"])
+
+
 def test_a_bias_adds_weighted_features():
     texts = ["1 a b c", "2"]
     assert rankings.simulated_annotator(number_world(), noise=0)("p", texts) == [2, 1]

@@ -153,6 +153,14 @@ def test_a_function_that_misbehaves_is_named(code, named, tmp_path):
     assert "bad.py:f" in str(error.value)
 
 
+def test_a_function_that_does_not_tell_its_parameters_gets_the_two(tmp_path):
+    (tmp_path / "builtin.py").write_text("largest = max\n")
+    name = f"{tmp_path / 'builtin.py'}:largest"
+    assert rewards.columns(name) == set()
+    with pytest.raises(UserError, match="gave 'z' for the response 'z'"):  # max(["a"], ["z"])
+        rewards.load(name)(prompts_of("a"), ["z"])
+
+
 def test_the_first_response_that_a_function_fails_on_is_named(folder):
     picky = rewards.load(f"{folder / 'mine.py'}:picky")
     with pytest.raises(UserError, match=r"ZeroDivisionError.*response 2 of 4: 'bad' to 'c'"):

@@ -27,6 +27,7 @@ from minirlhf import UserError
 from minirlhf.data import Prompt, list_field, prompt_of
 from minirlhf.files import append_jsonl, lock, make_folder, unlock
 from minirlhf.records import read, records
+from minirlhf.user_function import check_scores
 
 
 @dataclass
@@ -85,7 +86,7 @@ def simulated_annotator(
 
     def annotate(prompt: str | list, responses: list[str]) -> list[int]:
         texts = list(dict.fromkeys(responses))  # equal ones tie
-        utilities = list(module.annotate(prompt, texts))
+        utilities = utilities_of(module, prompt, texts)
         for name, weight in weights.items():
             for i, text in enumerate(texts):
                 utilities[i] += weight * module.features(prompt, text)[name]
@@ -94,6 +95,21 @@ def simulated_annotator(
         return [rank_of[response] for response in responses]
 
     return annotate
+
+
+def utilities_of(module: ModuleType, prompt: str | list, responses: list[str]) -> list[float]:
+    """How much a world's annotator likes each response; UserError if that is no finite number."""
+    name = f"{module.__name__}.annotate"
+    try:
+        given = module.annotate(prompt, list(responses))
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{name} raised {type(error).__name__}: {error} (for {str(prompt)[-80:]!r})"
+        ) from error
+    utilities = check_scores(given, responses, name)
+    if any(map(math.isnan, utilities)):
+        raise UserError(f"{name} gave None for one of {responses}: give each response a number")
+    return utilities
 
 
 def read_candidates(path: str, template: str = "chat") -> list[Candidate]:
