@@ -21,6 +21,7 @@ import torch
 
 from minirlhf import UserError, agreement, checkpoint, hub, rewards, rollout, user_function, world
 from minirlhf.answers import Answers, grouped, measure, score, win_rates
+from minirlhf.batches import draw
 from minirlhf.cli import at_least, start, wrapped
 from minirlhf.console import waiting
 from minirlhf.data import Prompt, holds_rankings, read_prompts, read_rankings
@@ -93,7 +94,7 @@ def load_prompts(settings: Settings, count: int, reference: GPT) -> list[Prompt]
     columns = rewards.columns(settings.reward, settings.watch)
     prompts = read_prompts(settings.data, template=settings.template, columns=columns, **which)
     fitting = rollout.prompts_that_fit(reference, prompts, settings.max_tokens, settings.truncate)
-    return fitting[:count]
+    return draw(fitting, count, settings.seed)
 
 
 def load_beliefs(settings: Settings, module: ModuleType | None, reference: GPT) -> list[Prompt]:
@@ -238,7 +239,8 @@ def show(results: list[dict]) -> None:
 def judge_reward(settings: Settings) -> dict:
     """How well --reward agrees with the pairs or rankings of --data."""
     reward = load_reward(settings)
-    rankings = read_rankings(settings.data, template=settings.template)
+    which = {"split": settings.split, "count": settings.count, "seed": settings.seed}
+    rankings = read_rankings(settings.data, template=settings.template, **which)
     report = {"reward": settings.reward, "data": settings.data}
     report |= agreement.measure(reward, rankings)
     for line in agreement.sentences(report):

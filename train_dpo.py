@@ -14,14 +14,14 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from minirlhf import UserError, lora, losses, memory, rewards, rollout
-from minirlhf.batches import batch_indices, fit, held_out, micro_batches, steps_of
-from minirlhf.chat import Turns
+from minirlhf.batches import batch_indices, draw, fit, held_out, micro_batches, steps_of
 from minirlhf.cli import at_least, start
 from minirlhf.console import waiting
 from minirlhf.data import Prompt, distinct, mixed, read_labelled, read_prompts, read_rankings
@@ -106,10 +106,6 @@ class Item(Group):
 
     good: bool = False  # kto
     reference_logprobs: list[float] = field(default_factory=list)  # one for each response
-
-    @property
-    def turns(self) -> Turns:
-        return self.prompt.turns
 
 
 def read(settings: Settings, policy: GPT) -> list[Item]:
@@ -360,8 +356,17 @@ def check(settings: Settings) -> None:
         )
 
 
-def look(
-    run: Run, policy: GPT, reference: GPT, validation: list, questions: list[Prompt], step: int
+def prompts_to_answer(
+    settings: Settings, policy: GPT, records: list[Item] | list[Prompt]
+) -> list[Prompt]:
+    """Different prompts for `validate_and_sample`; what leaves a response no room is cut."""
+    prompts = [record if settings.online else record.prompt for record in records]
+    prompts = draw(list(dict.fromkeys(prompts)), EVAL_SAMPLES, settings.seed)
+    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens, cut=True)
+
+
+def validate_and_sample(
+    run: Run, policy: GPT, reference: GPT, validation: list, eval_prompts: list[Prompt], step: int
 ) -> dict:
     """Held-out comparisons, and the KL of the policy's own samples; some of them are printed."""
     settings = run.settings
@@ -374,7 +379,7 @@ def look(
     temperature = settings.temperature
     batch = rollout.sample(
         policy,
-        questions[:EVAL_SAMPLES],
+        eval_prompts,
         settings.max_tokens,
         run.generator("look"),
         temperature=temperature,
@@ -401,13 +406,11 @@ def main(settings: Settings) -> None:
     check(settings)
     policy = GPT.from_pretrained(settings.init)
     records = read_online(settings, policy) if settings.online else read(settings, policy)
-    train, validation = held_out(records, lambda record: record.turns, settings.validation)
-    questions = validation or train
-    if not settings.online:
-        questions = list(dict.fromkeys(item.prompt for item in questions))
-        if settings.show_batch:
-            first = batch_indices(len(train), 0, settings.batch_size, settings.seed)
-            return show_batch(policy, [train[i] for i in first])
+    train, validation = held_out(records, methodcaller("first_request"), settings.validation)
+    if settings.show_batch:
+        first = batch_indices(len(train), 0, settings.batch_size, settings.seed)
+        return show_batch(policy, [train[i] for i in first])
+    eval_prompts = prompts_to_answer(settings, policy, validation or train)
     run = Run(settings, "train_dpo.py")
     if run.finished:
         return run.say_finished()
@@ -443,9 +446,9 @@ def main(settings: Settings) -> None:
         grad_norm = take_step(optimizer, [policy], lr, loss, step)
         row |= means | {"loss": loss, "lr": lr, "grad_norm": grad_norm, "compared": len(batch)}
 
-        # 4. look at it: held-out comparisons, and how far the policy's own samples have moved
+        # 4. held-out comparisons, and how far the policy's own samples have moved
         if run.is_due(step, settings.eval_every):
-            row |= look(run, policy, reference, validation, questions, step)
+            row |= validate_and_sample(run, policy, reference, validation, eval_prompts, step)
         run.log(step, SHOWN, **row, seconds=time.monotonic() - started)
 
     policy.temperature = settings.temperature  # its folder says at which it is to be sampled

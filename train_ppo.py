@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import Stopped, UserError, health, lora, losses, memory, rewards, rollout, world
-from minirlhf.batches import batch_indices, held_out
+from minirlhf.batches import batch_indices, draw, held_out
 from minirlhf.cli import at_least, start
 from minirlhf.console import say
 from minirlhf.data import Prompt, mixed, read_demonstrations, read_prompts
@@ -98,8 +98,11 @@ class Settings:
 GAMMA = 1.0  # no discount: a response is short
 WARMUP = 5  # iterations until the learning rate's peak
 LORA_ALPHA = 16.0
+LONGEST_HORIZON = 10_000  # episodes, of --kl_target: Ziegler's, of a million. Shorter runs have
+HORIZONS = 20  # so many horizons
 HELD_OUT_SEED = 1000  # of the fixed requests: the default of evaluate.py
 PTX_BATCH = 16  # rows of text in an update
+PTX_VALIDATION = 64  # rows of text whose loss is logged
 SHOWN = (  # on the console; raw_score is the score before the penalty for unfinished responses
     "raw_score",
     "score",
@@ -443,7 +446,11 @@ def main(settings: Settings) -> None:
             ask_again(run, step, policy, requests, reward_fn)
         if settings.kl_target:
             run.extra["kl_coef"] = losses.adapt_kl_coef(
-                kl_coef, float(kl.sum(1).mean()), settings.kl_target, len(batch)
+                kl_coef,
+                float(kl.sum(1).mean()),
+                settings.kl_target,
+                len(batch),
+                horizon=min(LONGEST_HORIZON, settings.steps * len(batch) / HORIZONS),
             )
 
     policy.temperature = settings.temperature  # its folder says at which it is to be sampled
@@ -526,7 +533,7 @@ def load_ptx(settings: Settings, policy: GPT) -> tuple[list, list]:
     texts = read_demonstrations(settings.ptx_data, template=settings.template)
     rows = to_rows(policy, texts, cut=settings.truncate)
     train, validation = held_out(rows, key=row_prompt)
-    return train, validation[:64]
+    return train, draw(validation, PTX_VALIDATION, settings.seed)
 
 
 def sample(
@@ -592,6 +599,7 @@ def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt:
     within_prompt_std = nan_std(scores.view(-1, samples_per_prompt))  # (P,)
     numbers = {
         "score": known,
+        "has_score": ~scores.isnan(),
         "score_std": known.std(correction=0) if len(known) else math.nan,
         "kl": kl.sum(1),
         "kl_k3": k3.sum(1),
@@ -605,7 +613,8 @@ def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt:
     if samples_per_prompt > 1:
         numbers["no_spread"] = within_prompt_std < 1e-6  # a group that teaches nothing
     if episodes.values is not None:
-        explained = losses.explained_variance(episodes.values, episodes.returns, mask)
+        has_score = mask & ~scores.isnan()[:, None]  # (B, R)
+        explained = losses.explained_variance(episodes.values, episodes.returns, has_score)
         numbers["explained_variance"] = explained
     return numbers
 

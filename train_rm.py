@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from minirlhf import UserError, agreement, losses, readers, rollout
-from minirlhf.batches import batch_indices, held_out, steps_of
+from minirlhf.batches import batch_indices, draw, held_out, steps_of
 from minirlhf.cli import at_least, start
 from minirlhf.data import Prompt, mixed, read_rankings
 from minirlhf.model import GPT, ScalarGPT
@@ -99,7 +99,7 @@ def prompts_to_sample(settings: Settings, model: ScalarGPT, prompts: list[Prompt
             f"{policy.config.n_positions} tokens, and the shortest has {shortest}: use a smaller "
             "--max_tokens, --truncate, or --normalize_samples 0"
         )
-    return fitting[: settings.normalize_samples]
+    return draw(fitting, settings.normalize_samples, settings.seed)
 
 
 def score_scale(
@@ -159,7 +159,9 @@ def add_gradient(model: ScalarGPT, batch: list[Group], token_budget: int) -> tup
     return loss, right / max(1, pairs)
 
 
-def look(model: ScalarGPT, validation: list[Group], run: Run, best: ScalarGPT | None) -> dict:
+def validate_and_keep_best(
+    model: ScalarGPT, validation: list[Group], run: Run, best: ScalarGPT | None
+) -> dict:
     """Validation during training; `best` gets the model's weights if its loss is the lowest yet."""
     result = validate(model, validation, run.settings.token_budget)
     loss = result["validation_loss"]
@@ -185,7 +187,7 @@ def main(settings: Settings) -> None:
     model = ScalarGPT.from_pretrained(settings.init, score_mean=0.0, score_std=1.0)
     context = model.config.n_positions
     groups = to_groups(model.tokenizer, rankings, context, settings.soft, settings.truncate)
-    train, validation = held_out(groups, lambda group: group.prompt.text(), settings.validation)
+    train, validation = held_out(groups, Group.first_request, settings.validation)
     newest = newest_of(validation, settings.data)
     if settings.show_batch:
         indices = batch_indices(len(train), 0, settings.batch_size, settings.seed)
@@ -228,7 +230,7 @@ def main(settings: Settings) -> None:
             "tokens_per_second": sum(group.tokens() for group in batch) / seconds,
         }
         if validation and run.is_due(step, settings.eval_every):
-            metrics |= look(model, validation, run, best)
+            metrics |= validate_and_keep_best(model, validation, run, best)
         shown = ("loss", "accuracy", "tokens_per_second", "validation_loss", "validation_accuracy")
         run.log(step, shown, **metrics)
 

@@ -34,7 +34,7 @@ def measure(reward: RewardFn, rankings: list[Ranking]) -> dict:
         raise UserError("the reward gives None for one response of each comparison, or both")
     compared = [compared[i] for i in scored]
     margin, length = margin[scored], length[scored]  # (N,)
-    prompt = stats.numbered(ranking.prompt for ranking in compared)  # (N,)
+    prompt = stats.numbered(ranking.prompt.first_request() for ranking in compared)  # (N,)
     result = stats.beside_length(prompt, margin, length)
 
     subsets = [str(ranking.prompt.columns.get("subset", "")) for ranking in compared]

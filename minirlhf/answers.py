@@ -55,6 +55,8 @@ def score(
     log_ratio = exact_kl = torch.full((len(batch),), math.nan)
     if policy is reference:
         log_ratio = exact_kl = torch.zeros(len(batch))
+    elif temperature == 0:
+        print("temperature 0: the likeliest answers are no samples, so there is no KL")
     elif policy.tokenizer.vocab == reference.tokenizer.vocab:
         logprobs = in_micro_batches(rollout.logprobs, policy, batch, temperature)  # (B, R)
         ref_logprobs = in_micro_batches(rollout.logprobs, reference, batch, temperature)  # (B, R)

@@ -19,7 +19,8 @@ def held_out(
 ) -> tuple[list, list]:
     """Split into (train, validation), both in the order of items.
 
-    A hash of key(item), usually the prompt's turns, decides, so that no prompt is on both sides.
+    A hash of key(item), usually what a conversation begins with, decides, so that none is on both
+    sides.
     With two keys or more neither side is empty, unless the fraction is 0. One key is trained on.
     """
     if fraction >= 1:
@@ -34,6 +35,12 @@ def held_out(
     train = [item for item, k in zip(items, keys) if k not in held]
     validation = [item for item, k in zip(items, keys) if k in held]
     return train, validation
+
+
+def draw(items: list, count: int, seed: int) -> list:
+    """`count` of the items by chance, in their order; all of them if there are no more."""
+    chosen = np.random.default_rng(seed).permutation(len(items))[:count]
+    return [items[i] for i in sorted(chosen)]
 
 
 def _uniform(text: str) -> float:

@@ -36,6 +36,8 @@ class Probe:
 HEALTH = (
     Health("first_ratio_off", "log of the ratio before an update, root mean square", "0", 0, 0.05,
            "", "sampling and training disagree: look for dropout or another temperature"),
+    Health("has_score", "share of responses to which the reward gives a score", "near 1", 0.5, 1,
+           "look at what the reward returns: most of it teaches nothing", ""),
     Health("kl", "KL to the reference, nats per response", "0 to 10", -1, 20,
            "sampling and scoring disagree",
            "far from the reference: raise --kl_coef or lower --lr"),

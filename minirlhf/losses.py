@@ -105,6 +105,7 @@ def adapt_kl_coef(
     """Next KL coefficient: a proportional controller (Ziegler 2019, section 2.2).
 
     kl: mean KL of the last `episodes` responses, nats per response; at most `horizon` count
+    horizon: responses after which a KL of 1.2 times the target or more has raised it by a fifth
     """
     error = float(kl) / target - 1
     error = min(max(error, -0.2), 0.2)

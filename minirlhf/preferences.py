@@ -26,6 +26,9 @@ class Group:
     chances: list[list[float]] = field(default_factory=list)  # [i][j]: that i is better than j
     where: str = ""  # "file.jsonl, line 17"
 
+    def first_request(self) -> str:
+        return self.prompt.first_request()
+
     def sequences(self) -> list[Sequence]:
         return [(self.prompt_ids, response) for response in self.responses]
 
@@ -94,7 +97,7 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
     the mean of -log sigmoid(better score - worse score).
     "beside_length" is that of stats.py, in tokens.
     """
-    prompts = []  # of the comparisons
+    prompts = []  # of the comparisons: those of one conversation count as one
     margins = []
     lengths = []
     for part in micro_batches_of(groups, token_budget):
@@ -104,7 +107,7 @@ def validate(model: ScalarGPT, groups: list[Group], token_budget: int) -> dict:
         margins += margin[better].tolist()
         for b, i, j in better.nonzero().tolist():
             group = groups[part[b]]
-            prompts.append(group.prompt.text())
+            prompts.append(group.first_request())
             lengths.append(len(group.responses[i]) - len(group.responses[j]))
     prompt = stats.numbered(prompts)  # (N,)
     margin = torch.tensor(margins, dtype=torch.float64)  # (N,)

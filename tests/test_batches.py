@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minirlhf import UserError
-from minirlhf.batches import batch_indices, fit, held_out, micro_batches, pad
+from minirlhf.batches import batch_indices, draw, fit, held_out, micro_batches, pad
 
 
 def prompt_of(item):
@@ -47,6 +47,13 @@ def test_held_out_takes_turns_with_lone_surrogates():
     items = [((("user", f"\ud800 {i}"),), i) for i in range(10)]
     train, validation = held_out(items, prompt_of)
     assert len(train) + len(validation) == 10
+
+
+def test_draws_are_of_all_items_in_their_order():
+    assert draw(list("abc"), 3, seed=0) == draw(list("abc"), 9, seed=1) == list("abc")
+    drawn = [draw(list(range(100)), 10, seed) for seed in range(50)]
+    assert all(items == sorted(set(items)) and len(items) == 10 for items in drawn)
+    assert 40 < sum(map(sum, drawn)) / 500 < 60 and drawn[0] != drawn[1]
 
 
 def test_batches_are_epochs_of_permutations():

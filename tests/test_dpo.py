@@ -260,6 +260,16 @@ def test_pairs_that_are_all_ranked_right_leave_an_interval(tmp_path):
     assert values["accuracy"] == 1 and values["interval"] == pytest.approx(min(1, 3 / prompts))
 
 
+def test_long_prompts_are_cut_for_the_samples_too(folder, tmp_path):
+    long = "The dog slept by the fire, and the cat looked on. " * 20
+    rows = [{"prompt": f"{long}{i}", "chosen": "It is 5.", "rejected": "No."} for i in range(6)]
+    write(tmp_path / "long.jsonl", rows)
+    settings = settings_of(tmp_path / "out", data=str(tmp_path / "long.jsonl"), truncate=True)
+    train_dpo.main(settings)
+    third = read_jsonl(tmp_path / "out" / "metrics.jsonl")[2]
+    assert math.isfinite(third["kl"])
+
+
 def test_good_and_bad_responses_may_come_from_two_files(folder, tmp_path):
     bad = [{"prompt": "q", "response": x, "label": False} for x in TEXTS]
     write(folder / "bad.jsonl", bad)

@@ -11,7 +11,7 @@ from conftest import tiny
 
 import evaluate
 import toyworld
-from minirlhf import UserError, rollout, user_function
+from minirlhf import UserError, hub, rollout, user_function
 from minirlhf.answers import score
 from minirlhf.data import Prompt
 from minirlhf.files import read_json
@@ -191,9 +191,9 @@ def test_as_many_prompts_as_asked_for_where_there_are_so_many(folder, tmp_path, 
     settings.judge = f"{folder / 'mine.py'}:first"
     assert evaluate.main(settings)["prompts"] == 3
     assert "--max_tokens 8" in capsys.readouterr().out
-    settings.truncate = True
+    settings.truncate, settings.count = True, 6  # all that are different
     examples = evaluate.main(settings)["examples"]
-    assert examples[0]["prompt"] == rows[0]["prompt"]
+    assert rows[0]["prompt"] in [example["prompt"] for example in examples]
 
 
 def test_a_policy_with_a_shorter_context_is_named(folder, tokenizer, tmp_path):
@@ -225,6 +225,30 @@ def test_an_evaluation_by_a_judge_that_compares(folder, tmp_path, capsys):
     assert best[2]["reward"]["mean"] >= best[1]["reward"]["mean"]
     assert len(collect(tmp_path)["policies"]) == 3
     assert [example["prompt"] for example in report["examples"]] == ["What is 2 + 3?", "Why not?"]
+
+
+def test_a_reward_is_measured_on_the_split_that_is_asked_for(folder, tmp_path, monkeypatch):
+    pairs = [{"prompt": f"q{i}", "chosen": "ab", "rejected": "abc"} for i in range(3)]
+    splits = []
+
+    def data_files(name, split):
+        splits.append(split)
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+        return [tmp_path / "pairs.jsonl"]
+
+    monkeypatch.setattr(hub, "data_files", data_files)
+    reward = f"{folder / 'mine.py'}:brevity"
+    settings = settings_of(folder, tmp_path, policies="", reward=reward, data="hh-helpful-base")
+    report = evaluate.main(settings)
+    assert report["accuracy"]["mean"] == 1 and splits[-1] == settings.split == "test"
+
+
+def test_greedy_answers_have_no_kl_and_it_is_said(folder, tmp_path, capsys):
+    gold = f"{folder / 'mine.py'}:brevity"
+    report = evaluate.main(settings_of(folder, tmp_path, gold=gold, temperature=0.0))
+    assert "there is no KL" in capsys.readouterr().out
+    start, policy = (row["kl"]["mean"] for row in report["results"])
+    assert start == 0 and math.isnan(policy)
 
 
 def test_an_evaluation_does_not_replace_what_it_reads(folder, tmp_path):

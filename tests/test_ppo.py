@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import train_ppo
 from minirlhf import UserError, cli, losses, rollout
+from minirlhf.data import Prompt
 from minirlhf.files import read_json, read_jsonl
 from minirlhf.model import ScalarGPT
 from minirlhf.run import Run
@@ -98,7 +99,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo", "reinforce"])
-def test_a_response_without_a_score_is_left_out(world, tmp_path, advantage):
+def test_a_response_without_a_score_is_left_out(world, tmp_path, advantage, capsys):
     reward, none = (f"{world / 'mine.py'}:{name}" for name in ("sometimes", "never"))
     settings = settings_of(world, tmp_path / "some", advantage=advantage, reward=reward)
     train_ppo.main(replace(settings, unfinished_score=0.0, max_tokens=30, watch=none))
@@ -108,6 +109,7 @@ def test_a_response_without_a_score_is_left_out(world, tmp_path, advantage):
     settings = replace(settings, reward=none, kl_coef=0.0, out=str(tmp_path / "none"))
     train_ppo.main(settings)
     assert all(row["raw_score"] is None for row in metrics(tmp_path / "none"))
+    assert "look at what the reward returns" in " ".join(capsys.readouterr().out.split())
 
 
 def test_without_a_score_there_is_no_advantage_and_no_new_value(world):
@@ -120,6 +122,23 @@ def test_without_a_score_there_is_no_advantage_and_no_new_value(world):
     others = train_ppo.gae_advantages(rewards[rest], values[rest], mask[rest], settings)
     assert torch.allclose(advantages[rest], others[0]) and torch.equal(returns[rest], others[1])
     assert not advantages[1].any() and torch.equal(returns[1], values[1])
+
+
+def test_what_has_no_score_does_not_count_as_explained(tokenizer):
+    prompts = [Prompt.of(question) for question in QUESTIONS]
+    batch = rollout.Rollout.of(tokenizer, prompts, ["It ran."] * 6, torch.device("cpu"))
+    mask = batch.mask  # (6, R)
+    values, logprobs = torch.randn(mask.shape), torch.randn(mask.shape)
+    scores = torch.tensor([1.0, -1.0, math.nan, math.nan, math.nan, 2.0])
+    settings = train_ppo.Settings()
+    rewards = losses.token_rewards(scores, torch.zeros(mask.shape), mask, 0.0)
+    advantages, returns = train_ppo.gae_advantages(rewards, values, mask, settings)
+    episodes = train_ppo.Episodes(batch, logprobs, logprobs, values, advantages, returns)
+    logged = train_ppo.describe(episodes, scores, torch.zeros(mask.shape), 1)
+    rest = [0, 1, 5]
+    expected = losses.explained_variance(values[rest], returns[rest], mask[rest])
+    assert float(logged["explained_variance"]) == pytest.approx(float(expected))
+    assert logged["has_score"].float().mean() == 0.5
 
 
 def test_the_log_has_each_reward_and_the_score_before_the_penalty(world, tmp_path):
@@ -297,8 +316,10 @@ def test_an_adaptive_kl_coefficient_rises_above_its_target(world, tmp_path):
     train_ppo.main(settings)
     rows = metrics(tmp_path / "a")
     for before, after in pairwise(rows):
-        expected = losses.adapt_kl_coef(before["kl_coef"], before["kl"], 1e-6, 9)
+        horizon = 6 * 9 / train_ppo.HORIZONS
+        expected = losses.adapt_kl_coef(before["kl_coef"], before["kl"], 1e-6, 9, horizon)
         assert after["kl_coef"] == pytest.approx(expected)
+    assert rows[-1]["kl_coef"] > 1.5 * rows[0]["kl_coef"]  # six iterations are enough to matter
 
 
 def test_updates_end_when_the_policy_has_moved_too_far(world, tmp_path):

@@ -11,7 +11,7 @@ from conftest import tiny
 
 import train_dpo
 import train_rm
-from minirlhf import UserError
+from minirlhf import UserError, batches
 from minirlhf.data import Prompt, read_rankings
 from minirlhf.files import read_json, read_jsonl
 from minirlhf.model import GPT, ScalarGPT
@@ -205,6 +205,41 @@ def test_the_best_validation_is_kept_and_survives_a_stop(parent, tmp_path, monke
 
 def weights_of(folder) -> dict:
     return ScalarGPT.from_pretrained(folder).state_dict()
+
+
+def conversations(count: int) -> list[dict]:
+    """Pairs of `count` conversations of three turns, each with its history as the prompt."""
+    rows = []
+    for i in range(count):
+        history = []
+        for turn in range(3):
+            history = [*history, {"role": "user", "content": f"Question {i}, {turn}?"}]
+            rows.append({"prompt": history, "chosen": "It ran.", "rejected": "No."})
+            history = [*history, {"role": "assistant", "content": "It ran."}]
+    return rows
+
+
+@pytest.mark.parametrize("script", [train_rm, train_dpo])
+def test_a_conversation_is_trained_on_or_held_out_as_a_whole(script, parent, tmp_path, monkeypatch):
+    parts = []
+
+    def held_out(items, key, *options):
+        parts.extend(batches.held_out(items, key, *options))
+        return parts
+
+    monkeypatch.setattr(script, "held_out", held_out)
+    settings = {"init": str(parent), "data": file_of(tmp_path, conversations(20))}
+    script.main(script.Settings(**settings, out=str(tmp_path / "out"), show_batch=True))
+    train, validation = [{group.first_request() for group in part} for part in parts]
+    assert train and validation and not train & validation
+    assert len(parts[1]) == 3 * len(validation)
+
+
+def test_pairs_of_one_conversation_do_not_narrow_the_interval(parent, tokenizer, tmp_path):
+    rankings = read_rankings(file_of(tmp_path, conversations(6)))
+    model = tiny(tokenizer, ScalarGPT, spread=2.0, n_positions=96)
+    groups = to_groups(tokenizer, rankings, 96)
+    assert validate(model, groups, 512)["beside_length"]["accuracy"]["prompts"] == 6
 
 
 def test_accuracy_stands_beside_length(parent, tmp_path, capsys):
