@@ -246,6 +246,13 @@ def test_agreement_has_an_interval_over_prompts():
     assert annotators.agreement(a, {})[2] == 0
 
 
+def test_full_agreement_on_few_prompts_is_not_certain():
+    a = {(prompt, 0, 1): 1 for prompt in range(10)}
+    assert annotators.agreement(a, a) == (1.0, pytest.approx(0.3), 10)  # 3 / n
+    opposite = dict.fromkeys(a, -1)
+    assert annotators.agreement(a, opposite) == (0.0, pytest.approx(0.3), 10)
+
+
 def test_position_bias_of_an_ai():
     always_a = [{"asked": [[0, 1, 1.0, 1.0], [0, 2, 1.0, 1.0]]}]
     assert annotators.position_bias(always_a) == {"flips": 1.0, "first": 0.5, "pairs": 2}
@@ -342,8 +349,8 @@ def test_of_many_annotators_each_is_compared_with_the_others(tmp_path):
             append_ranking(out, row, ranks, f"a{number}", sync=False)
     lines = annotators.summarize(str(out)).splitlines()
     assert len(lines) == 600
-    assert "a0 and the others agree: 0.00 ±0.00 on 10 pairs" in lines
-    assert "a1 and the others agree: 1.00 ±0.00 on 10 pairs" in lines
+    assert "a0 and the others agree: 0.00 ±0.30 on 10 pairs" in lines
+    assert "a1 and the others agree: 1.00 ±0.30 on 10 pairs" in lines
     assert "a3 and the others agree: 0.99 ±0.00 on 10 pairs" in lines
 
 

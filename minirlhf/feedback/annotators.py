@@ -39,7 +39,7 @@ def agreement(a: Pairs, b: Pairs) -> tuple[float, float, int]:
             alike[pair[0]].append(1 - abs(a[pair] - b[pair]) / 2)
     sums = torch.tensor([sum(values) for values in alike.values()])
     counts = torch.tensor([len(values) for values in alike.values()])
-    share = stats.estimate(torch.arange(len(counts)), [sums], [counts])
+    share = stats.estimate(torch.arange(len(counts)), [sums], [counts], share=True)
     return share["mean"], share["interval"], int(counts.sum())
 
 
