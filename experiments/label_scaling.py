@@ -6,7 +6,7 @@ figure 6; Bai 2022a, section 3.3). Null control: the same training on labels tha
 
     python experiments/label_scaling.py
     python experiments/label_scaling.py --data helpful-base.test.jsonl.gz \\
-        --sft out/hh_small/sft --out out/hh_lab     # real pairs
+        --sft out/hh_small/sft --out out/hh_lab     # real pairs; hh_small.py trained that SFT
 """
 
 import math

@@ -3,17 +3,20 @@ the answer is known."""
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import length_bias
 import sycophantic_annotators as sycophancy
-from lab import Lab, Settings, arms, beliefs, groups, harm, pairs
+from lab import Lab, Settings, arms, beliefs, groups, harm, hh, pairs
 
 import toyworld
+from minirlhf.data import read_rankings
 from minirlhf.feedback.rankings import simulated_annotator
 from minirlhf.files import read_jsonl
 from toyworld.world import parse
@@ -59,6 +62,27 @@ def test_the_share_that_is_not_length():
     before = [count // pairs.BIN for count in words]
     after = [count // pairs.BIN for count in longer]
     assert pairs.not_length(before, after, words, longer) == pytest.approx(0)
+
+
+def test_no_test_pair_was_among_what_the_dialogue_model_learnt(lab, tmp_path, tokenizer):
+    rows = []
+    for i in range(60):
+        prompt = f"\n\nHuman: request {i}\n\nAssistant:"
+        rows.append({"chosen": f"{prompt} Yes.", "rejected": f"{prompt} No."})
+    data = arms.write(f"{tmp_path}/pairs.jsonl", rows)
+    trained_on, held_out = hh.split([Path(data)], 0, (None, None))  # hh_small.py's
+    asked = {ranking.prompt.text() for ranking in held_out["pairs.jsonl"]}
+
+    tiny(tokenizer).save_pretrained(lab.sft)
+    real_pairs = Lab(replace(lab.settings, data=data), "trial")
+    first = []  # training pair of each seed
+    for seed in (0, 1):
+        folder = real_pairs.arm(pairs.real, seed=seed)["folder"]
+        train, test = (read_rankings(f"{folder}/{name}.jsonl") for name in ("train", "test"))
+        assert {ranking.prompt.text() for ranking in test} == asked
+        assert len(train) == len(trained_on["pairs.jsonl"])
+        first.append(train[0].prompt.text())
+    assert first[0] != first[1]
 
 
 def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(

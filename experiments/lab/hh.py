@@ -8,22 +8,20 @@ import torch
 import sample
 from lab import arms
 from lab.intervals import column, where
-from lab.pairs import first_request, token_lengths
+from lab.pairs import divide, token_lengths
 from minirlhf import rewards, stats
-from minirlhf.batches import held_out
 from minirlhf.data import Ranking, read_rankings
 from minirlhf.model import ScalarGPT
 
 
 def split(files: list[Path], seed: int, most: tuple) -> tuple[dict, dict]:
-    """{file: pairs} for training and, a fifth by the first turn, for the test.
+    """{file: pairs} for training and for the test.
 
-    A first turn is on the same side in every file.
     most: pairs of a file on either side, None for all
     """
     train, test = {}, {}
     for file in files:
-        part, rest = held_out(read_rankings(str(file)), first_request, 0.2, seed)
+        part, rest = divide(read_rankings(str(file)), seed)
         train[file.name] = part[: most[0]]
         test[file.name] = rest[: most[1]]
     return train, test

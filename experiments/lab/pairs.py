@@ -17,6 +17,11 @@ def first_request(ranking: Ranking) -> str:
     return ranking.prompt.first_request()
 
 
+def divide(rankings: list[Ranking], seed: int = 0) -> tuple[list[Ranking], list[Ranking]]:
+    """(train, test), a fifth for the test; a first request is on the same side in every file."""
+    return held_out(rankings, first_request, 0.2, seed)
+
+
 def token_lengths(tokenizer: Tokenizer, ranking: Ranking) -> tuple[int, list[int]]:
     """Of the prompt, and of each response."""
     turns = ranking.prompt.turns
@@ -25,14 +30,17 @@ def token_lengths(tokenizer: Tokenizer, ranking: Ranking) -> tuple[int, list[int
 
 
 def real(L, folder, *, seed):
-    """train.jsonl and test.jsonl of --data, divided by the first request. An arm."""
+    """train.jsonl and test.jsonl of --data, divided as hh_small.py does. An arm.
+
+    So its SFT model has not seen the test pairs. They are the same for every seed.
+    """
     model = GPT.from_pretrained(L.sft)
     fitting = []
     for ranking in read_rankings(L.data):
         prompt, responses = token_lengths(model.tokenizer, ranking)
         if prompt + max(responses) <= model.config.n_positions:
             fitting.append(ranking)
-    train, test = held_out(fitting, first_request, 0.25, seed)
+    train, test = divide(fitting)
     random.Random(seed).shuffle(train)
     for name, part in (("train", train), ("test", test)):
         rows = []
