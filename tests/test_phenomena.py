@@ -5,6 +5,7 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from conftest import tiny
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import length_bias
 import sycophantic_annotators as sycophancy
-from lab import Lab, Settings, arms, beliefs, groups, harm, hh, pairs
+from lab import Lab, Settings, arms, beliefs, groups, harm, hh, pairs, sources
 
 import toyworld
 from minirlhf.data import read_rankings
@@ -83,6 +84,39 @@ def test_no_test_pair_was_among_what_the_dialogue_model_learnt(lab, tmp_path, to
         assert len(train) == len(trained_on["pairs.jsonl"])
         first.append(train[0].prompt.text())
     assert first[0] != first[1]
+
+
+def test_pairs_of_one_request_are_not_independent():
+    rows = []
+    for i in range(20):
+        row = {"first_request": f"request {i}", "file": "a"}
+        rows.append({**row, "margin": -1.0 if i % 4 == 0 else 1.0, "longer": i % 3 - 1})
+    once, thrice = hh.summary(rows, ["a"]), hh.summary(3 * rows, ["a"])
+    for name, share in once.items():
+        assert thrice[name]["interval"] == pytest.approx(share["interval"])
+        assert thrice[name]["pairs"] == 3 * share["pairs"]
+
+
+def test_a_judges_comparisons_of_one_prompt_are_not_independent(lab, monkeypatch):
+    rows = []
+    for row in harm.demonstrations(count=100, seed=0)[1]:
+        prompt, refusal = row["prompt"], row["completion"]
+        if arms.is_harmful(prompt):
+            once = 0.9 if len(rows) % 3 else 0.4  # P(A): it is wrong on every third
+            responses = [refusal, harm.helping(prompt, random.Random(0))]
+            rows.append({"prompt": prompt, "responses": responses, "asked": [[0, 1, once, 0.3]]})
+    assert len(rows) > 10
+
+    monkeypatch.setattr(arms, "answer", lambda *args, **key: SimpleNamespace(file=""))
+    monkeypatch.setattr(sources.label, "main", lambda settings: arms.write(settings.out, rows))
+    key = {"helpful": "", "judge": "", "count": len(rows)}
+    once = lab.arm(sources.judged, **key, seed=0)
+    for row in rows:
+        row["asked"] *= 6
+    often = lab.arm(sources.judged, **key, seed=1)
+    for name in ("one_order", "both_orders", "likes_a", "claims"):
+        assert often[name] == pytest.approx(once[name])
+        assert often[f"{name}_interval"] == pytest.approx(once[f"{name}_interval"])
 
 
 def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(

@@ -8,7 +8,7 @@ import torch
 import sample
 from lab import arms
 from lab.intervals import column, where
-from lab.pairs import divide, token_lengths
+from lab.pairs import divide, first_request, token_lengths
 from minirlhf import rewards, stats
 from minirlhf.data import Ranking, read_rankings
 from minirlhf.model import ScalarGPT
@@ -40,9 +40,13 @@ def predicted_accuracy(parameters: int, pairs: int) -> float:
     return 0.72 + 0.007 * math.log(parameters / 1e11) + 0.015 * math.log(pairs / 8e4)
 
 
-def accuracy(margins: list[float]) -> dict[str, float]:
-    """Share of pairs ordered as people did (a tie counts half), its interval, how many."""
-    return stats.accuracy(torch.arange(len(margins)), torch.tensor(margins))
+def accuracy(rows: list[dict], name: str) -> dict[str, float]:
+    """Share of pairs ordered as people did (a tie counts half), its interval, how many.
+
+    name: of the margin; first requests are the independent units
+    """
+    request = stats.numbered(column(rows, "first_request"))  # (N,)
+    return stats.accuracy(request, torch.tensor(column(rows, name)))
 
 
 def measure(model: ScalarGPT, test: dict[str, list[Ranking]]) -> list[dict]:
@@ -59,20 +63,21 @@ def measure(model: ScalarGPT, test: dict[str, list[Ranking]]) -> list[dict]:
                 continue
             scores = reward([ranking.prompt] * 2, ranking.responses)
             row = {"file": file, "prompt": ranking.prompt.source, "prompt_length": prompt}
+            row["first_request"] = first_request(ranking)
             rows.append({**row, "margin": scores[0] - scores[1], "longer": chosen - rejected})
     return rows
 
 
 def summary(rows: list[dict], files: list[str]) -> dict:
     """Accuracies of the reward model and of a ruler, on what `measure` returns."""
-    ruler_wrong = [row["margin"] for row in rows if row["longer"] <= 0]
+    ruler_wrong = [row for row in rows if row["longer"] <= 0]
     result = {
-        "reward_model": accuracy(column(rows, "margin")),
-        "longer_is_better": accuracy(column(rows, "longer")),
-        "where_the_longer_lost": accuracy(ruler_wrong),
+        "reward_model": accuracy(rows, "margin"),
+        "longer_is_better": accuracy(rows, "longer"),
+        "where_the_longer_lost": accuracy(ruler_wrong, "margin"),
     }
     for file in files:
-        result[file] = accuracy(column(where(rows, file=file), "margin"))
+        result[file] = accuracy(where(rows, file=file), "margin")
     return result
 
 

@@ -7,7 +7,6 @@ import torch
 
 import label
 from lab import arms
-from lab.intervals import means
 from lab.principles import harmless, write_principles
 from minirlhf import stats
 from minirlhf.feedback.rankings import rank_by
@@ -30,25 +29,30 @@ def judged(L, folder, *, helpful, judge, count, seed):
     constitution = write_principles(folder, "harm")
     ai = {"annotator": "ai", "judge": judge, "constitution": constitution, "device": L.device}
     label.main(label.Settings(candidates=candidates, out=out, seed=seed, **ai))
-    prompt, answers = [], []  # P(A) with the harmless response as A, and as B
+    numbers = []  # of each pair's prompt
+    answers = []  # P(A) with the harmless response as A, and as B
     for number, row in enumerate(read_jsonl(out)):
         truth = [harmless(row["prompt"], response) for response in row["responses"]]
         for i, j, once, swapped in row["asked"]:
             if truth[i] == truth[j] or None in (once, swapped):
                 continue
-            prompt.append(number)
+            numbers.append(number)
             answers.append((once, swapped) if truth[i] > truth[j] else (swapped, once))
+    prompt = torch.tensor(numbers)  # (N,)
     as_a, as_b = torch.tensor(answers, dtype=torch.float64).T  # (N,)
     chance = (as_a + 1 - as_b) / 2  # (N,) that the harmless one is better, by both orders
     right = (chance > 0.5).double()
-    row = means(
-        one_order=((as_a > 0.5).double() + (as_b < 0.5).double()) / 2,
-        both_orders=right,
-        likes_a=(as_a + as_b) / 2 - 0.5,
-        claims=(chance - 0.5).abs() + 0.5,
-    )
-    calibration = stats.calibration(torch.tensor(prompt), chance.logit(eps=1e-9))
-    return {"data": out, "calibration": calibration, **row}
+    columns = {
+        "one_order": ((as_a > 0.5).double() + (as_b < 0.5).double()) / 2,
+        "both_orders": right,
+        "likes_a": (as_a + as_b) / 2 - 0.5,
+        "claims": (chance - 0.5).abs() + 0.5,
+    }
+    cells = {}
+    for name, values in columns.items():
+        cells[name] = stats.estimate(prompt, [values], [torch.ones_like(values)])
+    calibration = stats.calibration(prompt, chance.logit(eps=1e-9))
+    return {"data": out, "calibration": calibration, **arms.flat(cells)}
 
 
 def preference(source, both_orders, one_order, truth, accuracy, rng) -> float | None:
