@@ -29,11 +29,11 @@ def arm(L, folder, *, kl_coef, ptx_coef, mix, lr, count, steps, questions, seed)
     mixed = {"ptx_data": files[mix], "ptx_coef": ptx_coef}
     settings = {"reward": "toyworld", "data": files["prompts"], "kl_coef": kl_coef, "lr": lr}
     policy = arms.train_policy(L, folder, steps=steps, seed=seed, **settings, **mixed)
-    kl = arms.metrics(policy, ["kl"], window=5)["kl"]
+    kl = arms.metrics(policy, ["kl"], window=5)["kl"][-1]
     log = read_jsonl(f"{policy}/metrics.jsonl")
-    lm_loss = [row["lm_loss"] for row in log if "lm_loss" in row]  # every five steps
+    path = [(row["kl"], row["lm_loss"]) for row in log if "lm_loss" in row]  # every five steps
     result = forgetting.tax(L, folder, policy, files["held_out"], questions, seed)
-    return {"kl": kl[-1], "path": list(zip(kl, lm_loss)), **result}
+    return {"kl": kl, "path": path, **result}
 
 
 def main(L):

@@ -13,6 +13,7 @@ from conftest import tiny
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import length_bias
+import ppo_ptx
 import sycophantic_annotators as sycophancy
 from lab import Lab, Settings, arms, beliefs, groups, harm, hh, pairs, sources
 
@@ -117,6 +118,19 @@ def test_a_judges_comparisons_of_one_prompt_are_not_independent(lab, monkeypatch
     for name in ("one_order", "both_orders", "likes_a", "claims"):
         assert often[name] == pytest.approx(once[name])
         assert often[f"{name}_interval"] == pytest.approx(once[f"{name}_interval"])
+
+
+def test_a_loss_stands_beside_the_kl_of_its_own_step(lab, tmp_path, monkeypatch):
+    log = [{"step": step, "kl": float(step)} for step in range(12)]
+    for step in (0, 5, 10):
+        log[step]["lm_loss"] = step / 10
+    arms.write(f"{tmp_path}/metrics.jsonl", log)
+    monkeypatch.setattr(arms, "train_policy", lambda *args, **key: str(tmp_path))
+    monkeypatch.setattr(ppo_ptx.forgetting, "tax", lambda *args: {})
+    key = {"kl_coef": 0.0, "ptx_coef": 0.0, "mix": "text", "lr": 0.0, "steps": 12}
+    arm = lab.arm(ppo_ptx.arm, **key, count=20, questions=1, seed=0)
+    assert arm["path"] == [[0.0, 0.0], [5.0, 0.5], [10.0, 1.0]]
+    assert arm["kl"] == 10.5  # of the last window
 
 
 def test_sycophants_prefer_agreement_and_do_not_when_the_belief_is_hidden(
