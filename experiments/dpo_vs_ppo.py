@@ -11,7 +11,7 @@ DPO on the same comparisons with coin flips for labels.
 import random
 
 from lab import arms, figures, start, training
-from lab.intervals import column, estimate, over_seeds, where
+from lab.intervals import column, estimate, where
 
 import train_dpo
 from minirlhf.files import read_jsonl
@@ -47,7 +47,7 @@ def arm(L, folder, *, method, beta, labels, steps, prompts, seed):
     return {
         "chosen_change": arms.change(policy, "chosen_logp"),
         "rejected_change": arms.change(policy, "rejected_logp"),
-        **arms.evaluation(L, folder, policy=policy, count=prompts),
+        **arms.evaluation(L, folder, policy=policy, count=prompts, seed=seed),
     }
 
 
@@ -63,24 +63,24 @@ def main(L):
     variants = [{"method": method, "beta": beta} for method in LEARNING for beta in betas]
     variants.append({"method": CONTROL, "beta": betas[len(betas) // 2]})
     rows = L.run(arm, variants, labels=labels, steps=steps, prompts=prompts)
-    sft = L.arm(arms.evaluation, policy=L.sft, count=prompts)
-    sft["kl"] = 0.0
+    sft = L.run(arms.evaluation, policy=L.sft, count=prompts)
+    noise = estimate(sft, "gold_interval").mean
 
     title = f"{labels} rankings of four responses"
     kl = "KL to the SFT model, nats per response"
     fig, [ax] = figures.new((title, kl, "gold, held-out prompts"))
-    figures.runs(ax, [sft], "kl", "gold", "SFT", fmt="s", color="black")
+    ax.axhline(estimate(sft, "gold").mean, color="grey", linestyle="--", label="SFT")
     gains = {}
     found = []
     for method in (*LEARNING, CONTROL):
         same = where(rows, method=method)
         figures.runs(ax, same, "kl", "gold", method)
         best = best_beta(same)
-        gains[method] = over_seeds([row["gold"] - sft["gold"] for row in best])
+        gains[method] = estimate(best, "gold", minus=sft)
         found.append(f"{method}: gold gained {gains[method]:+.2f} with beta {best[0]['beta']:g}")
     dpo = where(rows, method="DPO")
     found += [
-        f"SFT's gold over prompts: ± {sft['gold_interval']:.2f}",
+        f"SFT's gold over prompts: ± {noise:.2f}",
         f"log-prob of the chosen responses under DPO: {estimate(dpo, 'chosen_change'):+.2f} nats",
         f"of the rejected ones: {estimate(dpo, 'rejected_change'):+.2f} nats",
     ]
@@ -91,7 +91,7 @@ def main(L):
         expected="all methods gain gold, from coin flips none does, and DPO's chosen responses may "
         "grow less likely.",
         found=found,
-        agrees=least > sft["gold_interval"] > gains[CONTROL].mean,
+        agrees=least > noise > gains[CONTROL].mean,
     )
 
 

@@ -44,7 +44,7 @@ def trained(L, folder, *, how, kl_coef, labelled, count, members, steps, questio
         reward = {"reward": ",".join(models), "ensemble": how}
     settings = {"kl_coef": kl_coef, "steps": steps, "lr": 5e-4, "seed": seed}
     policy = arms.train_policy(L, folder, **reward, **settings)
-    return arms.evaluation(L, folder, policy=policy, count=questions)
+    return arms.evaluation(L, folder, policy=policy, count=questions, seed=seed)
 
 
 def main(L):

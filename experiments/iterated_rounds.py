@@ -32,15 +32,15 @@ def arm(L, folder, *, rounds, newest, labels, steps, prompts, seed):
         files.append(L.arm(arms.rankings, **labelled)["data"])
         reward = L.arm(arms.reward_model, data=",".join(files), seed=seed)["rm"]
         if number == 0:
-            first = reward
-            sft = L.arm(arms.evaluation, policy=L.sft, reward=first, count=prompts)
+            asked = {"reward": reward, "count": prompts, "seed": seed}
+            sft = L.arm(arms.evaluation, policy=L.sft, **asked)
             accuracy = [sft["reward_accuracy"]]  # the first reward model's, round by round
         out = f"{folder}/round{number + 1}"
         settings = {"steps": steps // rounds, "seed": seed + 100 * number, "watch": "toyworld"}
         settings |= {"init": policy, "reference": L.sft, "kl_coef": 0.0, "lr": 5e-4}
         policy = arms.train_policy(L, out, reward=reward, **settings)
         gold += arms.metrics(policy, ["watch_toyworld"], WINDOW)["watch_toyworld"]
-        end = arms.evaluation(L, folder, policy=policy, reward=first, count=prompts)
+        end = arms.evaluation(L, folder, policy=policy, **asked)
         accuracy.append(end["reward_accuracy"])
     late = mean(gold[-len(gold) // 4 :])  # in the last quarter of the steps
     drop = accuracy[-1] - accuracy[0]

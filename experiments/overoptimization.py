@@ -27,7 +27,7 @@ def halves(L, folder, *, labels, seed):
         data = arms.write(f"{folder}/half{i}.jsonl", half)
         epochs = max(2.0, 320 / len(half))  # 36 steps or more: few labels are learnt too
         models.append(L.arm(arms.reward_model, data=data, seed=seed + i, epochs=epochs)["rm"])
-    on_sft = L.arm(arms.evaluation, policy=L.sft, reward=models[0], count=150)
+    on_sft = L.arm(arms.evaluation, policy=L.sft, reward=models[0], count=150, seed=seed)
     return {"models": models, "accuracy": on_sft["reward_accuracy"]}
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import tiny
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import ensemble
 import length_bias
 import ppo_ptx
 import sycophantic_annotators as sycophancy
@@ -118,6 +119,22 @@ def test_a_judges_comparisons_of_one_prompt_are_not_independent(lab, monkeypatch
     for name in ("one_order", "both_orders", "likes_a", "claims"):
         assert often[name] == pytest.approx(once[name])
         assert often[f"{name}_interval"] == pytest.approx(once[f"{name}_interval"])
+
+
+def test_each_seed_is_evaluated_on_prompts_of_its_own(lab, monkeypatch):
+    seeds = []
+
+    def evaluate(settings):
+        seeds.append(settings.seed)
+        return {"results": [{"policy": settings.policies, "gold": {"mean": 1.0, "interval": 0.1}}]}
+
+    monkeypatch.setattr(arms.evaluate, "main", evaluate)
+    monkeypatch.setattr(arms, "train_policy", lambda *args, **key: "policy")
+    monkeypatch.setattr(ensemble, "train_members", lambda *args: ["rm"])
+    key = {"how": "single", "kl_coef": 0.0, "labelled": "", "count": 1, "members": 1, "steps": 1}
+    for seed in (0, 1):
+        lab.arm(ensemble.trained, **key, questions=1, seed=seed)
+    assert seeds == [1000, 1001]
 
 
 def test_a_loss_stands_beside_the_kl_of_its_own_step(lab, tmp_path, monkeypatch):

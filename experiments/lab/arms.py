@@ -108,9 +108,11 @@ def evaluation(
     reward: str = "",
     count: int = 200,
     samples: int = 4,
-    seed: int = 1000,
+    seed: int,
 ) -> dict:
     """evaluate.py of a policy against the SFT model, on held-out prompts of the toy world.
+
+    seed: the training's, so that each repetition has prompts of its own
 
     Returns {"gold", "gold_interval", "win_rate", "win_rate_interval", "kl", "words", ...}.
     """
@@ -120,7 +122,7 @@ def evaluation(
         reward=reward,
         count=count,
         samples=samples,
-        seed=seed,
+        seed=1000 + seed,
         out=f"{folder}/evaluation.json",
         device=L.device,
     )
