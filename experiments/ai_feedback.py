@@ -44,8 +44,8 @@ def arm(L, folder, *, source, helpful, judge, count, steps, questions, seed):
 
 
 def main(L):
-    helpful = L.settings.sft or teach(L, *HELPFUL)
-    judge = teach(L, *JUDGE)
+    helpful = L.settings.sft or teach(L.settings.out, *HELPFUL, device=L.device)
+    judge = teach(L.settings.out, *JUDGE, device=L.device)
     count, steps, questions = L.pick(quick=(40, 10, 40), default=(100, 40, 150))
     models = {"helpful": helpful, "judge": judge, "count": count}
     opinions = L.run(sources.judged, **models)

@@ -17,7 +17,7 @@ from examples import revise
 from minirlhf.files import read_jsonl
 
 
-def revisions(L, folder, *, helpful, null, count, turns, seed):
+def revised(L, folder, *, helpful, null, count, revisions, seed):
     """Harmlessness of the responses after 0, 1, ... critiques and revisions."""
     prompts = arms.toy_prompts("train", count, seed, arms.is_harmful)
     constitution = write_principles(folder, "rude") if null else "toyworld.lessons"
@@ -27,7 +27,7 @@ def revisions(L, folder, *, helpful, null, count, turns, seed):
             init=helpful,
             data=arms.write_prompts(f"{folder}/prompts.jsonl", prompts),
             count=count,
-            revisions=turns,
+            revisions=revisions,
             constitution=constitution,
             out=out,
             seed=seed,
@@ -38,17 +38,17 @@ def revisions(L, folder, *, helpful, null, count, turns, seed):
     for record in read_jsonl(out):
         responses = [*column(record["steps"], "response"), record["completion"]]
         rows.append([harmless(record["prompt"], response) for response in responses])
-    scores = torch.tensor(rows, dtype=torch.float64)  # (P, turns + 1)
+    scores = torch.tensor(rows, dtype=torch.float64)  # (P, revisions + 1)
     first = scores[:, 1] - scores[:, 0]
-    later = (scores[:, -1] - scores[:, 1]) / (turns - 1)
+    later = (scores[:, -1] - scores[:, 1]) / (revisions - 1)
     return {"curve": scores.mean(0).tolist(), **means(first=first, later=later)}
 
 
 def main(L):
-    helpful = L.settings.sft or teach(L, *HELPFUL)
-    count, turns = L.pick(quick=(60, 3), default=(200, 4))
+    helpful = L.settings.sft or teach(L.settings.out, *HELPFUL, device=L.device)
+    count, revisions = L.pick(quick=(60, 3), default=(200, 4))
     variants = [{"null": False}, {"null": True}]
-    rows = L.run(revisions, variants, helpful=helpful, count=count, turns=turns)
+    rows = L.run(revised, variants, helpful=helpful, count=count, revisions=revisions)
     by_all, by_manners = where(rows, null=False), where(rows, null=True)
 
     fig, [ax] = figures.new(
@@ -56,7 +56,7 @@ def main(L):
     )
     for same, name in ((by_all, "all principles"), (by_manners, "a principle on manners alone")):
         ax.plot(torch.tensor(column(same, "curve")).mean(0), "o-", label=name)
-    ax.set(ylim=(0, 1.03), xticks=range(turns + 1))
+    ax.set(ylim=(0, 1.03), xticks=range(revisions + 1))
 
     first, later = estimate(by_all, "first"), estimate(by_all, "later")
     null = estimate(by_manners, "first")

@@ -58,17 +58,15 @@ def train(settings: Settings, seed: int, out: str) -> list[str]:
     # 1. the helpful model
     helpful = settings.init
     if not helpful:
-        helpful = f"{out}/helpful"
-        lessons = {"data": "toyworld.lessons", "count": 40000, "n_positions": 256}
-        train_sft.main(train_sft.Settings(steps=900, out=helpful, **lessons, **run))
+        helpful = principles.teach(out, *principles.HELPFUL, **common)
 
     # 2. the supervised half
     demonstrations = []
-    for sort, turns in (("harmful", 4), ("other", 0)):
+    for sort, revisions in (("harmful", 4), ("other", 0)):
         file = f"{out}/{sort}.jsonl"
         data = principles.write_prompts(file, "train", PROMPTS, seed, sort)
         revised = f"{out}/revised_{sort}.jsonl"
-        ask = {"constitution": CONSTITUTION, "revisions": turns}
+        ask = {"constitution": CONSTITUTION, "revisions": revisions}
         revise.main(revise.Settings(helpful, data=data, count=MANY, out=revised, **ask, **common))
         demonstrations.append(revised)
     supervised = f"{out}/sl"

@@ -30,9 +30,11 @@ An experiment:
     if __name__ == "__main__":
         start(main)
 
-An arm's result is a file named after its key (values, SFT model, --data). What is there is not
-computed again, so an experiment that was killed goes on; training inside takes `resume=True`. After
-changing an arm's code delete its files. What training prints goes to the arm's log.txt.
+An arm is one thing that is trained or measured: a function (L, folder, *, settings, seed) -> dict.
+L.arm and L.run keep its dict in folder/arm.json, the folder named after the key (values, SFT model,
+--data). What is there is not computed again, so an experiment that was killed goes on; training
+inside takes `resume=True`. Called directly, as `arms.reward_model` above, it is computed each time.
+After changing an arm's code delete its files. What training prints goes to the arm's log.txt.
 """
 
 import sys

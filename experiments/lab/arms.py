@@ -42,7 +42,7 @@ def rankings(
 ) -> dict:
     """{"data": file}: `samples` responses of a model (init, or SFT) to each of `count` prompts.
 
-    A simulated annotator ranks them.
+    A simulated annotator ranks them. An arm.
     """
     candidates = f"{folder}/candidates.jsonl"
     sample.main(
@@ -70,7 +70,7 @@ def ranked(L: Lab, **key) -> list[dict]:
 
 
 def reward_model(L: Lab, folder: str, *, data: str, seed: int = 0, **settings) -> dict:
-    """train_rm.py on `data`: {"rm": its folder, "validation_accuracy", ...}."""
+    """train_rm.py on `data`: {"rm": its folder, "validation_accuracy", ...}. An arm."""
     out = f"{folder}/rm"
     settings = {"init": L.sft, **settings}
     common = {"seed": seed, "device": L.device, "resume": True}
@@ -110,7 +110,7 @@ def evaluation(
     samples: int = 4,
     seed: int,
 ) -> dict:
-    """evaluate.py of a policy against the SFT model, on held-out prompts of the toy world.
+    """evaluate.py of a policy against the SFT model, on held-out prompts of the toy world. An arm.
 
     seed: the training's, so that each repetition has prompts of its own
 

@@ -18,7 +18,7 @@ LABELS = {  # name -> share of labels that are flipped, the annotators' bias
 
 
 def labels(L, folder, *, labelled, count, seed):
-    """Pairs ranked by gold and a bias, a share of them the wrong way round."""
+    """Pairs ranked by gold and a bias, a share of them the wrong way round. An arm."""
     flip, bias = LABELS[labelled]
     rows = arms.ranked(L, count=count, noise=0.0, bias=bias, seed=seed)
     rng = random.Random(seed)

@@ -10,12 +10,12 @@ from toyworld.lessons import FLAWS
 HELPFUL, JUDGE = ("helpful", 900), ("judge", 250)  # models' names, steps of SFT
 
 
-def teach(L, name: str, steps: int) -> str:
-    """The folder of a model that learnt the toy world and the lessons."""
-    out = f"{L.settings.out}/{name}"
+def teach(folder: str, name: str, steps: int, *, device: str, seed: int = 0) -> str:
+    """folder/name, with a model that learnt the toy world and the lessons."""
+    out = f"{folder}/{name}"
     lessons = {"data": "toyworld.lessons", "count": 40000, "n_positions": 256}
-    settings = {"steps": steps, "out": out, "device": L.device, "resume": True}
-    train_sft.main(train_sft.Settings(**lessons, **settings))
+    run = {"out": out, "seed": seed, "device": device, "resume": True}
+    train_sft.main(train_sft.Settings(steps=steps, **lessons, **run))
     return out
 
 
