@@ -66,7 +66,8 @@ def main(L):
         expected="harmlessness rises with each revision, with the first the most, and not by a "
         "principle on manners (null control).",
         found=table(rows, variants, "first", "later"),
-        agrees=first.mean > max(later.mean, 0, null.mean + null.half) if first.sure else None,
+        agrees=first.mean > max(later.mean, 0, null.mean + null.half),
+        decided=first.sure,
     )
 
 

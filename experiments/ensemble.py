@@ -68,8 +68,7 @@ def main(L):
     flipped = where(rows, labelled=FLIPPED)
     bounds = [losses.best_of_n_kl_bound(n) for n in rows[0]["n"]]
     for how in HOW:
-        curve = torch.tensor(column(flipped, f"{how}_curve")).mean(0)
-        left.plot(bounds, curve, "o-", label=how)
+        left.plot(bounds, torch.tensor(column(flipped, f"{how}_curve")).mean(0), "o-", label=how)
         figures.runs(right, where(policies, how=how), "kl", "gold", how)
     gains = {}
     for how in COMBINED:
@@ -91,7 +90,8 @@ def main(L):
             *table(rows, labelled, *[f"{how}_longer" for how in HOW]),
             *table(policies, variants, "gold", "kl"),
         ],
-        agrees=gain.mean > 0 and shorter < 1 if gain.sure else None,  # a word
+        agrees=gain.mean > 0 and shorter < 1,  # a word
+        decided=gain.sure,
     )
 
 

@@ -65,10 +65,8 @@ def main(L):
     variants = [{"taught": taught, "examples": n} for taught in harm.SETS for n in sizes]
     rows = L.run(tuned, variants, tune_steps=12, **base)  # in 30, one example teaches any model
 
-    helped = "helps with held-out harmful requests"
-    fig, (left, right) = figures.new(
-        ("Fine-tuned on helping", "examples", helped), ("Without any example", "", "")
-    )
+    panel = ("Fine-tuned on helping", "examples", "helps with held-out harmful requests")
+    fig, (left, right) = figures.new(panel, ("Without any example", "", ""))
     figures.curves(left, rows, "examples", "harm", by="taught")
     left.set(xscale="log")
     cells = {}
@@ -91,7 +89,8 @@ def main(L):
             *table(rows, variants, "harm"),
             f"difference after {middle} examples: {gap:+.2f}",
         ],
-        agrees=gap.mean > 0 if gap.sure else None,
+        agrees=gap.mean > 0,
+        decided=gap.sure,
     )
 
 

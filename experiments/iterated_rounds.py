@@ -88,7 +88,8 @@ def main(L):
             f"late, four rounds against one: {gain:+.2f}",
             f"and against four with labels of the SFT model's responses: {newer:+.2f}",
         ],
-        agrees=gain.mean > 0 and newer.mean > 0 if gain.sure else None,
+        agrees=gain.mean > 0 and newer.mean > 0,
+        decided=gain.sure,
     )
 
 

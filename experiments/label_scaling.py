@@ -75,8 +75,7 @@ def main(L):
 
     once, four = where(rows, kind=ONCE), where(rows, kind=FOUR)
     middle = [row for row in once if row["labels"] >= sizes[1]]
-    doublings = [math.log2(n) for n in column(middle, "labels")]
-    per_doubling = slope(doublings, column(middle, "accuracy"))
+    per_doubling = slope([math.log2(row["labels"]) for row in middle], column(middle, "accuracy"))
     gaps = []  # one pass over 4 N against four over N
     for row in four:
         [other] = where(once, seed=row["seed"], labels=4 * row["labels"])
@@ -91,7 +90,8 @@ def main(L):
             f"accuracy per doubling, from {sizes[1]} comparisons on: {per_doubling:+.3f}",
             f"one pass over 4 N against four over N: {mean(gaps):+.3f} (mean over N)",
         ],
-        agrees=per_doubling.mean > 0 and mean(gaps) > 0 if per_doubling.sure else None,
+        agrees=per_doubling.mean > 0 and mean(gaps) > 0,
+        decided=per_doubling.sure,
     )
 
 

@@ -80,10 +80,7 @@ def main(L):
         f"words, from the first share to the last: {more:+.1f}",
         f"against as many labels turned either way: {against_null:+.1f}",
     ]
-    agrees = None
-    if more.sure and against_null.sure:
-        falls = mean(column(last, "not_length")) < mean(column(first, "not_length"))
-        agrees = more.mean > 0 and against_null.mean > 0 and falls
+    falls = mean(column(last, "not_length")) < mean(column(first, "not_length"))
     L.finish(
         fig,
         rows,
@@ -91,7 +88,8 @@ def main(L):
         "smaller is the share of the reward gained at equal length; as many labels turned either "
         "way do nothing of the kind (null control).",
         found=found,
-        agrees=agrees,
+        agrees=more.mean > 0 and against_null.mean > 0 and falls,
+        decided=more.sure and against_null.sure,
     )
 
 

@@ -88,7 +88,8 @@ def main(L):
             *[f"{name}, from SFT to the end: {estimate(ends, name):+.2f}" for name in ends[0]],
             f"correlation with gold's next gain: really {real:+.2f}, claimed {claimed:+.2f}",
         ],
-        agrees=more.mean > 0 if more.sure else None,
+        agrees=more.mean > 0,
+        decided=more.sure,
     )
 
 

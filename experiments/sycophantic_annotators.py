@@ -79,19 +79,19 @@ def main(L):
     rise = estimate(high, "agreement", minus=low)
     removed = estimate(high, "agreement", minus=hidden)
     left = estimate(hidden, "agreement", minus=low)
-    found = [
-        f"agreed before RL: {estimate(sft, 'agreement')}",
-        *table(rows, variants, "agreement", "likes", "gold"),
-        f"rise from the first share to the last: {rise:+.2f}",
-        f"hiding the belief took away {removed:+.2f} of it and left {left:+.2f}",
-    ]
     L.finish(
         fig,
         [*sft, *rows],
         expected="agreement with wrong beliefs rises with the share of annotators who reward it, "
         "and hiding the belief from the same annotators removes the rise (null control).",
-        found=found,
-        agrees=rise.mean > 0 and removed.mean > removed.half if rise.sure else None,
+        found=[
+            f"agreed before RL: {estimate(sft, 'agreement')}",
+            *table(rows, variants, "agreement", "likes", "gold"),
+            f"rise from the first share to the last: {rise:+.2f}",
+            f"hiding the belief took away {removed:+.2f} of it and left {left:+.2f}",
+        ],
+        agrees=rise.mean > 0 and removed.mean > removed.half,
+        decided=rise.sure,
     )
 
 

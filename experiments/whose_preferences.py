@@ -78,9 +78,6 @@ def main(L):
         f"the groups agree on {mean(column(rows, 'agree')):.0%} of pairs",
         f"accuracy exceeds its bound by {above:+.3f} at most",
     ]
-    agrees = None
-    if loss.sure and gain.sure:
-        agrees = loss.mean < 0 < gain.mean and null.mean < gain.mean
     L.finish(
         fig,
         rows,
@@ -88,7 +85,8 @@ def main(L):
         "smaller it is; disagreement bounds accuracy; knowing the group gives the minority its own "
         "back, a group at random does not (null control).",
         found=found,
-        agrees=agrees,
+        agrees=loss.mean < 0 < gain.mean and null.mean < gain.mean,
+        decided=loss.sure and gain.sure,
     )
 
 

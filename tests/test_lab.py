@@ -100,6 +100,14 @@ def test_the_three_files(lab):
     assert [row["y"] for row in report["rows"]] == [1, 4, 9, 2, 5, 10]
 
 
+def test_a_result_that_decides_nothing_says_so(lab):
+    fig, _ = figures.new(("Trial", "x", "y"))
+    rows = lab.run(square, x=1)
+    lab.finish(fig, rows, expected="more.", found=["+0.1 ± 0.2"], agrees=True, decided=False)
+    assert "does not decide" in (lab.folder / "summary.md").read_text(encoding="utf-8")
+    assert read_json(lab.folder / "results.json")["agrees"] is None
+
+
 def test_intervals_over_seeds():
     assert over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.30 / math.sqrt(3)))
     assert math.isnan(over_seeds([1.0]).half)

@@ -128,14 +128,17 @@ class Lab:
         rows: list[dict],
         expected: str,
         found: list[str],
-        agrees: bool | None,
+        agrees: bool,
+        decided: bool = True,
         **more,
     ) -> None:
         """Write figure.png, results.json and summary.md.
 
-        agrees: None if the result decides nothing, as an interval that holds both answers.
+        decided: False if the result decides nothing, as an interval that holds both answers.
         more: further entries of results.json.
         """
+        if not decided:
+            agrees = None
         for ax in fig.axes:
             if len(ax.get_legend_handles_labels()[1]) > 1:
                 ax.legend()
