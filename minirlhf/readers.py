@@ -196,13 +196,17 @@ def lines(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 def read_lines(name: str) -> Iterator[tuple[Place, Any]]:
     with open_binary(name) as file:
-        for number, line in enumerate(lines(file, name), 1):
-            place = f"{name}, line {number}"
-            text = decode(line, name, number)
-            if not text.strip():
-                continue
-            record = parse_json(text, place)
-            yield from unwrap(record, place) or [(place, record)]
+        yield from lines_of_json(file, name)
+
+
+def lines_of_json(file: IO[bytes], name: str) -> Iterator[tuple[Place, Any]]:
+    for number, line in enumerate(lines(file, name), 1):
+        place = f"{name}, line {number}"
+        text = decode(line, name, number)
+        if not text.strip():
+            continue
+        record = parse_json(text, place)
+        yield from unwrap(record, place) or [(place, record)]
 
 
 def read_value(name: str) -> Iterator[tuple[Place, Any]]:

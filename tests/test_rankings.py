@@ -1,5 +1,6 @@
 """The record of rankings: simulated annotators, candidates, torn files, agreement."""
 
+import gzip
 import math
 import os
 import random
@@ -17,7 +18,7 @@ from minirlhf import UserError
 from minirlhf.data import Prompt, read_rankings
 from minirlhf.feedback import annotators, rankings
 from minirlhf.feedback.rankings import Candidate, append_ranking, rank_by
-from minirlhf.files import read_jsonl, write_jsonl
+from minirlhf.files import read_jsonl, to_json, write_jsonl
 
 WORLD = """
 def annotate(prompt, responses):
@@ -194,20 +195,67 @@ def test_a_candidate_is_a_conversation_and_its_record_keeps_the_source(tmp_path)
     assert read_rankings(str(tmp_path / "r.jsonl"))[0].prompt == candidate.prompt
 
 
-def test_a_torn_last_line_is_dropped_and_a_whole_one_is_kept(tmp_path):
-    rows, out = candidates(3), tmp_path / "r.jsonl"
+def test_a_torn_last_line_is_put_aside_and_a_whole_one_is_kept(tmp_path):
+    rows, out, aside = candidates(3), tmp_path / "r.jsonl", tmp_path / "r.jsonl.torn"
     append_ranking(out, rows[0], [1, 2, 3, 4], "me")
     append_ranking(out, rows[1], [4, 3, 2, 1], "me")
     whole = out.read_bytes()
-    for cut in (1, 2, 40, 150):
+    for cut in (1, 2, 40, 150, len(whole.splitlines()[1]) - 3):
         out.write_bytes(whole[:-cut])
+        aside.unlink(missing_ok=True)
         kept = rankings.open_rankings(out, rows)
         assert len(kept) == (2 if cut == 1 else 1)
+        if cut > 1:
+            assert out.read_bytes() + aside.read_bytes() == whole[:-cut] + b"\n"
         append_ranking(out, rows[2], [1, 2, 3, 4], "me")
         assert len(rankings.open_rankings(out, rows)) == len(kept) + 1
     odd = Candidate("odd", Prompt.of("p"), ["\ufffd", "\u2028\r\n\x00"])
     append_ranking(out, odd, [1, 2], "me")
     assert rankings.open_rankings(out, [*rows, odd])[-1]["responses"] == odd.responses
+
+
+def record_line(number: int) -> bytes:
+    ranking = {"id": number, "prompt": f"q{number}", "responses": ["a", "b"], "ranks": [1, 2]}
+    return to_json(ranking | {"annotator": "me", "time": "t"}).encode()
+
+
+NOT_OURS = {  # content -> the line that is named
+    "plain text": (b"first note\nlast note", 1),
+    "one line of text": (b"a note", 1),
+    "a list": (b'[\n {"id": 0},\n {"id": 1}\n]', 1),
+    "a list on one line": (b"[" + record_line(0) + b"]", 1),
+    "UTF-16": (record_line(0).decode().encode("utf-16"), 1),
+    "UTF-16 without a mark": (record_line(0).decode().encode("utf-16-le"), 1),
+    "gzip": (gzip.compress(record_line(0)), 1),
+    "lines that end in \\r": (record_line(0) + b"\r" + record_line(1) + b"\r", 1),
+    "\\r, and torn": (record_line(0) + b"\r" + record_line(1)[:-9], 1),
+    "a comma too much": (record_line(0) + b"\n" + record_line(1)[:-1] + b",}", 2),
+    "a comma behind": (record_line(0) + b"\n" + record_line(1) + b",", 2),
+    "another record's beginning": (record_line(0) + b'\n{"prompt": "q', 2),
+    "a torn line below an odd one": (b"odd\n" + record_line(1)[:-9], 1),
+    "a torn line below another record": (b'{"text": "odd"}\n' + record_line(1)[:-9], 1),
+    "a torn line below other candidates": (record_line(9) + b"\n" + record_line(1)[:-9], 1),
+    "a number": (record_line(0) + b"\n7", 2),
+}
+
+
+@pytest.mark.parametrize(("content", "line"), NOT_OURS.values(), ids=NOT_OURS)
+def test_a_file_of_another_kind_is_refused_and_untouched(content, line, tmp_path):
+    rows = [Candidate(i, Prompt.of(f"q{i}"), ["a", "b"]) for i in range(3)]
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"r.jsonl, line {line}:"):
+        rankings.open_rankings(path, rows)
+    rankings.close_rankings(path)
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["r.jsonl"]
+
+
+def test_a_field_that_a_table_has_left_empty_is_missing(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(record_line(0)[:-1] + b', "seconds": null, "asked": null}\n')
+    row = Candidate(0, Prompt.of("q0"), ["a", "b"])
+    assert rankings.open_rankings(path, [row])[0].keys().isdisjoint({"seconds", "asked"})
 
 
 def test_an_answer_that_was_taken_back_does_not_count(tmp_path):

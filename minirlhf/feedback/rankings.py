@@ -12,13 +12,14 @@ annotator and repeat do not count). Reward models learn from neither skipped nor
 What an AI's record has besides stands in judge.py.
 """
 
-import json
 import math
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +27,11 @@ from types import ModuleType
 from minirlhf import UserError
 from minirlhf.data import Prompt, list_field, prompt_of
 from minirlhf.files import append_jsonl, lock, make_folder, unlock
-from minirlhf.records import read, records
-from minirlhf.user_function import check_scores
+from minirlhf.readers import lines_of_json
+from minirlhf.records import last_answers, read
+
+BEGINNING = b'{"id": '  # of every record here
+TEXT = re.compile(rb'"([^"\\]|\\.)*"?')  # in JSON; at a line's end perhaps without its own end
 
 
 @dataclass
@@ -142,16 +146,23 @@ def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -
     lock(f"{path}.lock", str(path))
     if not path.exists():
         return []
-    _drop_torn_line(path)
+    content, torn = _without_torn_line(path.read_bytes())
+    if content.lstrip().startswith(b"["):
+        raise UserError(f"{path}, line 1: a list, not a record a line: choose another --out")
     texts = {c.id: (c.prompt.source, c.responses) for c in candidates or ()}
     rankings = []
-    for where, record in records(str(path), "rankings"):
+    for where, record in last_answers(lines_of_json(BytesIO(content), str(path))):
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: no JSON object: mend it or choose another --out")
+        record = {name: value for name, value in record.items() if value is not None}
         if candidates is not None and not is_ranking(record):
             raise UserError(f"{where}: this is no ranking that label.py wrote: mend it")
         ranked = record.get("prompt"), record.get("responses")
         if candidates is not None and texts.get(record["id"]) != ranked:
             raise UserError(f"{where}: a ranking of other candidates: choose another --out")
         rankings.append(record)
+    if torn:
+        _put_aside(torn, path, len(content))
     return rankings
 
 
@@ -159,15 +170,34 @@ def close_rankings(path: str | Path) -> None:
     unlock(f"{path}.lock")
 
 
-def _drop_torn_line(path: Path) -> None:
-    """A crash can cut the last line short. It was never confirmed to anybody."""
-    content = path.read_bytes()
-    last_line = content.rpartition(b"\n")[2]
-    try:
-        json.loads(last_line or b"{}")
-    except (ValueError, RecursionError):
-        os.truncate(path, len(content) - len(last_line))
-        print(f"{path}: dropped the last line, which was cut short while being written")
+def _without_torn_line(content: bytes) -> tuple[bytes, bytes]:
+    """A file's whole lines, and the beginning of a record that a crash cut short, or b"".
+
+    A crash leaves no other last line: anything else is the user's.
+    """
+    whole, newline, last_line = content.rpartition(b"\n")
+    if last_line and BEGINNING.startswith(last_line[: len(BEGINNING)]) and is_open(last_line):
+        return whole + newline, last_line
+    return content, b""
+
+
+def is_open(line: bytes) -> bool:
+    """Whether the JSON object with which a line begins has no end in it."""
+    depth = 0
+    for brace in re.findall(rb"[{}]", TEXT.sub(b"", line)):
+        depth += 1 if brace == b"{" else -1
+        if depth == 0:
+            return False
+    return True
+
+
+def _put_aside(torn: bytes, path: Path, size: int) -> None:
+    """Cut a torn line off; it was never confirmed to anybody. size: of the file without it"""
+    aside = path.with_name(f"{path.name}.torn")
+    with aside.open("ab") as file:
+        file.write(torn + b"\n")
+    os.truncate(path, size)
+    print(f"{path}: the last line was cut short while being written; it is in {aside} now")
 
 
 def append_ranking(
