@@ -4,6 +4,7 @@ import atexit
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,14 +46,19 @@ def atomically(path: str | Path):
     A reader sees the old file or the new one, never a part, even after a power cut. After an error
     the old file stays and the temporary one is gone. A full disk is an OSError that names `path`.
     Each process has a temporary path of its own: of two that write a file the last one wins.
+    A link stays, and what it leads to is replaced. A file that is replaced keeps its mode.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(path))
+    if is_irregular(target):
+        raise UserError(f"{path} is no regular file, so it is not replaced: name another file")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())  # first: the name must not reach the disk before the content
-        temporary.replace(path)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -61,6 +67,11 @@ def atomically(path: str | Path):
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def is_irregular(path: Path) -> bool:
+    """Whether a folder, a pipe, a device, or a link that leads to itself has this name."""
+    return os.path.lexists(path) and not path.is_file()
 
 
 def delete_parts(folder: Path, pattern: str = "*.partial") -> None:
@@ -211,14 +222,16 @@ def make_folder(folder: Path) -> None:
 
 def check_target(flag: str, path: str | Path) -> None:
     """Before long work: UserError if its result cannot be written. Makes the file's folder."""
-    path = Path(path)
-    if path.is_dir():
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
         raise UserError(f"{flag} {path} is a folder: name a file")
+    if is_irregular(target):
+        raise UserError(f"{flag} {path} is no regular file, so it is not replaced: name another")
     try:
-        make_folder(path.parent)
+        make_folder(target.parent)
     except OSError as error:
         raise UserError(f"{flag} {path}: no such folder can be made ({error.strerror})") from None
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(target.parent, os.W_OK):
         raise UserError(f"{flag} {path}: nothing may be written into that folder")
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import evaluate
 import sample
 from minirlhf import UserError, files
+from minirlhf.checkpoint import write_tensors
 
 ROOT = Path(__file__).parents[1]
 resource = pytest.importorskip("resource")  # not on Windows
@@ -103,6 +106,37 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
         files.append_jsonl(log, [{"a": 2}, {"b": "x" * 100}])
     assert path.read_bytes() == b"old" and log.read_bytes() == b'{"a": 1}\n'
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.jsonl"]
+
+
+def test_a_link_is_followed_and_a_mode_is_kept(tmp_path):
+    path, link = tmp_path / "there" / "a.bin", tmp_path / "link"
+    path.parent.mkdir()
+    link.symlink_to(Path("there", "a.bin"))
+    for content in (b"new", b"newer"):  # first the link leads to nothing
+        files.write_atomically(link, content)
+        assert link.is_symlink() and path.read_bytes() == content
+    path.chmod(0o600)
+    files.write_atomically(link, b"newest")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    write_tensors(path, {"x": torch.zeros(1)})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(path.parent) == ["a.bin"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    pipe, loop, device = tmp_path / "pipe", tmp_path / "loop", tmp_path / "device"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    device.symlink_to(os.devnull)
+    for path in (pipe, loop, device, tmp_path):
+        before = os.lstat(path)
+        for write in (files.write_atomically, files.check_target):
+            arguments = (path, b"") if write is files.write_atomically else ("--out", path)
+            with pytest.raises(UserError, match=f"{path.name} is "):
+                write(*arguments)
+        assert os.lstat(path).st_mode == before.st_mode
+    assert len(os.listdir(tmp_path)) == 3
+    files.check_target("--out", tmp_path / "new" / "file.json")
 
 
 def test_two_processes_that_write_one_file_do_not_mix(tmp_path):

@@ -557,6 +557,11 @@ def test_revise_through_an_endpoint_end_to_end(api, tmp_path, constitution):
     assert len(api.bodies) == before + 3 and read_jsonl(tmp_path / "r.jsonl") == records
     with pytest.raises(UserError, match="--revisions"):
         revise.main(revise.Settings(**{**vars(settings), "revisions": 2}))
+    link = tmp_path / "link.jsonl"
+    link.symlink_to("r.jsonl")
+    revise.main(revise.Settings(**{**vars(settings), "out": str(link)}))
+    assert read_jsonl(tmp_path / "r.jsonl") == records and link.is_symlink()
+    assert not (tmp_path / "link.jsonl.lock").exists()  # while r.jsonl.lock is this process's
     turns = (("user", "Say 0."), ("assistant", "xx"))
     assert read_demonstrations(settings.out)[0] == turns
 

@@ -249,6 +249,9 @@ def test_a_file_of_another_kind_is_refused_and_untouched(content, line, tmp_path
     rankings.close_rankings(path)
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["r.jsonl"]
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match="no regular file"):
+        rankings.open_rankings(tmp_path / "pipe.jsonl", rows)
 
 
 def test_a_field_that_a_table_has_left_empty_is_missing(tmp_path):
@@ -406,10 +409,12 @@ def test_one_process_writes_a_file_of_rankings(tmp_path):
     rows = candidates(2)
     path = write_candidates(tmp_path / "c.jsonl", rows)
     rankings.open_rankings(tmp_path / "r.jsonl", rows)
+    (tmp_path / "link.jsonl").symlink_to("r.jsonl")
     command = [sys.executable, "label.py", "--candidates", path, "--annotator", "toyworld"]
-    command += ["--out", str(tmp_path / "r.jsonl")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode == 2 and f"written by process {os.getpid()}:" in done.stderr
+    for name in ("r.jsonl", "link.jsonl"):
+        argv = [*command, "--out", str(tmp_path / name)]
+        done = subprocess.run(argv, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        assert done.returncode == 2 and f"written by process {os.getpid()}:" in done.stderr
     assert not (tmp_path / "r.jsonl").exists()
     rankings.close_rankings(tmp_path / "r.jsonl")
     assert not (tmp_path / "r.jsonl.lock").exists()

@@ -26,7 +26,7 @@ from types import ModuleType
 
 from minirlhf import UserError
 from minirlhf.data import Prompt, list_field, prompt_of
-from minirlhf.files import append_jsonl, lock, make_folder, unlock
+from minirlhf.files import append_jsonl, check_target, lock, unlock
 from minirlhf.readers import lines_of_json
 from minirlhf.records import last_answers, read
 
@@ -142,8 +142,8 @@ def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -
     path = Path(path)
     if path.suffix != ".jsonl":
         raise UserError(f"--out {path}: a file of rankings is named .jsonl")
-    make_folder(path.parent)
-    lock(f"{path}.lock", str(path))
+    check_target("--out", path)
+    lock(_lock_of(path), str(path))
     if not path.exists():
         return []
     content, torn = _without_torn_line(path.read_bytes())
@@ -167,7 +167,12 @@ def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -
 
 
 def close_rankings(path: str | Path) -> None:
-    unlock(f"{path}.lock")
+    unlock(_lock_of(path))
+
+
+def _lock_of(path: str | Path) -> str:
+    """All links to a file share its lock."""
+    return f"{os.path.realpath(path)}.lock"
 
 
 def _without_torn_line(content: bytes) -> tuple[bytes, bytes]:
