@@ -93,8 +93,6 @@ class Loop:
         files.make_folder(self.folder)
         self.lock = self.folder / "loop.lock"
         files.lock(self.lock, str(self.folder))
-        files.delete_parts(self.folder)
-        files.delete_parts(self.folder, "round*/*.partial")
         self.state = {"stages": {}} | read_loop(self.folder)
         changes = []
         if "settings" in self.state:
@@ -104,6 +102,8 @@ class Loop:
                 f"{self.folder} holds a loop with other settings ({'; '.join(changes)}): use the "
                 "same ones to go on, or another --out"
             )
+        files.delete_parts(self.folder)
+        files.delete_parts(self.folder, "round*/*.partial")
         self.state["settings"] = asdict(settings)
         self.stage_number = 0
         self.stage_count = 0

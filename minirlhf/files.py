@@ -4,6 +4,7 @@ import atexit
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ MAKERS = {  # what a file or folder is called -> the command that makes one of t
     "candidates.jsonl": "sample.py --data toyworld --samples 4 --candidates_out",
     "rankings.jsonl": "label.py --out",
 }
+PART = re.compile(r".+\.\d+\.partial")  # what `atomically` calls a file that is not whole yet
 LARGEST_FILE = 2**25  # bytes; the largest files that are read whole are tokenizers', some 20 MB
 
 
@@ -77,7 +79,8 @@ def is_irregular(path: Path) -> bool:
 def delete_parts(folder: Path, pattern: str = "*.partial") -> None:
     """Delete what processes left that were killed while they wrote. Nobody else writes here now."""
     for path in folder.glob(pattern):
-        path.unlink()
+        if PART.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

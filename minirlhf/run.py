@@ -39,6 +39,19 @@ from minirlhf.tokenizer_files import EOS, Spec
 
 CHECKPOINT = "resume.safetensors"
 LOGS = ("metrics.jsonl", "samples.jsonl")
+FILES = (  # that a run writes, or deletes where an older one has left them
+    "run.json",
+    *LOGS,
+    CHECKPOINT,
+    "config.json",
+    "model.safetensors",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 MAY_CHANGE_ON_RESUME = {
     "resume",
     "overwrite",
@@ -157,22 +170,31 @@ class Run:
             ) from None
         self.lock = self.folder / "run.lock"
         files.lock(self.lock, str(self.folder))
-        files.delete_parts(self.folder)
-        if settings.resume and (earlier := read_run(self.folder)):
+        earlier = read_run(self.folder) if settings.resume else {}
+        if earlier:
             self._check_same_run(earlier, earlier.get("finished", False))
             self.seconds_before = earlier.get("seconds", 0.0)
-            if earlier.get("finished"):  # it may have been killed just after that was written
-                self._delete_checkpoint()
-                files.unlock(self.lock)
-            return earlier.get("finished", False)
-        for name in ("run.json", "config.json", "model.safetensors"):
-            if (self.folder / name).exists() and not settings.overwrite:
+        else:
+            self._check_new()
+        files.delete_parts(self.folder)
+        if earlier.get("finished"):  # it may have been killed just after that was written
+            self._delete_checkpoint()
+            files.unlock(self.lock)
+        return earlier.get("finished", False)
+
+    def _check_new(self) -> None:
+        """UserError if the folder holds a file of this run's names, perhaps the user's."""
+        settings = self.settings
+        resumes = settings.resume and (self.folder / CHECKPOINT).exists()  # but run.json is lost
+        if settings.overwrite or resumes:
+            return
+        for name in FILES:
+            if (self.folder / name).exists():
                 continuing = "--resume to continue the run, " if name == "run.json" else ""
                 raise UserError(
-                    f"{self.folder} already holds a run or a model ({name}): use {continuing}"
-                    "--overwrite to replace it, or another --out"
+                    f"{self.folder} already holds {name}, of a run, a model or something else: use "
+                    f"{continuing}--overwrite to replace it, or another --out"
                 )
-        return False
 
     def _check_same_run(self, earlier: dict, finished: bool) -> None:
         """UserError if the run to be resumed was another one.

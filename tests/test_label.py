@@ -247,6 +247,25 @@ def test_port_and_token_survive_a_restart_and_only_the_user_can_read_them(tmp_pa
         assert server.read_link(link) == (0, "")
 
 
+def test_only_a_page_file_of_its_own_is_replaced(tmp_path):
+    link = tmp_path / "r.page.html"
+    url = f"http://127.0.0.1:8000/?token={'a' * 32}"
+    server.write_link(link, url)
+    link.chmod(0o644)  # as on a file system without modes
+    server.write_link(link, url.replace("8000", "8001"))
+    assert server.read_link(link)[0] == 8001
+    page = f"<html>{link.read_text()}</html>"
+    link.write_text(page)
+    with pytest.raises(UserError, match=r"r\.page\.html"):
+        server.write_link(link, url)
+    assert link.read_text() == page and server.read_link(link) == (0, "")
+    link.rename(tmp_path / "mine.html")
+    link.symlink_to("mine.html")
+    with pytest.raises(UserError, match=r"r\.page\.html"):
+        server.write_link(link, url)
+    assert link.is_symlink()
+
+
 def test_no_command_line_holds_the_token(tmp_path, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr(server, "has_display", lambda: True)

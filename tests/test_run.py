@@ -225,6 +225,34 @@ def test_folders_that_hold_something_else(train, tmp_path, tokenizer):
         train(Settings(str(tmp_path / "file" / "x")))
 
 
+def test_what_a_run_did_not_write_is_not_deleted(train, tmp_path):
+    folder = tmp_path / "x"
+    settings = Settings(str(folder), steps=1)
+    (folder / "a.1.partial").mkdir(parents=True)
+    for name in ("movie.mkv.partial", "x.7z.partial", "7.partial", "resume.123.partial"):
+        (folder / name).write_text("mine")
+    train(settings)
+    written = {path.name for path in folder.iterdir() if path.suffix != ".partial"}
+    left = {"a.1.partial", "movie.mkv.partial", "x.7z.partial", "7.partial"}
+    assert {path.name for path in folder.glob("*.partial")} == left
+    (folder / "resume.123.partial").write_text("of a killed process, perhaps")
+    with pytest.raises(UserError, match=r"already holds run\.json"):
+        train(settings)
+    with pytest.raises(UserError, match="other settings"):
+        train(replace(settings, seed=1, resume=True))
+    assert (folder / "resume.123.partial").exists()
+    for name in written | {"generation_config.json", "chat_template.jinja", "resume.safetensors"}:
+        mine = tmp_path / f"with {name}" / name
+        mine.parent.mkdir()
+        mine.write_text("mine")
+        for resume in (False, name == "samples.jsonl"):
+            with pytest.raises(UserError, match=f"already holds {name}"):
+                train(Settings(str(mine.parent), resume=resume))
+        unlock(mine.parent / "run.lock")
+        assert os.listdir(mine.parent) == [name] and mine.read_text() == "mine"
+    train(replace(Settings(str(mine.parent), steps=1), overwrite=True))
+
+
 def test_a_setting_that_an_old_run_did_not_know_counts_as_its_default(train, tmp_path):
     settings = Settings(str(tmp_path / "x"), steps=2)
     train(settings)

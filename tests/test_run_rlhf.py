@@ -69,14 +69,17 @@ def test_what_is_done_is_not_done_again_in_a_copied_folder_either(work, tmp_path
 
 def test_another_loop_is_refused_with_what_is_new(work, tmp_path):
     work(tmp_path / "x")
+    part = tmp_path / "x" / "loop.json.1.partial"
+    part.write_text("of a process that was killed")
     with pytest.raises(UserError, match=r"--kl_coef was -1\.0, now it is 0\.5"):
         work(tmp_path / "x", kl_coef=0.5)
+    assert part.exists()
     state = read_json(tmp_path / "x" / "loop.json")
     del state["settings"]["kl_coef"]  # as if an earlier version had not had this setting
     write_json(tmp_path / "x" / "loop.json", state)
     with pytest.raises(UserError, match=r"--kl_coef was -1\.0, now it is 0\.5"):
         work(tmp_path / "x", kl_coef=0.5)
-    assert work(tmp_path / "x") == []
+    assert work(tmp_path / "x") == [] and not part.exists()
     with pytest.raises(UserError, match="comma"):
         work(tmp_path / "x,y")
 

@@ -42,6 +42,8 @@ CONTENT_POLICY = (
     "default-src 'none'; style-src 'nonce-NONCE'; script-src 'nonce-NONCE'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+LINK = '<!doctype html><meta http-equiv="refresh" content="0; url={}">\n'
+OUR_LINK = re.compile(LINK.format(r"\S+:(\d{1,5})/\?token=([\w-]{32})"), re.ASCII)
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Accel-Buffering": "no",  # a proxy passes streamed lines on at once
@@ -268,23 +270,32 @@ class Server(ThreadingHTTPServer):
 
 def write_link(path: Path, url: str) -> None:
     """Only this user can read it. A browser that opens it goes to the page, and the token stands
-    in no command line."""
-    path.unlink(missing_ok=True)
+    in no command line. UserError if something that is no such link has its name."""
+    if os.path.lexists(path):
+        if not find_link(path):
+            raise UserError(f"{path} is not label.py's: move it, or choose another --out")
+        path.unlink()
     handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with open(handle, "w", encoding="utf-8") as file:
-        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(url)}">\n')
+        file.write(LINK.format(escape(url)))
+
+
+def find_link(path: Path) -> re.Match | None:
+    """Port and token in what `write_link` wrote; None for anything else."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        return OUR_LINK.fullmatch(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def read_link(path: Path) -> tuple[int, str]:
     """Port and token of the last time; (0, "") if there was none that is surely ours."""
-    try:
-        if not is_private(path.lstat()):
-            return 0, ""
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    match = find_link(path)
+    if match is None or not is_private(path.lstat()):
         return 0, ""
-    match = re.search(r":(\d{1,5})/\?token=([\w-]{32})\"", text, re.ASCII)
-    return (int(match[1]), match[2]) if match else (0, "")
+    return int(match[1]), match[2]
 
 
 def is_private(status: os.stat_result) -> bool:
