@@ -162,6 +162,32 @@ def test_a_new_sitting_goes_on_with_the_last_conversation(tmp_path, policies):
     assert len(again.start_anew()["turns"]) == 0
 
 
+def test_a_choice_for_answers_that_are_no_longer_open_is_refused(tmp_path, policies):
+    talk = talk_in(tmp_path, policies)
+    with serving_app(talk) as (server, ask):
+
+        def say(text: str) -> dict:
+            ask("POST", "/say", {"text": text})
+            return ask("GET", "/conversation")[1]
+
+        def refused(id: str) -> bool:
+            status, reply = ask("POST", "/choose", {"id": id, "picked": 0})
+            return status == 400 and "gone" in reply["error"]
+
+        fox = say("Where is the fox?")
+        ask("POST", "/back", {})  # in another tab
+        lamp = say("Where is the lamp?")
+        assert refused(fox["id"])
+        server.app = talk_in(tmp_path, policies)  # label.py was started again
+        bell = say("Where is the bell?")
+        assert refused(fox["id"]) and refused(lamp["id"])
+        assert read_jsonl(tmp_path / "c.jsonl") == []
+        assert ask("GET", "/conversation")[1] == bell
+        assert ask("POST", "/choose", {"id": bell["id"], "picked": 0})[0] == 200
+    (record,) = read_jsonl(tmp_path / "c.jsonl")
+    assert record["prompt"][-1]["content"] == "Where is the bell?"
+
+
 def test_a_choice_that_is_sent_twice_counts_once(tmp_path, policies):
     talk = talk_in(tmp_path, policies)
     state = speak(talk, "hi")

@@ -307,9 +307,9 @@ class Talk:
         self.asked += 1
         seed = seed_of(self.panel.options.seed, "chat", len(self.records), self.asked)
         drawn = self.panel.draw(seed)
-        number = sum(record["talk"] == self.id for record in self.records.values())
+        id = f"{self.id}-{secrets.token_hex(6)}"  # an open page may name an old one
         count = len(drawn)
-        return Offer(f"{self.id}-{number}", prompt, drawn, [""] * count, [True] * count), seed
+        return Offer(id, prompt, drawn, [""] * count, [True] * count), seed
 
     # ---- choosing, and taking back
 
@@ -320,7 +320,10 @@ class Talk:
                 return self.state()  # said twice
             offer = self.offer
             if offer is None or offer.id != id:
-                raise UserError("these answers are gone, for label.py was started again")
+                raise UserError(
+                    "these answers are gone: another tab took them back, or label.py was started "
+                    "again"
+                )
             count = len(offer.responses)
             if picked is not None and (type(picked) is not int or not 0 <= picked < count):
                 raise UserError(f"choose an answer from 0 to {count - 1}, or null")
