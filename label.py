@@ -172,14 +172,15 @@ def serve_page(app, settings: Settings, what: str) -> None:
     serve(app, address, Path(settings.out).with_suffix(".page.html"), what, settings.open)
 
 
-def rank(settings: Settings, candidates: list, next_step: str) -> None:
-    """A person ranks."""
+def rank(settings: Settings, candidates: list, next_step: str) -> int:
+    """A person ranks; the number of questions that are left."""
     guidelines = read_guidelines(settings.guidelines)
     sitting = Sitting(candidates, settings.out, settings.name, settings.seed, guidelines, next_step)
     if settings.terminal:
         ask_in_terminal(sitting)
     elif "question" in sitting.question():
         serve_page(sitting, settings, "rank")
+    return sitting.question()["left"]
 
 
 def talk(settings: Settings) -> None:
@@ -214,12 +215,18 @@ def summarize(settings: Settings) -> None:
 
 
 def annotate(settings: Settings, next_step: str) -> None:
-    """Whoever it is ranks the candidates."""
+    """Whoever it is ranks the candidates. next_step: empty in a loop, which goes on by itself."""
     candidates = rankings.read_candidates(settings.candidates, settings.template)
+    if all(len(set(candidate.responses)) == 1 for candidate in candidates):
+        raise UserError(
+            f"{settings.candidates}: the responses to each prompt are equal, so there is nothing "
+            "to rank: sample more of them (--samples), or from another model"
+        )
     before = rankings.open_rankings(settings.out, candidates)
     done = {(ranking["id"], ranking.get("annotator")) for ranking in before}
+    left = 0  # questions to a person
     if settings.annotator == "person":
-        rank(settings, candidates, next_step)
+        left = rank(settings, candidates, next_step)
     elif settings.annotator == "ai":
         principles = judge.read_constitution(settings.constitution)
         model = judge.load(
@@ -232,10 +239,14 @@ def annotate(settings: Settings, next_step: str) -> None:
     after = rankings.open_rankings(settings.out, candidates)
     rankings.close_rankings(settings.out)
     print(f"{len(after) - len(before)} rankings added to {settings.out}, {len(after)} in all")
+    if left:
+        print(f"questions left: {left}; the same command goes on with them")
+        if not next_step:
+            raise KeyboardInterrupt  # the loop ends here too
     if all(len(set(ranking["ranks"])) == 1 for ranking in after):
+        remedy = "the same command goes on" if left else "rank other candidates, with another --out"
         raise UserError(
-            f"{settings.out} prefers no response to another yet, so nothing can be learnt: "
-            "repeat the command to go on"
+            f"{settings.out} prefers no response to another, so nothing can be learnt: {remedy}"
         )
     if settings.annotator == "ai":
         summarize(settings)
@@ -244,7 +255,10 @@ def annotate(settings: Settings, next_step: str) -> None:
 
 
 def main(settings: Settings, is_alone: bool = False) -> None:
-    """is_alone: run as a script, so say what comes next; run_rlhf.py goes on by itself."""
+    """is_alone: run as a script, so say what comes next; run_rlhf.py goes on by itself.
+
+    Where a person leaves questions, it ends as with Ctrl-C, unless it is alone.
+    """
     if not settings.out:
         out = "out/chat.jsonl" if settings.chat else "out/rankings.jsonl"
         settings = replace(settings, out=out)

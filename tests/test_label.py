@@ -3,6 +3,7 @@
 import socket
 import stat
 import time
+from dataclasses import replace
 
 import pytest
 from labelling import candidates, serving, write_candidates
@@ -339,3 +340,37 @@ def test_the_end_names_the_command_that_comes_next_but_not_inside_a_loop(
     assert "train_rm" not in capsys.readouterr().out
     sitting = Sitting(candidates(3), tmp_path / "r.jsonl", "me", next_step="python train_rm.py")
     assert sitting.respond("POST /finish", {})["next"] == "python train_rm.py"
+
+
+def test_questions_that_are_left_end_a_loop_as_ctrl_c_does(tmp_path, monkeypatch, capsys):
+    write_candidates(tmp_path / "c.jsonl", candidates(3))
+    files = {"candidates": str(tmp_path / "c.jsonl"), "out": str(tmp_path / "r.jsonl")}
+    settings = label.Settings(**files, terminal=True)
+    lines = iter(["1 2 3 4", "q", "q", "1 2 3 4", "1 2 3 4"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    left = "questions left: 2; the same command goes on with them\n"
+    with pytest.raises(KeyboardInterrupt):
+        label.main(settings)
+    assert left in capsys.readouterr().out
+    label.main(settings, is_alone=True)
+    output = capsys.readouterr().out
+    assert left in output and "next: python train_rm.py" in output
+    label.main(settings)
+    output = capsys.readouterr().out
+    assert "2 rankings added" in output and "questions left" not in output
+
+
+def test_where_nothing_can_be_learnt_the_message_says_what_helps(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "s")
+    rows, out = candidates(2), tmp_path / "r.jsonl"
+    write_candidates(tmp_path / "c.jsonl", rows)
+    settings = label.Settings(candidates=str(tmp_path / "c.jsonl"), out=str(out), terminal=True)
+    with pytest.raises(UserError, match="another --out"):  # all are skipped: the end of this file
+        label.main(settings)
+    for row in rows:
+        row.responses = ["same"] * 4
+    write_candidates(tmp_path / "c.jsonl", rows)
+    for annotator in ("person", "toyworld"):
+        with pytest.raises(UserError, match=r"c\.jsonl: .* equal, so there is nothing to rank"):
+            label.main(replace(settings, annotator=annotator, out=str(tmp_path / "new.jsonl")))
+    assert not (tmp_path / "new.jsonl").exists()

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import label
 import sample
+import train_rm
 import train_sft
 from minirlhf import UserError, report
 from minirlhf.files import read_json, read_jsonl, write_json, write_jsonl
@@ -194,6 +196,39 @@ def test_a_quick_loop_draws_as_many_prompts_as_it_is_told(tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             main(Settings(out=str(tmp_path / name), quick=True, **flags))
     assert counts == [60, 7]
+
+
+def test_a_person_who_finishes_for_now_ends_the_loop_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    def answer(count: int):
+        def in_the_browser(sitting, *_):
+            for _ in range(count):
+                sitting.answer(sitting.question()["question"], [1, 2])
+
+        monkeypatch.setattr(label, "serve_page", in_the_browser)
+        with pytest.raises(KeyboardInterrupt):
+            main(Settings(out=str(tmp_path), annotator="person"))
+
+    def stop(settings):
+        trained.append(settings.data)
+        raise KeyboardInterrupt
+
+    def write_candidates(settings):
+        Path(settings.candidates_out).parent.mkdir()
+        write_jsonl(Path(settings.candidates_out), rows)
+
+    trained = []
+    rows = [{"id": i, "prompt": f"{i}?", "responses": ["yes", "no"]} for i in range(3)]
+    monkeypatch.setattr(train_sft, "main", lambda settings: None)
+    monkeypatch.setattr(sample, "main", write_candidates)
+    monkeypatch.setattr(train_rm, "main", stop)
+    answer(2)
+    assert not trained and "questions left: 1;" in capsys.readouterr().out
+    assert "interrupted" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    answer(1)
+    assert "done before" in capsys.readouterr().out and len(trained) == 1
+    assert len(read_jsonl(tmp_path / "round1" / "rankings.jsonl")) == 3
 
 
 def write_pairs(path: Path, count: int) -> None:

@@ -133,10 +133,11 @@ def test_the_toy_worlds_small_model_learns_to_judge_critique_and_revise(tmp_path
     assert len(read_jsonl(out)) > 20
 
 
-def test_the_loop_stops_for_a_person_and_goes_on(tmp_path):
-    small = "--rounds=1 --sft_steps=3 --ppo_steps=1 --samples=2"
+def rank_in_the_loop(out: Path, count: int) -> tuple[int, str]:
+    """The loop of a person who gives so many answers and finishes: its exit code and its end."""
+    small = "--rounds=1 --sft_steps=3 --ppo_steps=1 --rankings=12 --samples=2"
     process = subprocess.Popen(
-        f"{sys.executable} -u run_rlhf.py --quick --annotator=person {small} --out={tmp_path}",
+        f"{sys.executable} -u run_rlhf.py --quick --annotator=person {small} --out={out}",
         shell=True,
         cwd=ROOT,
         text=True,
@@ -151,11 +152,19 @@ def test_the_loop_stops_for_a_person_and_goes_on(tmp_path):
     url, _, token = line.split()[-1].partition("/?token=")
     port = url.rpartition(":")[2]
     state = post(port, token, "/question")
-    for _ in range(12):
+    for _ in range(count):
         answer = {"question": state["question"], "ranks": [1, 2]}
         state = post(port, token, "/answer", answer)
     post(port, token, "/finish", {"now": True})
     output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-    assert len(read_jsonl(tmp_path / "round1" / "rankings.jsonl")) == 12
-    assert (tmp_path / "report.html").exists()
+    return process.returncode, output
+
+
+def test_the_loop_stops_for_a_person_and_goes_on(tmp_path):
+    code, output = rank_in_the_loop(tmp_path, 5)
+    assert code == 130 and "questions left: 8; the same command" in output, output
+    assert not (tmp_path / "round1" / "rm").exists()
+    code, output = rank_in_the_loop(tmp_path, 8)
+    assert code == 0, output
+    assert len(read_jsonl(tmp_path / "round1" / "rankings.jsonl")) == 13
+    assert (tmp_path / "round1" / "rm" / "model.safetensors").exists()
