@@ -326,6 +326,20 @@ def test_a_summary_counts_and_compares(tmp_path):
     assert "anna and ben agree: 0.75 ±0.19 on 60 pairs" in summary
 
 
+@pytest.mark.parametrize("count", [2, 9])
+def test_names_in_a_strangers_file_do_not_steer_the_terminal(count, tmp_path, capsys):
+    rows, out = candidates(3), tmp_path / "r.jsonl"
+    for number in range(count):
+        name = f"{number}\x1b]0;pwned\a\x1b[2J\u202e\nben: 100 rankings"
+        for row in rows:
+            append_ranking(out, row, [1, 2, 3, 4], name, policies=[name, "b", "c", "d"])
+    label.main(label.Settings(summary=True, out=str(out)))
+    summary = capsys.readouterr().out
+    assert summary.replace("\n", "").isprintable() and "\\x1b]0;pwned" in summary
+    assert "wins 100" in summary and "agree: 1.00" in summary
+    assert not any(line.startswith("ben") for line in summary.splitlines())
+
+
 def test_a_summary_compares_with_files_and_with_a_worlds_reward(tmp_path, capsys):
     rows, ai, anna = candidates(30), tmp_path / "ai.jsonl", tmp_path / "anna.jsonl"
     for row in rows:

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from minirlhf import UserError, stats, world
+from minirlhf.cli import one_line
 from minirlhf.feedback.rankings import is_ranking, rank_by
 from minirlhf.records import records
 
@@ -70,7 +71,7 @@ def summarize(data: str, compare: str = "") -> str:
     for name, rankings in annotators.items():
         pairs[name] = comparisons(r for r in rankings if not r.get("repeat"))
         again = comparisons(r for r in rankings if r.get("repeat"))
-        lines.append(f"{name}: {_activity(rankings, pairs[name])}")
+        lines.append(f"{one_line(name)}: {_activity(rankings, pairs[name])}")
         if again:
             lines.append(f"    agrees with themselves: {_agree(pairs[name], again)}")
         by_ai = [r for r in rankings if "asked" in r]
@@ -125,7 +126,8 @@ def _agreements(pairs: dict[str, Pairs]) -> list[str]:
     lines = []
     if len(pairs) <= MOST_PAIRED:
         for a, b in combinations(pairs, 2):
-            lines.append(f"{a} and {b} agree: {_agree(pairs[a], pairs[b])}")
+            agreed = _agree(pairs[a], pairs[b])
+            lines.append(f"{one_line(a)} and {one_line(b)} agree: {agreed}")
         return lines
     total, count = Counter(), Counter()
     for own in pairs.values():
@@ -135,7 +137,7 @@ def _agreements(pairs: dict[str, Pairs]) -> list[str]:
     for name, own in pairs.items():
         shared = [pair for pair in own if count[pair] > 1]
         others = {pair: (total[pair] - own[pair]) / (count[pair] - 1) for pair in shared}
-        lines.append(f"{name} and the others agree: {_agree(own, others)}")
+        lines.append(f"{one_line(name)} and the others agree: {_agree(own, others)}")
     return lines
 
 

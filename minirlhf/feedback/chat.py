@@ -26,6 +26,7 @@ import torch
 
 from minirlhf import UserError, rollout, stats
 from minirlhf.chat import Turns
+from minirlhf.cli import one_line
 from minirlhf.data import Prompt
 from minirlhf.device import open_model
 from minirlhf.feedback.rankings import Candidate, append_ranking, is_ranking, open_rankings
@@ -437,11 +438,11 @@ def describe(records: Iterable[dict]) -> list[str]:
     """The score as lines of text."""
     lines = []
     for row in score(records):
-        interval = ""
+        name, interval = one_line(row["policy"]), ""
         if not math.isnan(row["interval"]):  # more than one choice
             interval = f" ±{100 * row['interval']:.0f}"
         lines.append(
-            f"{row['policy']} wins {100 * row['mean']:.0f}{interval} % of its comparisons, in "
+            f"{name} wins {100 * row['mean']:.0f}{interval} % of its comparisons, in "
             f"{row['choices']} choices"
         )
     return lines
