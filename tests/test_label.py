@@ -218,6 +218,36 @@ def test_a_page_behind_a_proxy_has_its_name_and_https(tmp_path):
             Address(public_url=wrong)
 
 
+@pytest.mark.parametrize(
+    "url, host, origin",
+    [
+        ("https://Rank.Example.org/mine", "rank.example.org", "https://rank.example.org"),
+        ("HTTPS://rank.example.org:443/", "rank.example.org", "https://rank.example.org"),
+        ("http://rank.example.org:80", "rank.example.org", "http://rank.example.org"),
+        ("http://rank.example.org:443/", "rank.example.org:443", "http://rank.example.org:443"),
+        ("https://rank.example.org:/", "rank.example.org", "https://rank.example.org"),
+        ("https://Bücher.example/", "xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+        ("https://192.168.0.9/", "192.168.0.9", "https://192.168.0.9"),
+        ("https://[2001:DB8::1]:8443/", "[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
+    ],
+)
+def test_a_public_url_in_any_spelling_is_what_browsers_make_of_it(url, host, origin, tmp_path):
+    with serving(tmp_path, candidates(), address=Address(public_url=url)) as (_, ask):
+        question = ask("GET", "/question", Host=host)[1]["question"]
+        answer = {"question": question, "ranks": [1, 2, 3, 4]}
+        assert ask("POST", "/answer", answer, Host=host, Origin="https://evil.example")[0] == 403
+        assert ask("POST", "/answer", answer, Host=host, Origin=origin)[0] == 200
+        assert ask("POST", "/answer", answer, Origin=origin)[0] == 200  # the proxy names itself
+
+
+def test_an_address_that_no_browser_can_use_is_refused():
+    for wrong in ("https://u:p@x.org/", "https://u@x.org", "https://x.org:99999", "https://a..b/"):
+        with pytest.raises(UserError, match=r"--public_url .* without user and password"):
+            Address(public_url=wrong)
+    with pytest.raises(UserError, match="--host is empty"):
+        Address(host="")
+
+
 def test_what_an_open_host_means_is_said():
     for host in ("127.0.0.1", "127.0.0.7", "localhost", "::1"):
         assert not Address(host).warning()

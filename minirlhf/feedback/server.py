@@ -38,6 +38,7 @@ from minirlhf.files import to_json
 
 LARGEST_BODY = 2**20  # bytes
 LONGEST_REQUEST = 20  # seconds until all of it has arrived
+OWN_PORTS = {"http": 80, "https": 443}
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'nonce-NONCE'; script-src 'nonce-NONCE'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -62,18 +63,17 @@ class Address:
     public_url: str = ""  # of a proxy in front of it
 
     def __post_init__(self):
-        try:
-            public = urlsplit(self.public_url)
-        except ValueError:
-            public = urlsplit("//")
-        is_complete = public.scheme in ("http", "https") and public.hostname
-        if self.public_url and (not is_complete or public.query or public.fragment):
-            raise UserError(
-                f"--public_url {self.public_url}: write the address at which others open the "
-                "page, as in https://rank.example.org/mine"
-            )
-        self.public_name = public.hostname  # None where there is no proxy
-        self.public_origin = f"{public.scheme}://{public.netloc}" if is_complete else None
+        if not self.host:
+            raise UserError("--host is empty: name an address of this machine, or 0.0.0.0 for all")
+        self.public_name, self.public_origin = None, None  # where there is no proxy
+        if self.public_url:
+            try:
+                self.public_name, self.public_origin = host_and_origin(self.public_url)
+            except ValueError:
+                raise UserError(
+                    f"--public_url {self.public_url}: write the address at which others open the "
+                    "page, without user and password, as in https://rank.example.org/mine"
+                ) from None
 
     @property
     def everywhere(self) -> bool:
@@ -81,14 +81,14 @@ class Address:
 
     def is_own_name(self, name: str) -> bool:
         """Addresses are safe: only a name can be made to point here by a stranger."""
+        own = ["localhost", self.host.lower(), self.public_name]
+        if self.everywhere:
+            own.append(socket.gethostname().lower())
         try:
-            is_loopback = ipaddress.ip_address(name).is_loopback
+            is_safe = ipaddress.ip_address(name).is_loopback or self.everywhere
         except ValueError:
-            own = ["localhost", self.host.lower(), self.public_name]
-            if self.everywhere:
-                own.append(socket.gethostname().lower())
-            return name in own
-        return is_loopback or self.everywhere or name == self.host
+            is_safe = False
+        return is_safe or name in own
 
     def warning(self) -> str:
         """What a host other than this machine's own means; empty for the loopback interface."""
@@ -99,6 +99,24 @@ class Address:
             "Whoever has the link, or listens on the network, can answer in your name. Over "
             "networks that you do not trust use ssh -L, or a proxy with https and --public_url."
         )
+
+
+def host_and_origin(url: str) -> tuple[str, str]:
+    """As browsers write them: in lower case and ASCII, without the scheme's own port.
+
+    ValueError if this is no address of a page, or holds more than that.
+    """
+    parts = urlsplit(url)
+    is_complete = parts.scheme in OWN_PORTS and parts.hostname
+    if not is_complete or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError
+    host = parts.hostname.encode("idna").decode()
+    origin = f"{parts.scheme}://{host}"
+    if ":" in host:
+        origin = f"{parts.scheme}://[{host}]"
+    if parts.port not in (None, OWN_PORTS[parts.scheme]):
+        origin += f":{parts.port}"
+    return host, origin
 
 
 def page_of(name: str) -> str:
