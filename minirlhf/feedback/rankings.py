@@ -28,6 +28,8 @@ from minirlhf import UserError
 from minirlhf.data import Prompt, list_field, prompt_of
 from minirlhf.files import append_jsonl, check_target, lock, unlock
 from minirlhf.readers import lines_of_json
+from minirlhf.records import read
+from minirlhf.user_function import check_scores
 from minirlhf.records import last_answers, read
 
 BEGINNING = b'{"id": '  # of every record here
