@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 from minirlhf import UserError
@@ -154,7 +155,7 @@ def command(script: str, settings: Any) -> str:
 def _explain(error: Exception, settings: Any) -> str:
     """What to tell the user; "" for a bug, whose traceback is wanted."""
     if isinstance(error, OSError):
-        place = error.filename or getattr(settings, "out", "a file")
+        place = error.filename or getattr(settings, "out", "the output")
         remedy = "make room there or choose another folder"
         if isinstance(error, FileNotFoundError):
             remedy = "check the name"
@@ -174,45 +175,66 @@ def _explain(error: Exception, settings: Any) -> str:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Around a script's work: 2 and one sentence for a UserError, 130 for Ctrl-C.
+    """Around a script's work: 2 and one sentence for what the user can mend, 130 for Ctrl-C.
 
     Output into head, which closes it when it has seen enough, is no error.
     """
+    prepare_streams()
     try:
         yield
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(0)
-    except UserError as error:
-        one_line = printable(str(error)).replace("\n", "\\n")
-        print(f"error: {one_line}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        message = str(error) if isinstance(error, UserError) else _explain(error, None)
+        line = printable(message).replace("\n", "\\n")
+        print(f"error: {line}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it goes to the full disk
+            drop_output()
         sys.exit(2)
 
 
-def start(
-    main: Callable, settings_class: type, then: Callable[[Any], list[str]] | None = None
-) -> None:
-    """Run main(settings) as a script.
+def drop_output() -> None:
+    """What is still to be printed goes nowhere, and is no error when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    then: settings -> the words of a command that goes on from there; it is printed at the end.
-    Exit codes are those of `exit_codes`; a full disk or too little memory is the user's to mend,
-    too.
-    """
+
+def prepare_streams() -> None:
+    """So that no letter, and no stream that the shell has closed, stops a script."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # some consoles lack a sample's letters
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")  # a stray byte is no reason to stop
+
+
+def start(
+    main: Callable, settings_class: type, then: Callable[[Any], list[str]] | None = None
+) -> None:
+    """Run main(settings) as a script, with the exit codes of `exit_codes`.
+
+    then: settings -> the words of a command that goes on from there; it is printed at the end.
+    """
     settings = None
     with exit_codes():
         try:
             settings = parse(settings_class)
             main(settings)
-        except (UserError, BrokenPipeError):
+        except UserError:
+            raise
+        except BrokenPipeError:
+            if hasattr(settings, "resume"):
+                drop_output()
+                raise UserError("nobody reads the output: --resume goes on") from None
             raise
         except Exception as error:
             if message := _explain(error, settings):

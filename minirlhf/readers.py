@@ -352,7 +352,7 @@ READERS = {
 def open_binary(name: str) -> IO[bytes]:
     if name == "-":
         return io.BytesIO(standard_input())
-    return UNPACK.get(Path(name).suffix, open)(name, "rb")
+    return UNPACK.get(Path(name.lower()).suffix, open)(name, "rb")
 
 
 @functools.cache
@@ -370,7 +370,7 @@ def read_whole(name: str) -> str:
 def check_size(name: str, place: Place, size: int, unpacked: int, most: int) -> None:
     if size > most:
         raise UserError(f"{place}: more than {most} bytes at once; divide it")
-    if unpacked <= BOMB_BYTES or Path(name).suffix not in UNPACK:
+    if unpacked <= BOMB_BYTES or Path(name.lower()).suffix not in UNPACK:
         return
     if unpacked > BOMB_RATIO * Path(name).stat().st_size:
         raise UserError(f"{place}: unpacks to {BOMB_RATIO} times the file's size; do not trust it")

@@ -4,8 +4,11 @@ Its second paragraph.
 """
 
 import io
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -133,3 +136,57 @@ def test_a_console_without_the_letters_of_a_sample(monkeypatch):
     assert run(monkeypatch, lambda settings: print("± 日")) == 0
     stream.flush()
     assert stream.buffer.getvalue() == b"\\xb1 \\u65e5\n"
+
+
+# ---- at the terminal's edges
+
+SCRIPT = """
+from dataclasses import dataclass
+from minirlhf.cli import start
+
+
+@dataclass
+class Settings:
+    show_batch: bool = False  # a flag
+    resume: bool = False  # another
+
+
+def main(settings):
+    print("é" * 9)
+    for number in range(20_000):
+        print(number)
+    print(input("more? "))
+
+
+start(main, Settings)
+"""
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Runs SCRIPT in a shell, with what its streams are redirected to."""
+
+    def run(redirected: str, script: str = SCRIPT, **variables) -> subprocess.CompletedProcess:
+        path = tmp_path / "script.py"
+        path.write_text(script, encoding="utf-8")
+        variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | variables
+        variables.pop("PYTHONUNBUFFERED", None)
+        line = f"set -o pipefail; {sys.executable} {path} {redirected}"
+        return subprocess.run(["bash", "-c", line], env=variables, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bash and /dev/full")
+def test_streams_that_are_closed_full_or_of_few_letters(run_script):
+    done = run_script("< /dev/null", PYTHONIOENCODING="ascii")
+    assert r"\xe9" in done.stdout and "EOFError" in done.stderr  # main asks for a line in vain
+    assert "EOFError" in run_script("<&-").stderr
+    assert run_script("<<< yes >&-").returncode == 0
+    full = run_script("<<< yes > /dev/full")
+    assert full.returncode == 2 and len(full.stderr.splitlines()) == 1
+    assert "No space left" in full.stderr
+    unread = run_script("<<< yes | head -1", SCRIPT.replace("resume", "again"))
+    assert unread.returncode == 0 and not unread.stderr
+    unread = run_script("<<< yes | head -1")
+    assert unread.returncode == 2 and "--resume goes on" in unread.stderr
