@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import inspect
+import io
 import os
 import re
 import shlex
@@ -13,7 +14,6 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 from minirlhf import UserError
@@ -207,9 +207,9 @@ def drop_output() -> None:
 def prepare_streams() -> None:
     """So that no letter, and no stream that the shell has closed, stops a script."""
     if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open()
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
     if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = io.TextIOWrapper(io.BytesIO())
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # some consoles lack a sample's letters
