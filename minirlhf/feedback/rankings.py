@@ -28,9 +28,8 @@ from minirlhf import UserError
 from minirlhf.data import Prompt, list_field, prompt_of
 from minirlhf.files import append_jsonl, check_target, lock, unlock
 from minirlhf.readers import lines_of_json
-from minirlhf.records import read
-from minirlhf.user_function import check_scores
 from minirlhf.records import last_answers, read
+from minirlhf.user_function import check_scores
 
 BEGINNING = b'{"id": '  # of every record here
 TEXT = re.compile(rb'"([^"\\]|\\.)*"?')  # in JSON; at a line's end perhaps without its own end
