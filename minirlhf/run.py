@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minirlhf import UserError, device, files, inputs, lora, memory
+from minirlhf import UserError, device, files, inputs, lora, memory, tokenizer_files
 from minirlhf.checkpoint import read_tensors, write_tensors
 from minirlhf.cli import at_least
 from minirlhf.console import Table, say, waiting
@@ -46,11 +46,7 @@ FILES = (  # that a run writes, or deletes where an older one has left them
     "config.json",
     "model.safetensors",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
+    *tokenizer_files.NAMES,
 )
 MAY_CHANGE_ON_RESUME = {
     "resume",
