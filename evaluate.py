@@ -66,16 +66,16 @@ class Settings:
     unfinished_score: float = -1.0  # of the reward "as trained", as in train_ppo.py
 
     # run
-    seed: int = 1000  # of prompts and samples
+    seed: int = 1000  # seed of prompts and samples
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
 
 
 # ---- who is asked what, and who judges
 
 
 def common_temperature(folders: list[str]) -> float:
-    """At which the policies were trained. The baseline, the first, counts where no other says."""
+    """Of the policies' training; the baseline's, the first, where no other folder names one."""
     temperatures = [checkpoint.read_temperature(hub.model_folder(folder)) for folder in folders]
     trained = set(temperatures[1:]) - {None}
     if len(trained) > 1:

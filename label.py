@@ -61,7 +61,7 @@ class Settings:
     judge_model: str = ""  # the model's name at the endpoint
     constitution: str = ""  # a text or a module with PRINCIPLES; empty: feedback/constitution.txt
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
 
 
 def simulated_annotators(settings) -> list[Callable]:

@@ -39,7 +39,7 @@ class Settings:
     out: str = "out"  # everything is written below this folder
     quick: bool = False  # everything small, to see that it runs; its numbers mean nothing
     rounds: int = 2  # of feedback, reward model and PPO; a higher number later adds rounds
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of everything random
 
     # feedback
     annotator: str = "toyworld"  # who ranks: a world's module, person (you, in the browser), ai
@@ -69,7 +69,7 @@ class Settings:
 
     # run
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
 
 
 # what a preset alone uses

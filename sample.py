@@ -56,9 +56,9 @@ class Settings:
     top_p: float = 1.0  # only the likeliest tokens that together have this probability
 
     # run
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of everything random
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
 
 
 def check(settings: Settings) -> None:

@@ -46,7 +46,7 @@ class Settings:
     epochs: float = 1.0  # passes over the data
     steps: int = 0  # optimiser steps; 0: as many as --epochs needs
     batch_size: int = 32  # prompts a step, each with all its responses; kto: responses
-    lr: float = 3e-4  # at its peak; decays linearly to 0
+    lr: float = 3e-4  # peak learning rate; decays linearly to 0
 
     # method
     reference: str = ""  # model that holds the policy back; empty: --init
@@ -64,7 +64,7 @@ class Settings:
     unfinished_score: float = -1.0  # online: score of a response without EOS
     count: int = 8000  # online: prompts that a world writes
     max_tokens: int = 64  # longest sampled response
-    temperature: float = 0.7  # of the policy that is trained and sampled; the papers: 1
+    temperature: float = 0.7  # at which log-probs are taken and answers sampled; the papers: 1
     template: Literal["chat", "raw"] = "chat"  # chat: a text is a user turn; raw: it is continued
 
     # memory
@@ -76,9 +76,9 @@ class Settings:
     eval_every: int = 50  # steps between validations, with samples
     log_every: int = 10  # steps between lines on the console
     save_every: int = 100  # steps between checkpoints
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of everything random
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
     resume: bool = False  # go on with the run in --out
     overwrite: bool = False  # replace the run in --out
     show_batch: bool = False  # print the first batch, trained tokens coloured, and exit
@@ -180,7 +180,10 @@ def add_reference_logprobs(reference: GPT, items: list[Item], settings: Settings
 
 
 def comparisons(items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
-    """All untied pairs (P,): the better and the worse response among all N, the item's number."""
+    """All untied pairs: the better and the worse response's number, and the item's, each (C,).
+
+    Responses are counted through all items, to N; items within `items`.
+    """
     pairs = []
     item_of_pair = []
     first = 0
@@ -196,7 +199,7 @@ def comparisons(items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
 def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tensor, dict]:
     """DPO, IPO, SimPO, ORPO: an item's loss is the mean over its untied pairs."""
     beta = settings.beta or BETA[settings.loss]
-    chosen, rejected, item_of_pair = comparisons(items)  # (P,)
+    chosen, rejected, item_of_pair = comparisons(items)  # (C,)
     logprobs = response_logprobs(policy, items, settings.temperature)  # (N,)
     lengths = [len(ids) for item in items for ids in item.responses]
     lengths = torch.tensor(lengths, device=policy.device)  # (N,)
@@ -204,17 +207,17 @@ def pair_loss(policy: GPT, items: list[Item], settings: Settings) -> tuple[Tenso
     policy_logprobs = logprobs[chosen], logprobs[rejected]
     pair_lengths = lengths[chosen], lengths[rejected]
     if settings.loss == "simpo":
-        loss = losses.simpo_loss(*policy_logprobs, *pair_lengths, beta, settings.simpo_margin)
+        result = losses.simpo_loss(*policy_logprobs, *pair_lengths, beta, settings.simpo_margin)
     elif settings.loss == "orpo":
-        loss = losses.orpo_loss(*policy_logprobs, *pair_lengths, beta)
+        result = losses.orpo_loss(*policy_logprobs, *pair_lengths, beta)
     else:
-        reference = [logprob for item in items for logprob in item.reference_logprobs]
-        reference = torch.tensor(reference, device=policy.device)  # (N,)
-        ref_logprobs = reference[chosen], reference[rejected]
+        reference_logprobs = [logprob for item in items for logprob in item.reference_logprobs]
+        reference_logprobs = torch.tensor(reference_logprobs, device=policy.device)  # (N,)
+        ref_logprobs = reference_logprobs[chosen], reference_logprobs[rejected]
         smoothing = settings.label_smoothing
-        loss = losses.dpo_loss(*policy_logprobs, *ref_logprobs, beta, smoothing, settings.loss)
-    pair_losses, chosen_reward, rejected_reward = loss  # (P,)
-    pairs_of_its_item = item_of_pair.bincount()[item_of_pair].to(policy.device)  # (P,)
+        result = losses.dpo_loss(*policy_logprobs, *ref_logprobs, beta, smoothing, settings.loss)
+    pair_losses, chosen_reward, rejected_reward = result  # (C,)
+    pairs_of_its_item = item_of_pair.bincount()[item_of_pair].to(policy.device)  # (C,)
     return (pair_losses / pairs_of_its_item).sum(), {
         "chosen_logp": policy_logprobs[0],
         "rejected_logp": policy_logprobs[1],
@@ -229,10 +232,11 @@ def kto_loss(policy: GPT, items: list[Item], settings: Settings, kl: float) -> t
     """KTO: every response is good or bad by itself; kl is that of `mismatched_kl`."""
     beta = settings.beta or BETA["kto"]
     logprobs = response_logprobs(policy, items, settings.temperature)  # (B,)
-    reference = torch.tensor([item.reference_logprobs[0] for item in items], device=policy.device)
+    reference_logprobs = [item.reference_logprobs[0] for item in items]
+    reference_logprobs = torch.tensor(reference_logprobs, device=policy.device)  # (B,)
     good = torch.tensor([item.good for item in items], device=policy.device)
     item_losses, reward = losses.kto_loss(
-        logprobs, reference, good, kl, beta, bad_weight=settings.bad_weight
+        logprobs, reference_logprobs, good, kl, beta, bad_weight=settings.bad_weight
     )
     return item_losses.sum(), {
         "chosen_logp": logprobs[good],
@@ -271,7 +275,8 @@ def batch_loss(
     if settings.loss == "kto":
         kl = mismatched_kl(policy, reference, items, settings)
     mean_loss = 0.0
-    values = defaultdict(list)
+    values = defaultdict(list)  # of each comparison
+    prompts = []
     for part in micro_batches([item.tokens() for item in items], settings.token_budget):
         part_items = [items[i] for i in part]
         if settings.loss == "kto":
@@ -282,13 +287,12 @@ def batch_loss(
         if torch.is_grad_enabled():
             loss.backward()
         mean_loss += loss.item()
-        part_values["item"] = torch.tensor(part)[part_values["item"]]
+        prompts += [part_items[i].prompt for i in part_values.pop("item").tolist()]
         for name, tensor in part_values.items():
             values[name] += tensor.tolist()
 
-    prompt = numbered(item.prompt for item in items)[values.pop("item")]
     is_right = torch.tensor(values.pop("right"))
-    accuracy = estimate(prompt, [is_right], [torch.ones_like(is_right)], share=True)
+    accuracy = estimate(numbered(prompts), [is_right], [torch.ones_like(is_right)], share=True)
     means = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
     means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)
     return mean_loss, means | {"accuracy": accuracy["mean"], "interval": accuracy["interval"]}
@@ -425,7 +429,7 @@ def main(settings: Settings) -> None:
     elif settings.loss not in REFERENCE_FREE:
         add_reference_logprobs(reference, train + validation, settings)
     optimizer = adamw([policy], settings.lr)
-    run.track(optimizer, policy=policy)
+    run.restore(optimizer, policy=policy)
 
     for step in run.steps(steps):
         # 2. a batch: from the file, or answered by the policy and ranked now

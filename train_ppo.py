@@ -44,7 +44,7 @@ class Settings:
     data: str = "toyworld"  # prompts: a world, or files with a "prompt" field
     out: str = "out/ppo"  # the run's folder
     steps: int = 40  # iterations: sample, score, update
-    lr: float = 1e-3  # at its peak; decays linearly to 0
+    lr: float = 1e-3  # peak learning rate; decays linearly to 0
     kl_coef: float = 0.2  # reward lost per nat of log(policy/reference)
 
     # method
@@ -55,26 +55,26 @@ class Settings:
     lam: float = 0.95  # gae: lambda
     group_std: bool = True  # grpo: divide advantages by the group's std; Dr. GRPO: --no-group_std
     length_norm: LengthNorm = "auto"  # what a token's loss is divided by; auto: the paper's
-    clip: float = 0.2  # of the ratio
-    clip_high: float = 0.0  # of the ratio above 1, where it differs (DAPO: 0.28); 0: as clip
-    value_clip: float = 0.2  # gae: of the value's change; 0: no clipping
+    clip: float = 0.2  # keeps the ratio new/old within 1 - clip and 1 + clip
+    clip_high: float = 0.0  # another limit above 1 (DAPO: 0.28); 0: as --clip
+    value_clip: float = 0.2  # gae: keeps a value within this of its old one; 0: no clipping
     epochs: int = 1  # passes over an iteration's episodes
     minibatches: int = 2  # optimiser steps a pass
     stop_update_kl: float = 0.1  # end an iteration at this KL(old, new), nats per token; 0: never
     ensemble: Literal["mean", "min", "uwo"] = "mean"  # of several rewards; uwo: mean - variance / 2
-    reward_weights: str = ""  # of several rewards, "0.7,0.3": a weighted sum instead
+    reward_weights: str = ""  # weights of several rewards, "0.7,0.3", in place of --ensemble
     watch: str = ""  # further rewards that are logged as watch_NAME and not trained on; commas
     ptx_data: str = ""  # texts or demonstrations; the loss on a held-out part is logged as lm_loss
-    ptx_coef: float = 0.0  # weight of the loss on the rest in every update (PPO-ptx)
+    ptx_coef: float = 0.0  # weight of that loss, on the rest, in every update (PPO-ptx)
     lora_rank: int = 0  # train low-rank adapters of this rank; 0: train all weights
 
     # sampling
     prompts_per_step: int = 128  # prompts an iteration
     samples_per_prompt: int = 1  # responses to each; rloo and grpo need 2 or more
     max_tokens: int = 64  # longest response
-    temperature: float = 0.7  # of the policy that is sampled and trained
+    temperature: float = 0.7  # at which the policy samples, and its log-probs are taken
     unfinished_score: float = -1.0  # score of a response that --max_tokens cut off
-    penalise_unfinished: bool = True  # no: such a response keeps the score of what there is
+    penalise_unfinished: bool = True  # whether a response that was cut off gets that score
     count: int = 8000  # prompts that a world writes
     data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all prompts of all
     truncate: bool = False  # cut prompts that are too long, instead of leaving them out
@@ -87,9 +87,9 @@ class Settings:
     # run
     log_every: int = 5  # iterations between lines on the console
     save_every: int = 20  # iterations between checkpoints
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of everything random
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
     resume: bool = False  # go on with the run in --out
     overwrite: bool = False  # replace the run in --out
     show_batch: bool = False  # print some prompts with sampled responses, and exit
@@ -100,7 +100,7 @@ WARMUP = 5  # iterations until the learning rate's peak
 LORA_ALPHA = 16.0
 LONGEST_HORIZON = 10_000  # episodes, of --kl_target: Ziegler's, of a million. Shorter runs have
 HORIZONS = 20  # so many horizons
-HELD_OUT_SEED = 1000  # of the fixed requests: the default of evaluate.py
+HELD_OUT_SEED = 1000  # of the fixed prompts: the default of evaluate.py
 PTX_BATCH = 16  # rows of text in an update
 PTX_VALIDATION = 64  # rows of text whose loss is logged
 SHOWN = (  # on the console; raw_score is the score before the penalty for unfinished responses
@@ -248,31 +248,17 @@ def minibatch_loss(
     return terms, statistics
 
 
-def update(
-    run: Run,
-    models: Models,
-    optimizer: torch.optim.Optimizer,
-    minibatch: Episodes,
-    ptx_rows: list,
-    step: int,
-    minibatch_number: int,
-) -> tuple[dict[str, float], bool]:
-    """One optimiser step -> numbers to log, and whether the iteration ends here.
-
-    It ends, without a step, once the policy has moved too far from the one that sampled.
-    Micro-batches bound the memory; their gradients add up to the minibatch's.
-
-    ptx_rows: rows of --ptx_data to learn from
-    minibatch_number: the minibatch's, in this iteration
-    """
+def add_rl_gradient(run: Run, models: Models, minibatch: Episodes) -> tuple[float, dict]:
+    """Loss and metrics of a minibatch. The gradients of its micro-batches, which bound the memory,
+    add up."""
     settings = run.settings
-    batch = minibatch.batch
-    tokens = max(1, int(batch.mask.sum()))
-    divisor = losses.length_normaliser(settings.length_norm, batch.mask, settings.max_tokens)
+    mask = minibatch.batch.mask  # (B, R)
+    tokens = max(1, int(mask.sum()))
+    divisor = losses.length_normaliser(settings.length_norm, mask, settings.max_tokens)  # (B, 1)
     kl_coef = run.extra["kl_coef"]
     metrics = defaultdict(float)
     loss = 0.0
-    for rows in batch.micro_batches(settings.token_budget):
+    for rows in minibatch.batch.micro_batches(settings.token_budget):
         part = minibatch.select(rows)
         terms, statistics = minibatch_loss(models, part, divisor[rows], kl_coef, settings)
         sum(terms.values()).backward()
@@ -282,28 +268,52 @@ def update(
         share = int(part.batch.mask.sum()) / tokens
         for name, value in statistics.items():
             metrics[name] += value.item() * share
-
     metrics["log_ratio_rms"] = math.sqrt(metrics.pop("log_ratio_square"))
-    if minibatch_number == 0:
+    return loss, metrics
+
+
+def add_ptx_gradient(
+    settings: Settings, policy: GPT, ptx_rows: list, step: int, number: int
+) -> float:
+    """PPO-ptx: the policy goes on predicting text (Ouyang 2022, equation 2). Returns that loss."""
+    ptx_step = step * settings.epochs * settings.minibatches + number
+    indices = batch_indices(len(ptx_rows), ptx_step, PTX_BATCH, settings.seed)
+    rows = [ptx_rows[i] for i in indices]
+    return add_gradient(policy, rows, settings.token_budget, settings.ptx_coef)
+
+
+def update(
+    run: Run,
+    models: Models,
+    optimizer: torch.optim.Optimizer,
+    minibatch: Episodes,
+    ptx_rows: list,
+    step: int,
+    number: int,
+) -> tuple[dict[str, float], bool]:
+    """One optimiser step -> numbers to log, and whether the iteration ends here.
+
+    It ends, without a step, once the policy has moved too far from the one that sampled.
+
+    ptx_rows: rows of --ptx_data to learn from
+    number: the minibatch's, in this iteration
+    """
+    settings = run.settings
+    loss, metrics = add_rl_gradient(run, models, minibatch)
+    if number == 0:
         check_first_ratio(metrics["log_ratio_rms"], models.policy.autocast_dtype, step)
         metrics["first_ratio_off"] = metrics["log_ratio_rms"]
     if settings.stop_update_kl and metrics["approx_kl"] > settings.stop_update_kl:
         optimizer.zero_grad()
         return metrics, True
     if settings.ptx_coef:
-        # PPO-ptx: the policy goes on predicting text (Ouyang 2022, equation 2)
-        ptx_step = step * settings.epochs * settings.minibatches + minibatch_number
-        indices = batch_indices(len(ptx_rows), ptx_step, PTX_BATCH, settings.seed)
-        rows = [ptx_rows[i] for i in indices]
-        metrics["ptx_loss"] = add_gradient(
-            models.policy, rows, settings.token_budget, settings.ptx_coef
-        )
-        loss += metrics["ptx_loss"]
+        metrics["ptx_loss"] = add_ptx_gradient(settings, models.policy, ptx_rows, step, number)
+        loss += metrics["ptx_loss"]  # take_step only asks whether it is finite
     lr = settings.lr * linear_decay(step, settings.steps, WARMUP)
     trained = list(models.trained().values())
     metrics["grad_norm"] = take_step(optimizer, trained, lr, loss, step)
     metrics["lr"] = lr
-    metrics["updates"] = minibatch_number + 1
+    metrics["updates"] = number + 1
     return metrics, False
 
 
@@ -319,13 +329,13 @@ def minibatches(run: Run, count: int, step: int) -> Iterator[list[int]]:
             yield rows_of_prompt[chosen].flatten().tolist()
 
 
-# Root mean square of log(new/old) before any update that rounding can explain, by precision of the
-# matrix products. Measured on models of 1 x 32 to 12 x 768: at most 1e-6 in float32, 0.01 (in the
-# worst 50 tokens 0.025) in bfloat16; on 30 x 576 (SmolLM2-135M, temperature 0.7) 0.016 to 0.031 in
-# bfloat16. Real faults are larger: temperature 0.9 instead of 1 gives 0.06, dropout of 0.02 gives
-# 0.12, tokens shifted by one give 6. The maximum over tokens would have no limit, as it grows with
-# their number.
-FIRST_RATIO_OFF = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+# Before the first update log(new/old) should be 0. This much (root mean square over tokens) can be
+# rounding, by the precision of matrix products. Measured on models of 1 x 32 to 12 x 768: at most
+# 1e-6 in float32, 0.01 (in the worst 50 tokens 0.025) in bfloat16; on 30 x 576 (SmolLM2-135M,
+# temperature 0.7) 0.016 to 0.031 in bfloat16. Real faults are larger: temperature 0.9 instead of 1
+# gives 0.06, dropout of 0.02 gives 0.12, tokens shifted by one give 6. The maximum over tokens
+# would have no limit, as it grows with their number.
+FIRST_RATIO_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 def check_first_ratio(deviation: float, precision: torch.dtype | None, step: int) -> None:
@@ -333,7 +343,7 @@ def check_first_ratio(deviation: float, precision: torch.dtype | None, step: int
 
     deviation: root mean square of log(new/old) over tokens
     """
-    limit = FIRST_RATIO_OFF[precision or torch.float32]
+    limit = FIRST_RATIO_LIMIT[precision or torch.float32]
     if not deviation <= limit:  # true for NaN as well
         raise Stopped(
             f"step {step}: before the first update the ratio of new to old log-probs must be 1, "
@@ -369,11 +379,11 @@ def main(settings: Settings) -> None:
     for name in filter(None, settings.watch.split(",")):
         watched[f"watch_{name}"] = rewards.load(name, **where)
     for function in (reward_fn, *watched.values()):
-        run.placed += rewards.models(function)
+        run.placed += rewards.models(function)  # for say_memory
     optimizer = adamw(list(models.trained().values()), settings.lr, eps=1e-5)
-    run.extra["kl_coef"] = settings.kl_coef
-    run.track(optimizer, **models.trained())
-    requests = fixed_requests(settings, policy, prompts)
+    run.extra["kl_coef"] = settings.kl_coef  # --kl_target moves it; a checkpoint brings it back
+    run.restore(optimizer, **models.trained())
+    fixed_prompts = load_fixed_prompts(settings, policy, prompts)
     print(f"{len(prompts)} prompts, {settings.steps} iterations on {run.device}")
     run.say_memory(rollout.CACHED_AT_ONCE)
 
@@ -387,7 +397,7 @@ def main(settings: Settings) -> None:
         sampled = time.monotonic()
 
         # 2. whole texts are scored; an unfinished response gets --unfinished_score
-        raw_scores, own_means = score_all(reward_fn, batch)  # (B,); of several rewards, each one's
+        raw_scores, own_means = score_all(reward_fn, batch)  # (B,); each one's of several rewards
         scores = penalised(settings, batch, raw_scores)  # (B,)
         only_shown = {}
         for name, watched_fn in watched.items():
@@ -428,7 +438,7 @@ def main(settings: Settings) -> None:
         run.log(
             step,
             (*SHOWN, *only_shown),
-            **describe(episodes, scores, kl, settings.samples_per_prompt),
+            **episode_metrics(episodes, scores, kl, settings.samples_per_prompt),
             raw_score=raw_scores.nanmean(),
             **own_means,
             reward=(scores - kl_coef * kl.sum(1)).nanmean(),
@@ -443,7 +453,7 @@ def main(settings: Settings) -> None:
         )
         if step % settings.log_every == 0 or step == settings.steps - 1:
             show(run, step, episodes, scores, kl)
-            ask_again(run, step, policy, requests, reward_fn)
+            write_fixed_samples(run, step, policy, fixed_prompts, reward_fn)
         if settings.kl_target:
             run.extra["kl_coef"] = losses.adapt_kl_coef(
                 kl_coef,
@@ -586,7 +596,9 @@ def show_batch(settings: Settings, policy: GPT, prompts: list[Prompt]) -> None:
 # --- what is logged and printed
 
 
-def describe(episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt: int) -> dict:
+def episode_metrics(
+    episodes: Episodes, scores: Tensor, kl: Tensor, samples_per_prompt: int
+) -> dict:
     """Numbers to log; minirlhf/health.py says what is healthy.
 
     scores: (B,)
@@ -643,24 +655,30 @@ def sample_rows(batch: Rollout, scores: Tensor) -> list[dict]:
     return rows
 
 
-def fixed_requests(settings: Settings, policy: GPT, prompts: list[Prompt]) -> list[Prompt]:
+def load_fixed_prompts(settings: Settings, policy: GPT, prompts: list[Prompt]) -> list[Prompt]:
     """Four that are the same in all runs: held-out ones of a world, or the files' first."""
-    requests = prompts[:4]
+    fixed_prompts = prompts[:4]
     if world.find(settings.data):
         which = {"template": settings.template, "split": "test", "seed": HELD_OUT_SEED}
-        requests = read_prompts(settings.data, count=4, columns=None, **which) + requests
-    return rollout.prompts_that_fit(policy, requests, settings.max_tokens, settings.truncate)[:4]
+        known = read_prompts(settings.data, count=4, columns=None, **which)
+        fixed_prompts = known + fixed_prompts
+    fitting = rollout.prompts_that_fit(
+        policy, fixed_prompts, settings.max_tokens, settings.truncate
+    )
+    return fitting[:4]
 
 
-def ask_again(
-    run: Run, step: int, policy: GPT, requests: list[Prompt], reward_fn: rewards.RewardFn
+def write_fixed_samples(
+    run: Run, step: int, policy: GPT, fixed_prompts: list[Prompt], reward_fn: rewards.RewardFn
 ) -> None:
-    """Answers to the fixed requests, drawn with the same random numbers at every step: what
+    """Answers to the fixed prompts, drawn with the same random numbers at every step: what
     changes is the policy."""
     settings = run.settings
-    dice = run.generator("requests")
+    generator = run.generator("requests")
     temperature = settings.temperature
-    batch = rollout.sample(policy, requests, settings.max_tokens, dice, temperature=temperature)
+    batch = rollout.sample(
+        policy, fixed_prompts, settings.max_tokens, generator, temperature=temperature
+    )
     scores = penalised(settings, batch, score(reward_fn, batch))  # (B,)
     run.samples(step, [{"fixed": True, **row} for row in sample_rows(batch, scores)])
 

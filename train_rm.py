@@ -66,9 +66,9 @@ class Settings:
     # run
     log_every: int = 20  # steps between lines on the console
     save_every: int = 100  # steps between checkpoints
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of everything random
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
     resume: bool = False  # go on with the run in --out
     overwrite: bool = False  # replace the run in --out
     show_batch: bool = False  # print the first batch, the scored tokens coloured, and exit
@@ -204,7 +204,7 @@ def main(settings: Settings) -> None:
     if settings.keep_best:
         tracked["best"] = ScalarGPT.from_pretrained(settings.init)
     best = tracked.get("best")
-    run.track(optimizer, **tracked)
+    run.restore(optimizer, **tracked)
     print(f"{len(train)} rankings, {len(validation)} held out, {steps} steps on {run.device}")
     if newest and "newest_before" not in run.extra:
         before = validate(model, newest, settings.token_budget)

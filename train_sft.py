@@ -68,9 +68,9 @@ class Settings:
     # run
     log_every: int = 50  # steps between lines on the console
     save_every: int = 250  # steps between checkpoints
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of everything random
     device: str = "auto"  # auto, cuda, mps, cpu
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # precision of matrix products
     resume: bool = False  # go on with the run in --out
     overwrite: bool = False  # replace the run in --out
     show_batch: bool = False  # print the first batch, supervised tokens coloured, and exit
@@ -152,7 +152,7 @@ def main(settings: Settings) -> None:
         optimizer = muon(model, peak_lr, settings.weight_decay)
     else:
         optimizer = adamw([model], peak_lr, weight_decay=settings.weight_decay)
-    run.track(optimizer, model=model)
+    run.restore(optimizer, model=model)
     steps = settings.steps
     if settings.epochs:
         steps = steps_of(settings.epochs, len(train), settings.batch_size)

@@ -107,7 +107,7 @@ def measure(
 def win_rates(
     prompts: list[Prompt], answers: list[Answers], wins_by: str, judge: Callable | None
 ) -> dict:
-    """Of the last policy, against the first, the baseline, and against the one before it."""
+    """Win rates of the last policy: against the first, the baseline, and the one before it."""
     baseline, last = answers[0], answers[-1]
     if judge:
         won, agreement = judged(judge, prompts, last.texts, baseline.texts)

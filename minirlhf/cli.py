@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, width: int = 0) -> str:
-    """The same on one line, of at most so many columns unless 0."""
+    """A printable text on one line, cut to `width` columns unless that is 0."""
     text = printable(" ".join(text.split()))
     return text[: width - 1] + "…" if 0 < width < len(text) else text
 
@@ -44,7 +44,7 @@ def terminal_width() -> int:
 
 
 def wrapped(text: str, indent: int = 0) -> str:
-    """The same in lines that the terminal need not break; all but the first are indented."""
+    """A text in lines that the terminal need not break; all but the first are indented."""
     return textwrap.fill(text, terminal_width(), subsequent_indent=" " * indent)
 
 
@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def comments(settings_class: type) -> dict[str, tuple[str, str]]:
-    """Field -> (heading above it, comment behind it), both read from the source."""
+    """Field -> (heading above it, comment after it), both read from the source."""
     heading = "options"
     notes = {}
     for line in inspect.getsource(settings_class).splitlines():

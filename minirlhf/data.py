@@ -152,7 +152,7 @@ def read_labelled(
 ) -> list[tuple[Prompt, str, bool]]:
     """(prompt, response, is it good); rankings and pairs give good and bad responses too.
 
-    places: as of `read`, one for each response
+    places: as in `read`, one for each response
     """
 
     def convert(record: Record, place: str) -> list[tuple[Prompt, str, bool]]:

@@ -6,7 +6,7 @@ a mistake. Floats are float32 or float64; log-probs, KL and entropy are in nats.
 
 Padding. Whatever stands there, NaN included, reaches no result and no gradient.
 
-Normalisation. `total` divides a loss's sum. With the whole minibatch's total the losses of
+Normalisation. `divisor` divides a loss's sum. With the whole minibatch's divisor the losses of
 micro-batches add up to the minibatch's; without it, the call's own count is taken.
 
 Statistics that come with a loss are detached 0-d tensors over the call's real tokens or pairs.
@@ -35,14 +35,14 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return zero_padding(x, mask).sum()
 
 
-def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Sum over real tokens / total -> 0-d.
+def masked_mean(x: Tensor, mask: Tensor, divisor: Tensor | float | None = None) -> Tensor:
+    """Sum over real tokens / divisor -> 0-d.
 
-    total: a number, or (B, 1) for a divisor per response; default: the number of real tokens
+    divisor: a number, or (B, 1) for a divisor per response; default: the number of real tokens
     """
-    if total is None:
+    if divisor is None:
         return masked_sum(x, mask) / mask.sum().clamp(min=1)
-    return (zero_padding(x, mask) / total).sum()
+    return (zero_padding(x, mask) / divisor).sum()
 
 
 def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
@@ -67,16 +67,16 @@ def length_normaliser(kind: str, mask: Tensor, max_tokens: int) -> Tensor:
     """
     lengths = mask.sum(1, keepdim=True)  # (B, 1)
     if kind == "token":
-        total = lengths.sum().expand_as(lengths)
+        divisor = lengths.sum().expand_as(lengths)
     elif kind == "response":
-        total = len(mask) * lengths
+        divisor = len(mask) * lengths
     elif kind == "constant":
-        total = torch.full_like(lengths, len(mask) * max_tokens)
+        divisor = torch.full_like(lengths, len(mask) * max_tokens)
     else:
         raise ValueError(
             f"unknown length normaliser {kind!r}: choose from token, response and constant"
         )
-    return total.clamp(min=1)
+    return divisor.clamp(min=1)
 
 
 # --- KL divergence
@@ -222,7 +222,7 @@ def ppo_policy_loss(
     advantages: Tensor,
     mask: Tensor,
     clip: float,
-    total: Tensor | float | None = None,
+    divisor: Tensor | float | None = None,
     clip_high: float | None = None,
 ) -> tuple[Tensor, dict]:
     """Clipped surrogate, negated (Schulman 2017, eq. 7) -> 0-d loss, statistics.
@@ -245,7 +245,7 @@ def ppo_policy_loss(
     ratio = log_ratio.exp()  # (B, R)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip_high)
-    loss = masked_mean(torch.maximum(unclipped, clipped), mask, total)
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask, divisor)
 
     with torch.no_grad():
         stats = {
@@ -263,7 +263,7 @@ def value_loss(
     returns: Tensor,
     mask: Tensor,
     clip: float | None = None,
-    total: Tensor | float | None = None,
+    divisor: Tensor | float | None = None,
 ) -> tuple[Tensor, dict]:
     """Half the squared error of values (B, R) against returns (B, R) -> 0-d loss, statistics.
 
@@ -280,7 +280,7 @@ def value_loss(
     if clip is not None:
         clipped_values = torch.clamp(values, old_values - clip, old_values + clip)
         clipped_error = (clipped_values - returns).square()
-    loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask, total)
+    loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask, divisor)
     binds = masked_mean((clipped_error > error).to(error.dtype), mask)
     return loss, {"value_clip_fraction": binds}
 
@@ -311,7 +311,7 @@ def ranking_loss(
     scores: Tensor,
     ranks: Tensor,
     mask: Tensor | None = None,
-    total: Tensor | float | None = None,
+    divisor: Tensor | float | None = None,
     chances: Tensor | None = None,
 ) -> tuple[Tensor, dict]:
     """K-way comparison loss (Ouyang 2022, eq. 1) -> 0-d loss, statistics.
@@ -320,8 +320,8 @@ def ranking_loss(
     the mean over prompts that have such pairs.
 
     scores: (B, K)
-    ranks, mask: (B, K) as of `untied_pairs`
-    total: number of prompts with untied pairs in the whole batch
+    ranks, mask: (B, K) as in `untied_pairs`
+    divisor: number of prompts with untied pairs in the whole batch
     chances: (B, K, K) soft targets: [b, i, j] is the chance p that i is better than j, and
         [b, j, i] is 1 - p; both 0 where not compared. The loss is then the cross-entropy
         (Bai 2022b, section 4.1), whose optimum is score_i - score_j = logit(p)
@@ -336,14 +336,14 @@ def ranking_loss(
     difference = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
     count = weights.sum((1, 2)).round()  # (B,) pairs of each prompt
     per_prompt = -(weights * F.logsigmoid(difference)).sum((1, 2)) / count.clamp(min=1)  # (B,)
-    if total is None:
-        total = (count > 0).sum().clamp(min=1)
+    if divisor is None:
+        divisor = (count > 0).sum().clamp(min=1)
     stats = {
         "accuracy": masked_mean((difference.sign() + 1) / 2, pairs).detach(),
         "margin": masked_mean(difference, pairs).detach(),
         "pairs": pairs.sum(),
     }
-    return per_prompt.sum() / total, stats
+    return per_prompt.sum() / divisor, stats
 
 
 # --- DPO and its relatives: losses (B,) and detached implicit rewards, from log-probs (B,) that are
@@ -361,7 +361,8 @@ def dpo_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (B,) and rewards beta log(policy/reference) of chosen and rejected (B,).
 
-    With h = log(policy/reference) of chosen minus that of rejected:
+    The log-probs (B,) are summed over each response's tokens. With h = log(policy/reference) of
+    chosen minus that of rejected:
     sigmoid: -log sigmoid(beta h) (Rafailov 2023, eq. 7)
     ipo: (h - 1 / (2 beta))^2 (Azar 2023, eq. 17)
 
@@ -424,25 +425,25 @@ def orpo_loss(
 
 
 def kto_loss(
-    policy: Tensor,
-    reference: Tensor,
+    policy_logprobs: Tensor,
+    reference_logprobs: Tensor,
     good: Tensor,
     kl: Tensor | float,
     beta: float,
-    good_weight: float = 1.0,
     bad_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Losses (B,) of unpaired responses and their rewards beta log(policy/reference) (B,).
 
-    weight * (1 - sigmoid(reward - beta kl)), with the sign turned for bad responses
+    1 - sigmoid(reward - beta kl), with the sign turned and bad_weight for bad responses
     (Ethayarajh 2024, eq. 8).
 
+    policy_logprobs, reference_logprobs: (B,) summed over each response's tokens
     good: (B,) bool
     kl: nats, a constant: mean log(policy/reference) of responses to other prompts, at least 0
     """
-    rewards = beta * (policy - reference)
+    rewards = beta * (policy_logprobs - reference_logprobs)
     z = rewards - beta * torch.as_tensor(kl).detach()
-    losses = torch.where(good, good_weight * torch.sigmoid(-z), bad_weight * torch.sigmoid(z))
+    losses = torch.where(good, torch.sigmoid(-z), bad_weight * torch.sigmoid(z))
     return losses, rewards.detach()
 
 
@@ -455,9 +456,9 @@ def sampled_optimum(rewards: Tensor, beta: float) -> tuple[Tensor, Tensor, Tenso
     The optimum is reference * exp(reward / beta) / Z (Rafailov 2023, eq. 4), here by importance
     weights. Trust it while the effective sample size is at least 50.
 
-    rewards: (P, M) of M samples of the reference per prompt
+    rewards: (P, G) of G samples of the reference per prompt
     """
-    log_weights = torch.log_softmax(rewards / beta, dim=1)  # (P, M)
+    log_weights = torch.log_softmax(rewards / beta, dim=1)  # (P, G)
     weights = log_weights.exp()
     reward = (weights * rewards).sum(1)
     kl = (weights * (log_weights + math.log(rewards.shape[1]))).sum(1)  # = reward / beta - log Z

@@ -23,7 +23,7 @@ def linear_decay(step: int, steps: int, warmup: int = 0) -> float:
 
 
 def cosine_decay(step: int, steps: int, warmup: int = 0) -> float:
-    """The same with half a cosine that ends at a tenth."""
+    """Factor on the learning rate: up as in linear_decay, then half a cosine down to a tenth."""
     warmup = min(warmup, steps // 2)
     if step < warmup:
         return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Responses that share a prompt in a forward pass: several answers to one prompt are one row."""
+"""Several responses to a prompt share one row, so that the prompt is computed once for all."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,9 @@ def pack(sequences: list[Sequence], device: torch.device) -> Packed:
             owner += [i] * len(response)
             # its first token is predicted by the prompt's last, which may stand far to the left
             columns = [len(prompt) - 1, *range(begin, len(ids) - 1)]
-            predicting += [(row, column) for column in columns[: len(response)]]  # it may be empty
+            predicting += [
+                (row, column) for column in columns[: len(response)]
+            ]  # an empty one has none
             last.append((row, len(ids) - 1))
         rows.append(ids)
         positions.append(position)
@@ -66,7 +68,7 @@ def pack(sequences: list[Sequence], device: torch.device) -> Packed:
 
 
 def with_shared_prompts(sequences: list[Sequence]) -> list[list[int]]:
-    """Their indices, neighbours with one prompt together while PACKED_TOKENS hold them."""
+    """Numbers of the sequences in each row: neighbours with one prompt, up to PACKED_TOKENS."""
     rows = []
     length = 0  # of the last row
     for i, (prompt, response) in enumerate(sequences):

@@ -182,7 +182,7 @@ def load(
     """A reward function from its spec (see the top of this file).
 
     weights: "0.7,0.3" makes several members a weighted sum; else they are an ensemble
-    ensemble: mean, min or uwo, as of losses.combine_scores
+    ensemble: mean, min or uwo, as in losses.combine_scores
     """
     names = members(spec)
     if ensemble != "mean" and (weights or len(names) < 2):

@@ -239,8 +239,8 @@ def generate(
 
     # 2. token by token; n rows are in the batch, and live ones go on
     decode = Decoder(model, cache)
-    # how often the live rows are counted, and at which share of them the others are left behind;
-    # on a GPU more rarely: counting waits for it, and another number of rows is another graph
+    # Rows that have ended leave the batch: on a CPU at every token; on a GPU every few tokens, once
+    # many have ended, since counting waits for it and another number of rows needs another graph
     steps_until_count, live_share_to_shrink = 1, 1.0
     if device.type in CAPTURES:
         steps_until_count = cuda.STEPS_UNTIL_COUNT
@@ -283,7 +283,7 @@ def generate(
 def sample(
     model: GPT, prompts: list[Prompt], max_tokens: int, generator: torch.Generator, **options
 ) -> Rollout:
-    """A Rollout of len(prompts) * samples_per_prompt rows. Options as of `generate`.
+    """A Rollout of len(prompts) * samples_per_prompt rows. Options as in `generate`.
 
     Raises UserError for a prompt that leaves no room in the model's context.
     """

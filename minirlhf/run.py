@@ -280,7 +280,7 @@ class Run:
     def say_memory(self, cached_tokens: int = 0) -> float:
         """Estimate the GiB that a step takes; print them from 1 on, with the flags that lower them.
 
-        cached_tokens: as of memory.estimate
+        cached_tokens: as in memory.estimate
         """
         total, weights = memory.estimate(self.placed, self.settings.token_budget, cached_tokens)
         if total >= 1:
@@ -292,8 +292,8 @@ class Run:
 
     # ---- checkpoints
 
-    def track(self, optimizer: torch.optim.Optimizer, **models: nn.Module) -> None:
-        """Say what a checkpoint holds. Loads the last one if the run is resumed."""
+    def restore(self, optimizer: torch.optim.Optimizer, **models: nn.Module) -> None:
+        """Say what checkpoints hold. With --resume, load the last one, self.extra too."""
         self.optimizer = optimizer
         self.tracked = models
         path = self.folder / CHECKPOINT

@@ -69,7 +69,7 @@ def estimate(
 
 
 def mean_of(x: Tensor, share: bool = False) -> dict:
-    """Mean over prompts with its interval, as of `estimate`; x is (P,), or (P, S) for S samples."""
+    """Mean over prompts with its interval, as in `estimate`; x is (P,), or (P, S) for S samples."""
     x = x.double()
     if x.dim() > 1 and len(x) > 0:
         x = x.nanmean(1)
@@ -99,10 +99,10 @@ def accuracy(prompt: Tensor, margin: Tensor) -> dict:
 def beside_length(prompt: Tensor, margin: Tensor, length: Tensor) -> dict:
     """The accuracy of pairs beside what length alone would have.
 
-    prompt, margin: (N,) as of `accuracy`
+    prompt, margin: (N,) as in `accuracy`
     length: (N,) how much longer the better response is
 
-    Returns dicts as of `accuracy`: "accuracy"; "longer_wins", that of choosing the longer response;
+    Returns dicts as in `accuracy`: "accuracy"; "longer_wins", that of choosing the longer response;
     "lead", the first less the second; "where_longer" and "where_shorter", the accuracy where the
     better response is longer, and where it is shorter.
     """

@@ -137,7 +137,7 @@ def test_ppo_gradient_on_policy_is_policy_gradient_cs336(oracle, name, weight):
     case = oracle["cs336_compute_" + name]
     new = f64(case["policy_log_probs"]).requires_grad_()
     mask = length_mask([10, 10])
-    L.ppo_policy_loss(new, new.detach(), f64(case[weight]), mask, 0.2, total=1)[0].backward()
+    L.ppo_policy_loss(new, new.detach(), f64(case[weight]), mask, 0.2, divisor=1)[0].backward()
     assert torch.allclose(new.grad * new.detach(), f64(case["expected"]), atol=1e-5)
 
 
@@ -153,7 +153,7 @@ def test_ppo_cs336_microbatch(oracle):
             advantages[i : i + 1],
             mask[i : i + 1],
             case["cliprange"],
-            total=mask[i].sum() * 2 * case["grad_accum"],
+            divisor=mask[i].sum() * 2 * case["grad_accum"],
         )[0]
         for i in range(2)
     )
@@ -674,7 +674,7 @@ def test_ranking_loss_brute_force_with_ties_and_ragged_k():
         sum(margins) / len(margins)
     )
     assert stats["accuracy"].item() == pytest.approx(sum(d > 0 for d in margins) / len(margins))
-    total = L.ranking_loss(SCORES, RANKS, PRESENT, total=10)[0]
+    total = L.ranking_loss(SCORES, RANKS, PRESENT, divisor=10)[0]
     assert total.item() == pytest.approx(sum(prompts) / 10)
 
 
@@ -875,7 +875,7 @@ PAIR_LOSSES = {
     "simpo": lambda c, r: L.simpo_loss(c, r, *PAIR_LENGTHS, 2.0, 0.5)[0],
     "orpo": lambda c, r: L.orpo_loss(c, r, *PAIR_LENGTHS, 0.3)[0],
     "kto": lambda c, r: L.kto_loss(
-        torch.cat([c, r]), torch.cat(REFS), torch.arange(12) < 6, 0.3, 0.7, 1.0, 1.3
+        torch.cat([c, r]), torch.cat(REFS), torch.arange(12) < 6, 0.3, 0.7, 1.3
     )[0],
 }
 

@@ -134,7 +134,7 @@ def test_what_has_no_score_does_not_count_as_explained(tokenizer):
     rewards = losses.token_rewards(scores, torch.zeros(mask.shape), mask, 0.0)
     advantages, returns = train_ppo.gae_advantages(rewards, values, mask, settings)
     episodes = train_ppo.Episodes(batch, logprobs, logprobs, values, advantages, returns)
-    logged = train_ppo.describe(episodes, scores, torch.zeros(mask.shape), 1)
+    logged = train_ppo.episode_metrics(episodes, scores, torch.zeros(mask.shape), 1)
     rest = [0, 1, 5]
     expected = losses.explained_variance(values[rest], returns[rest], mask[rest])
     assert float(logged["explained_variance"]) == pytest.approx(float(expected))
@@ -271,7 +271,7 @@ def test_bfloat16_trains_like_float32(advantage, world, tmp_path):
         rows[dtype] = metrics(tmp_path / dtype)
     assert len(rows["bfloat16"]) == 10
     off = [row["first_ratio_off"] for row in rows["bfloat16"]]
-    assert max(off) < train_ppo.FIRST_RATIO_OFF[torch.bfloat16] / 2
+    assert max(off) < train_ppo.FIRST_RATIO_LIMIT[torch.bfloat16] / 2
     first = rows["bfloat16"][0], rows["float32"][0]
     assert first[0]["entropy"] == pytest.approx(first[1]["entropy"], rel=0.1)
 

@@ -62,7 +62,7 @@ def train(tokenizer):
         else:
             optimizer = adamw([model], settings.lr, weight_decay=0.1)
         run.extra["total"] = 0.0
-        run.track(optimizer, model=model)
+        run.restore(optimizer, model=model)
         for step in run.steps(settings.steps):
             tokens = torch.randint(300, (2, 9), generator=run.generator("batch", step))
             logits = model(tokens)[:, :-1].flatten(0, 1)

@@ -36,7 +36,10 @@ def prompts(split: str, count: int, seed: int) -> list[dict]:
 
 
 def demonstrations(split: str, count: int, seed: int) -> list[dict]:
-    """{"prompt", "completion"} for each of `prompts(split, count, seed)`; a fifth has no fault."""
+    """{"prompt", "completion"} for each of `prompts(split, count, seed)`.
+
+    About one in six scores 3, the most there is.
+    """
     records = []
     for number in range(count):
         prompt, request = prompt_of(split, number, seed)
