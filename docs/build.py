@@ -1,7 +1,7 @@
 """Writes the tables of README.md and docs/results.md from the numbers in docs/numbers.
 
     for seed in 0 1 2; do python run_rlhf.py --seed $seed --out out/seed$seed; done
-    python docs/build.py out/seed0 out/seed1 out/seed2      # their reports: docs/numbers/loop.json
+    python docs/build.py out/seed0 out/seed1 out/seed2      # into docs/numbers/loop.json, by seed
     cp out/methods/methods.json docs/numbers                # what an experiment wrote, as it is
     python docs/build.py
 
@@ -89,8 +89,10 @@ def loop_table(runs: list[dict]) -> str:
             lines.append(row(f"{name}: {part}", ".2f", values))
     seconds = ", ".join(f"{run['seconds'] / 60:.1f}" for run in runs)
     lines.append(f"| minutes | {seconds} | |")
-    made = "; ".join(dict.fromkeys(", ".join(run["made"][1:]) for run in runs))
-    return "\n".join(lines) + f"\n\nMade on {runs[0]['made'][0]}: {made}."
+    made = "; ".join(
+        dict.fromkeys(", ".join([run["made"][0][:10], *run["made"][1:]]) for run in runs)
+    )
+    return "\n".join(lines) + f"\n\nMade: {made}."
 
 
 def three_numbers(runs: list[dict]) -> str:
@@ -140,8 +142,10 @@ def pages() -> dict[Path, str]:
 
 def main(folders: list[str]) -> None:
     if folders:
-        runs = [of_run(Path(folder)) for folder in folders]
-        runs.sort(key=lambda run: run["seed"])
+        runs = read_json(NUMBERS / "loop.json")["runs"]
+        runs += [of_run(Path(folder)) for folder in folders]
+        newest = {run["seed"]: run for run in runs}
+        runs = [newest[seed] for seed in sorted(newest)]
         write_json(NUMBERS / "loop.json", {"runs": runs})
     for path, text in pages().items():
         write_atomically(path, text.encode())
