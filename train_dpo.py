@@ -363,10 +363,11 @@ def check(settings: Settings) -> None:
 def prompts_to_answer(
     settings: Settings, policy: GPT, records: list[Item] | list[Prompt]
 ) -> list[Prompt]:
-    """Different prompts for `validate_and_sample`; what leaves a response no room is cut."""
+    """Different prompts for `validate_and_sample`; what leaves a response little room is cut."""
     prompts = [record if settings.online else record.prompt for record in records]
     prompts = draw(list(dict.fromkeys(prompts)), EVAL_SAMPLES, settings.seed)
-    return rollout.prompts_that_fit(policy, prompts, settings.max_tokens, cut=True)
+    room = min(settings.max_tokens, policy.config.n_positions // 2)
+    return rollout.prompts_that_fit(policy, prompts, room, cut=True)
 
 
 def validate_and_sample(
