@@ -118,6 +118,7 @@ BLOCKS = (  # page, its block, the file of numbers, the entry that it shows, who
     (RESULTS, "precision", "precision.json", "rows", precision.table),
     (RESULTS, "methods", "methods.json", "chosen", methods.table),
     (RESULTS, "taste for brevity", "taste_brief.json", "rows", taste.table),
+    (RESULTS, "taste for the sea", "taste_sea.json", "rows", taste.table),
     (RESULTS, "constitutional", "constitutional.json", "seeds", constitutional.table),
 )
 
