@@ -276,7 +276,7 @@ def batch_loss(
         kl = mismatched_kl(policy, reference, items, settings)
     mean_loss = 0.0
     values = defaultdict(list)  # of each comparison
-    prompts = []
+    requests = []  # that each of their conversations begins with
     for part in micro_batches([item.tokens() for item in items], settings.token_budget):
         part_items = [items[i] for i in part]
         if settings.loss == "kto":
@@ -287,12 +287,12 @@ def batch_loss(
         if torch.is_grad_enabled():
             loss.backward()
         mean_loss += loss.item()
-        prompts += [part_items[i].prompt for i in part_values.pop("item").tolist()]
+        requests += [part_items[i].first_request() for i in part_values.pop("item").tolist()]
         for name, tensor in part_values.items():
             values[name] += tensor.tolist()
 
     is_right = torch.tensor(values.pop("right"))
-    accuracy = estimate(numbered(prompts), [is_right], [torch.ones_like(is_right)], share=True)
+    accuracy = estimate(numbered(requests), [is_right], [torch.ones_like(is_right)], share=True)
     means = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
     means["margin"] = means.get("chosen_reward", 0.0) - means.get("rejected_reward", 0.0)
     return mean_loss, means | {"accuracy": accuracy["mean"], "interval": accuracy["interval"]}
