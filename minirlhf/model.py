@@ -188,6 +188,38 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return y.reshape(B, H, T, hd)
 
 
+class ProductOfRounded(torch.autograd.Function):
+    """x (N, D), weight (V, D) -> x @ weight.T (N, V): float32, of numbers rounded to bfloat16.
+
+    On a CPU, where autocast would round the product too.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with products_of_rounded():
+            return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        is_trained = ctx.needs_input_grad[1]  # not beside adapters
+        with products_of_rounded():
+            return gradient @ weight, gradient.T @ x if is_trained else None
+
+
+@contextmanager
+def products_of_rounded():
+    """Inside, a CPU makes float32 products from bfloat16 numbers."""
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
 def pad_to(count: int, x: Tensor) -> Tensor:
     """x (n, D) -> (count, D), with zeros at the end."""
     return x if len(x) == count else F.pad(x, (0, 0, 0, count - len(x)))
@@ -465,8 +497,15 @@ class GPT(Trunk):
         Ids to which the tokenizer gives no token have -inf: no probability, and no gradient.
         """
         head = self.wte if self.config.tie_word_embeddings else self.lm_head
+        hidden, weight = at_least_float32(hidden), at_least_float32(head.weight)
         with torch.autocast(self.device.type, enabled=False):  # bf16 rounds a logit of 10 by 0.03
-            logits = F.linear(at_least_float32(hidden), at_least_float32(head.weight))
+            if self.device.type == "cpu" and self.autocast_dtype:
+                rows = hidden.flatten(0, -2)  # (N, D)
+                padded = pad_to(self.padded_count(len(rows)), rows)
+                flat = ProductOfRounded.apply(padded, weight)[: len(rows)]  # (N, V)
+                logits = flat.view(*hidden.shape[:-1], -1)
+            else:
+                logits = F.linear(hidden, weight)
         if self.no_token is not None:
             logits = logits.masked_fill(self.no_token, -torch.inf)
         return logits if temperature == 1 else logits / temperature
@@ -483,8 +522,11 @@ class GPT(Trunk):
         """
 
         def logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
-            log_probs = self.log_softmax(hidden, temperature)  # (n, V)
-            return log_probs.gather(-1, targets[:, None]).squeeze(-1)  # (n,)
+            size = self.padded_count(len(targets))  # so that no logits are cut off
+            padding = (0, size - len(targets))
+            log_probs = self.log_softmax(pad_to(size, hidden), temperature)  # (size, V)
+            padded_targets = F.pad(targets, padding)  # (size,)
+            return log_probs.gather(-1, padded_targets[:, None])[: len(targets), 0]  # (n,)
 
         rows = self.logits_rows()
         if len(targets) <= rows:

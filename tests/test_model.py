@@ -183,12 +183,30 @@ def test_recomputing_blocks_changes_nothing(policy):
     assert all(torch.equal(a, b) for a, b in zip(gradients, again))
 
 
-def test_logits_are_float32_products_under_autocast(policy):
+@pytest.mark.parametrize("count", [5, 91])  # 91 is computed as 128
+def test_logits_under_autocast_are_rounded_before_the_product_alone(policy, count):
+    hidden = torch.randn(count, 32, requires_grad=True)
+    targets = torch.randint(policy.config.vocab_size, (count,))
+    weight = policy.wte.weight
+    with torch.no_grad():
+        weight.mul_(50)  # likelihoods far from uniform
+
+    def results():
+        loss = policy.token_logprobs(hidden, targets).square().sum()
+        return policy.logits(hidden), torch.autograd.grad(loss, [hidden, weight])
+
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    exact, exact_gradients = results()
     policy.autocast_dtype = torch.bfloat16
-    hidden = torch.randn(5, 32)
-    assert torch.equal(policy.logits(hidden), hidden @ policy.wte.weight.T)
+    logits, gradients = results()
+    largest = hidden.detach().abs() @ weight.detach().abs().T * 2**-7  # two factors, each by 2^-8
+    assert logits.dtype == torch.float32 and ((logits - exact).abs() <= largest).all()
+    assert not torch.equal(logits, logits.bfloat16().float())
+    for rounded, right in zip(gradients, exact_gradients):
+        assert (rounded - right).norm() <= 0.02 * right.norm()
+    assert torch.backends.mkldnn.matmul.fp32_precision == precision  # as before
     tokens = torch.randint(policy.config.vocab_size, (2, 9))
-    assert policy(tokens).dtype == torch.float32
+    assert policy(tokens).shape == (2, 9, policy.config.vocab_size)
 
 
 def test_a_fresh_reward_model_prefers_nothing(tokenizer):
