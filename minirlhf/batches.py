@@ -71,10 +71,11 @@ def steps_of(epochs: float, count: int, batch_size: int) -> int:
     return max(1, round(epochs * count / batch_size))
 
 
-def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
+def micro_batches(lengths: list[int], token_budget: int, alike: float = 2 / 3) -> list[list[int]]:
     """Indices of all rows, longest first, cut where rows * longest would exceed the budget.
 
-    Also cut where a row is under 2/3 as long as the longest: padding costs more than a micro-batch.
+    Also cut where a row's length is under `alike` of the longest: in training more padding costs
+    more than another micro-batch.
     A row that is longer than the budget is a micro-batch of its own.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
@@ -83,7 +84,7 @@ def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
         if batches:
             longest = lengths[batches[-1][0]]
             fits = (len(batches[-1]) + 1) * longest <= token_budget
-            if fits and 3 * lengths[i] >= 2 * longest:
+            if fits and lengths[i] >= alike * longest:
                 batches[-1].append(i)
                 continue
         batches.append([i])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import UserError, cuda, losses, truncate
-from minirlhf.batches import fit, pad
+from minirlhf.batches import fit, micro_batches, pad
 from minirlhf.console import waiting
 from minirlhf.data import Prompt
 from minirlhf.model import GPT, KVCache, ScalarGPT, Trunk
@@ -297,15 +297,17 @@ def sample(
                 f"({str(prompt.source)[:60]!r}): shorten it or choose a model with a longer context"
             )
     K = options.get("samples_per_prompt", 1)
-    longest = max(len(ids) for ids in prompt_ids) + max_tokens
-    at_once = max(1, CACHED_AT_ONCE // (K * longest))
-    response_ids, finished = [], []
-    with model.cast_once(), waiting("sampling", K * len(prompt_ids), "responses") as bar:
-        for i in range(0, len(prompt_ids), at_once):
-            part = prompt_ids[i : i + at_once]
-            ids, ended = generate(model, part, max_tokens, generator, **options)
-            response_ids += ids
-            finished += ended
+    lengths = [len(ids) + max_tokens for ids in prompt_ids]
+    response_ids = [[]] * (K * len(prompts))
+    finished = [False] * (K * len(prompts))
+    with model.cast_once(), waiting("sampling", K * len(prompts), "responses") as bar:
+        # prompts of like length together: a row of the cache is as long as the longest
+        for part in micro_batches(lengths, CACHED_AT_ONCE // K, alike=0):
+            to_answer = [prompt_ids[i] for i in part]
+            ids, ended = generate(model, to_answer, max_tokens, generator, **options)
+            for place, i in enumerate(part):
+                response_ids[i * K : (i + 1) * K] = ids[place * K : (place + 1) * K]
+                finished[i * K : (i + 1) * K] = ended[place * K : (place + 1) * K]
             bar.update(len(ids))
     prompts = [prompt for prompt in prompts for _ in range(K)]
     prompt_ids = [ids for ids in prompt_ids for _ in range(K)]

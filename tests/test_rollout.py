@@ -141,11 +141,17 @@ def test_finished_means_eos_and_eos_is_inside_the_response(policy, prompts):
         assert "<|endoftext|>" not in batch.responses[i]
 
 
-def test_samples_of_a_prompt_stand_side_by_side(policy, prompts, monkeypatch):
-    monkeypatch.setattr(rollout, "CACHED_AT_ONCE", 100)  # prompts are sampled in turn
-    batch = sample(policy, prompts, 5, gen(), samples_per_prompt=3)
-    assert len(batch) == 15
-    assert batch.prompts == [prompt for prompt in prompts for _ in range(3)]
+def test_prompts_that_are_sampled_in_turn_keep_their_own_answers(policy, monkeypatch):
+    texts = ["a b c", "what is the sea?", "x", "the sea is " * 4, "y y y y"]
+    prompts = [Prompt.of(text) for text in texts]  # neither longest nor shortest first
+    options = {"samples_per_prompt": 3, "temperature": 0}
+    at_once = sample(policy, prompts, 5, gen(), **options)
+    monkeypatch.setattr(rollout, "CACHED_AT_ONCE", 100)
+    in_turn = sample(policy, prompts, 5, gen(), **options)
+    assert in_turn.prompts == [prompt for prompt in prompts for _ in range(3)]
+    assert in_turn.responses == at_once.responses and len(set(at_once.responses)) > 1
+    assert torch.equal(in_turn.tokens, at_once.tokens)
+    assert torch.equal(in_turn.finished, at_once.finished)
 
 
 def test_the_context_is_a_limit(policy):
