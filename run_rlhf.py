@@ -78,6 +78,7 @@ TOY_ONLY += ("constitution", "world")
 REAL_ONLY = ("init", "data", "lora_rank", "longest_pair", "max_tokens", "token_budget")
 REAL_ONLY += ("checkpointing",)
 PARTS = ("pairs", "judge", "questions")  # into which the real preset splits --data
+RESULTS = ("evaluation.json", "report.html", "report.json")  # written beside the stages' folders
 MAY_CHANGE = {"rounds", "device", "out", "token_budget", "checkpointing"}  # between two calls
 
 
@@ -102,6 +103,9 @@ class Loop:
                 f"{self.folder} holds a loop with other settings ({'; '.join(changes)}): use the "
                 "same ones to go on, or another --out"
             )
+        if not self.path.exists():
+            for name in RESULTS:
+                refuse_to_replace(self.folder / name)
         files.delete_parts(self.folder)
         files.delete_parts(self.folder, "round*/*.partial")
         self.state["settings"] = asdict(settings)
@@ -353,8 +357,14 @@ def check_parts(settings: Settings, is_new: bool) -> None:
     for name in PARTS:
         path = Path(settings.out, f"{name}.jsonl")
         inputs.check_output("out", path, settings)
-        if is_new and path.exists():
-            raise UserError(f"{path} exists and would be replaced: choose another --out")
+        if is_new:
+            refuse_to_replace(path)
+
+
+def refuse_to_replace(path: Path) -> None:
+    """UserError if there is a file that no loop has written."""
+    if path.exists():
+        raise UserError(f"{path} exists and would be replaced: choose another --out")
 
 
 def split_pairs(settings: Settings, tokenizer: Tokenizer) -> None:

@@ -265,6 +265,15 @@ def test_data_of_the_users_own_are_never_replaced(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "report.html", "report.json"])
+def test_results_that_no_loop_has_written_are_never_replaced(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("mine")
+    with pytest.raises(UserError, match="exists and would be replaced"):
+        main(Settings(quick=True, out=str(tmp_path)))
+    assert path.read_text() == "mine" and not (tmp_path / "loop.json").exists()
+
+
 def test_too_few_requests_to_split_are_an_error_before_anything_is_trained(tmp_path):
     write_pairs(tmp_path / "data.jsonl", 2)
     settings = Settings(preset="real", data=str(tmp_path / "data.jsonl"), out=str(tmp_path))
