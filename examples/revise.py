@@ -22,7 +22,7 @@ from minirlhf.console import waiting
 from minirlhf.data import Prompt, read_prompts
 from minirlhf.feedback import judge
 from minirlhf.feedback.judge import CRITIQUE, REVISE, Tally, ask, draw
-from minirlhf.files import check_target, lock, read_jsonl, write_jsonl
+from minirlhf.files import check_target, lock, lock_of, read_jsonl, write_jsonl
 
 AT_ONCE = 64  # prompts between two writes to the file
 
@@ -102,7 +102,7 @@ def main(settings: Settings) -> None:
     )
     out = Path(settings.out)
     check_target("--out", out)
-    lock(f"{out.resolve()}.lock", str(out))  # all links to a file share its lock
+    lock(lock_of(out), str(out))
     records = read_jsonl(out)
     for record in records:
         steps = record.get("steps")

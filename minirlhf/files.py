@@ -249,6 +249,11 @@ def _remove_empty(folders: list[Path]) -> None:
 _locks: dict[Path, IO[bytes]] = {}  # those that this process holds
 
 
+def lock_of(path: str | Path) -> str:
+    """The file that `lock` takes for a file of the user's. All links to it share the lock."""
+    return f"{os.path.realpath(path)}.lock"
+
+
 def lock(path: str | Path, what: str) -> None:
     """Keep other processes from writing `what`, until `unlock` or the end of this process.
 

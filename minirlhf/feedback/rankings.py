@@ -26,7 +26,7 @@ from types import ModuleType
 
 from minirlhf import UserError
 from minirlhf.data import Prompt, list_field, prompt_of
-from minirlhf.files import append_jsonl, check_target, lock, unlock
+from minirlhf.files import append_jsonl, check_target, lock, lock_of, unlock
 from minirlhf.readers import lines_of_json
 from minirlhf.records import last_answers, read
 from minirlhf.user_function import check_scores
@@ -144,7 +144,7 @@ def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -
     if path.suffix != ".jsonl":
         raise UserError(f"--out {path}: a file of rankings is named .jsonl")
     check_target("--out", path)
-    lock(_lock_of(path), str(path))
+    lock(lock_of(path), str(path))
     if not path.exists():
         return []
     content, torn = _without_torn_line(path.read_bytes())
@@ -168,12 +168,7 @@ def open_rankings(path: str | Path, candidates: list[Candidate] | None = None) -
 
 
 def close_rankings(path: str | Path) -> None:
-    unlock(_lock_of(path))
-
-
-def _lock_of(path: str | Path) -> str:
-    """All links to a file share its lock."""
-    return f"{os.path.realpath(path)}.lock"
+    unlock(lock_of(path))
 
 
 def _without_torn_line(content: bytes) -> tuple[bytes, bytes]:
