@@ -181,7 +181,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             q = q.reshape(B, -1, sharing * T, hd)
             mask = mask.repeat(1, 1, sharing, 1)
         if q.device.type == "cpu" and T == 1:  # a fused kernel takes long for a single query
-            scores = (q @ k.mT / math.sqrt(hd)).masked_fill(~mask, -torch.inf)  # (B, KV, H/KV, S)
+            scores = (q / math.sqrt(hd) @ k.mT).masked_fill(~mask, -torch.inf)  # (B, KV, H/KV, S)
             y = scores.softmax(-1) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
