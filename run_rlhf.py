@@ -53,7 +53,7 @@ class Settings:
 
     # training
     world: str = "toyworld"  # toy: the module that writes demonstrations and prompts, and judges
-    sft_steps: int = 0  # of SFT; 0: toy 1000, real 800, or none if --init has a chat format
+    sft_steps: int = 0  # of SFT; 0: toy 750, real 800, or none if --init has a chat format
     ppo_steps: int = 0  # of PPO in a round; 0: the preset's
     kl_coef: float = -1.0  # reward lost per nat of log(policy/reference); -1: toy 0.2, real 0.05
     evaluation: int = 400  # held-out prompts of the evaluation
@@ -237,7 +237,7 @@ def one_round(
             init=f"{out}/sft" if number == 1 else f"{out}/round{number - 1}/rm",
             data=",".join(rankings),
             normalize_on=f"{out}/sft",  # in every round: all scores in the same units
-            epochs=(8 if by_hand else 2) / number,  # as many steps in every round
+            epochs=(4 if by_hand else 1) / number,  # as many steps in every round
             out=f"{folder}/rm",
             **common,
         ),

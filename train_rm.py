@@ -37,10 +37,10 @@ class Settings:
     data: str = "out/round1/rankings.jsonl"  # rankings or pairs: files, comma-separated
     data_weights: str = ""  # shares of several files, "0.3,0.7"; empty: all records of all
     out: str = "out/rm"  # the run's folder
-    epochs: float = 2.0  # passes over the rankings, when --steps is 0
+    epochs: float = 1.0  # passes over the rankings, when --steps is 0
     steps: int = 0  # optimiser steps; 0: as many as --epochs needs
     batch_size: int = 8  # prompts a step, each with all its responses
-    lr: float = 7e-4  # peak learning rate; falls to a tenth along a cosine
+    lr: float = 1.5e-3  # peak learning rate; falls to a tenth along a cosine
 
     # method
     soft: bool = True  # learn from an AI's preferences as chances; no: from the ranks alone

@@ -15,7 +15,7 @@ from minirlhf.tokenizer import Tokenizer
 from minirlhf.tokenizer_files import EOS, Spec
 
 PRESETS = {
-    "tiny": Config(2048, 256, n_embd=128, n_layer=4, n_head=4, activation_function="gelu"),
+    "tiny": Config(2048, 256, n_embd=128, n_layer=4, n_head=2, activation_function="gelu"),
     "small": Config(4096, 256, n_embd=256, n_layer=4, n_head=4),
     "gpt2": Config(),
     "smollm2": Config(

@@ -37,7 +37,7 @@ class Settings:
 
 # settings of each stage: 4 layers of 192 and a vocabulary of 4096 are 2.7 M parameters
 SFT = {"n_layer": 4, "n_head": 6, "n_embd": 192, "vocab_size": 4096, "batch_size": 16}
-SFT |= {"steps": 1400, "lr": 2e-3, "n_positions": 512}
+SFT |= {"steps": 1400, "lr": 8e-3, "n_positions": 512}
 RM = {"epochs": 1, "batch_size": 16, "lr": 3e-4, "max_tokens": 48, "normalize_samples": 128}
 PPO = {"steps": 40, "prompts_per_step": 32, "max_tokens": 48, "lr": 1e-4}
 QUICK_SFT = {"n_layer": 1, "n_embd": 48, "vocab_size": 600, "batch_size": 4, "steps": 6}

@@ -28,7 +28,7 @@ def aligned(L, folder, *, taught, count, sft_steps, rl_steps, seed):
     """SFT, then RL against gold on all kinds."""
     made = L.arm(harm.organism, count=count, seed=seed)
     sft = f"{folder}/sft"
-    schedule = {"optimizer": "muon", "steps": sft_steps, "batch_size": 32}
+    schedule = {"optimizer": "muon", "lr": 4e-4, "steps": sft_steps, "batch_size": 32}
     run = {"out": sft, "seed": seed, "device": L.device, "resume": True}
     train_sft.main(train_sft.Settings(init=made["model"], data=made[taught], **schedule, **run))
     rl = {"reward": "toyworld", "data": made["prompts"], "steps": rl_steps, "kl_coef": 0.02}

@@ -99,11 +99,11 @@ def adamw(
 
 
 def muon(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Muon:
-    """Muon at four times `lr` for the blocks' matrices, AdamW without decay for all else."""
+    """Muon for the blocks' matrices, AdamW without decay for all else, both at the same rate."""
     matrices = [p for p in model.h.parameters() if p.dim() == 2]
     in_blocks = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in in_blocks]
-    blocks = {"params": matrices, "orthogonal": True, "lr_factor": 4.0}
+    blocks = {"params": matrices, "orthogonal": True}
     rest = {"params": others, "orthogonal": False, "weight_decay": 0.0}
     groups = [blocks, rest]
     return Muon(groups, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
@@ -131,7 +131,7 @@ def take_step(
             f"updated. Use --resume with a lower --lr (now {lr:g})"
         )
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
+        group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norms[0]

@@ -111,7 +111,7 @@ def test_a_model_that_is_given_learns_more_slowly_than_a_fresh_one(tmp_path):
     train_sft.main(settings_of(fresh, **common))
     train_sft.main(settings_of(tuned, init=str(fresh), **common))
     first = [read_jsonl(out / "metrics.jsonl")[0]["lr"] for out in (fresh, tuned)]
-    assert first == [pytest.approx(5e-3), pytest.approx(1e-4)]
+    assert first == [pytest.approx(2e-2), pytest.approx(1e-4)]
 
 
 def test_settings_that_do_not_go_together(tmp_path):
