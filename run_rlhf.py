@@ -1,6 +1,6 @@
 """The whole loop: SFT -> (sample -> rank -> reward model -> PPO) x rounds -> evaluation -> report.
 
-    python run_rlhf.py                 # some 10 minutes on two CPU cores; then open out/report.html
+    python run_rlhf.py                 # some 7 minutes on two CPU cores; then open out/report.html
     python run_rlhf.py --quick         # the same in a minute, to see that it runs
     python run_rlhf.py --annotator person --rankings 100 --samples 4     # you rank, in the browser
     python run_rlhf.py --preset real --out out/real     # a pretrained model, human preferences
@@ -191,7 +191,7 @@ def one_round(
     by_hand = settings.annotator == "person"
     prompts = 100 if by_hand else 3000
     if settings.quick:
-        prompts = 60
+        prompts = 10 if by_hand else 60
     common = {
         "seed": settings.seed + 100 * number,  # other prompts in every round
         "device": settings.device,
