@@ -98,7 +98,7 @@ class Block(nn.Module):
         """
         B, T = shape
         qkv = self.c_attn(self.ln_1(x))[: B * T].view(B, T, sum(self.heads), -1)
-        if qkv.device.type == "cpu" and T <= FLOAT32_ATTENTION:
+        if attends_in_float32(qkv.device, T):
             qkv = at_least_float32(qkv)
         q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # (B, H, T, hd), two (B, KV, T, hd)
         if rotary is not None:
@@ -180,12 +180,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if sharing > 1:  # as more queries of fewer heads: fused kernels have no groups behind masks
             q = q.reshape(B, -1, sharing * T, hd)
             mask = mask.repeat(1, 1, sharing, 1)
-        if q.device.type == "cpu" and T == 1:  # a fused kernel takes long for a single query
+        if T == 1 and attends_in_float32(q.device, T):  # a fused kernel takes long for one query
             scores = (q / math.sqrt(hd) @ k.mT).masked_fill(~mask, -torch.inf)  # (B, KV, H/KV, S)
             y = scores.softmax(-1) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return y.reshape(B, H, T, hd)
+
+
+def attends_in_float32(device: torch.device, length: int) -> bool:
+    """Whether attention computes in float32 under autocast: on a CPU, to rows that are not long.
+
+    Not in decoding, with a length of 1, where the processor has AMX: its fused kernel is fast then.
+    """
+    if device.type != "cpu" or length > FLOAT32_ATTENTION:
+        return False
+    return length > 1 or not has_amx()
+
+
+def has_amx() -> bool:
+    """PyTorch has no public name for this question."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
 class ProductOfRounded(torch.autograd.Function):
@@ -346,8 +361,8 @@ class Trunk(nn.Module):
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """Of cached keys and values: that of attention, which is float32 on a CPU."""
-        if self.device.type == "cpu":
+        """Of cached keys and values: that in which a decoding step attends."""
+        if attends_in_float32(self.device, 1):
             return self.wte.weight.dtype
         return self.autocast_dtype or self.wte.weight.dtype
 

@@ -59,7 +59,9 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_padding(tokenizer, kind,
         assert torch.allclose(together[i, : len(row)], model(row[None])[0], atol=2e-4)
 
 
-def test_cached_decoding_equals_the_full_forward(tokenizer, kind):
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_cached_decoding_equals_the_full_forward(tokenizer, kind, monkeypatch, has_amx):
+    monkeypatch.setattr("minirlhf.model.has_amx", lambda: has_amx)
     model = make(tokenizer, kind)
     lengths = torch.tensor([3, 17, 1, 9])
     rows = torch.arange(4)
