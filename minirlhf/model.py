@@ -515,10 +515,10 @@ class GPT(Trunk):
         hidden, weight = at_least_float32(hidden), at_least_float32(head.weight)
         with torch.autocast(self.device.type, enabled=False):  # bf16 rounds a logit of 10 by 0.03
             if self.device.type == "cpu" and self.autocast_dtype:
-                rows = hidden.flatten(0, -2)  # (N, D)
+                rows = hidden.reshape(-1, hidden.shape[-1])  # (N, D)
                 padded = pad_to(self.padded_count(len(rows)), rows)
                 flat = ProductOfRounded.apply(padded, weight)[: len(rows)]  # (N, V)
-                logits = flat.view(*hidden.shape[:-1], -1)
+                logits = flat.view(*hidden.shape[:-1], len(weight))
             else:
                 logits = F.linear(hidden, weight)
         if self.no_token is not None:
@@ -552,8 +552,10 @@ class GPT(Trunk):
         return torch.cat(chunks)
 
     def logits_rows(self) -> int:
-        """How many rows of logits to make at a time."""
-        return max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        """How many rows of logits to make at a time: a number that needs no padding."""
+        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        padded = self.padded_count(rows)
+        return rows if padded == rows else max(BFLOAT16_ROWS, padded - BFLOAT16_ROWS)
 
 
 class ScalarGPT(Trunk):

@@ -215,6 +215,22 @@ def test_logits_under_autocast_are_rounded_before_the_product_alone(policy, coun
     assert policy(tokens).shape == (2, 9, policy.config.vocab_size)
 
 
+def test_no_tokens_have_no_logits_under_autocast(policy):
+    policy.autocast_dtype = torch.bfloat16
+    none = torch.zeros(0, 32)
+    assert policy.logits(none).shape == (0, policy.config.vocab_size)
+    assert policy.token_logprobs(none, torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+@pytest.mark.parametrize("vocab_size", [2048, 49152, 50257, 128256, 151936])
+def test_chunks_of_logits_are_never_padded(policy, vocab_size):
+    policy.config.vocab_size = vocab_size
+    policy.autocast_dtype = torch.bfloat16
+    rows = policy.logits_rows()
+    assert policy.padded_count(rows) == rows
+    assert rows * vocab_size <= model.LOGITS_AT_ONCE
+
+
 def test_a_fresh_reward_model_prefers_nothing(tokenizer):
     net = ScalarGPT(Config(tokenizer.vocab_size, 64, 32, 2, 4, score_mean=0.5, score_std=2.0))
     assert (net(torch.randint(tokenizer.vocab_size, (2, 9))) == (0 - 0.5) / 2).all()
